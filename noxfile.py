@@ -1,0 +1,154 @@
+"""The checks of the workspace, each by name. `make test` runs what CI runs; CONTRIBUTING.md says which limit is where.
+
+Every session uses the workspace's own environment, which `make setup` fills.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests"]
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if (path / "pyproject.toml").is_file())
+MODULES = [package.replace("-", "_") for package in PACKAGES]
+FAST = "not slow and not real_models and not nightly"
+COVERAGE_PERCENT = 90
+MUTATION_PERCENT = 80
+# Modules whose tests are quick and alone decide what they do: changed by `mutants`, tried at length by `nightly`.
+PURE = [
+    "packages/entrenar-core/src/entrenar_core/units.py",
+    "packages/entrenar-core/src/entrenar_core/references.py",
+    "packages/entrenar-core/src/entrenar_core/architectures/__init__.py",
+    "packages/entrenar-common/src/entrenar_common/tables.py",
+    "packages/entrenar-common/src/entrenar_common/plots.py",
+]
+COGNITIVE_COMPLEXITY = 15
+
+
+def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:
+    """Runs a program of the workspace's environment, whether or not it is active."""
+    session.run(str(Path(sys.executable).parent / program), *arguments, env=environment or None, external=True)
+
+
+def pytest(session: nox.Session, *arguments: str, parallel: bool = True, **environment: str) -> None:
+    """Runs tests; with `parallel` on all cores, each worker with one torch thread (tests/profiles.py)."""
+    workers = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal"] if parallel else []
+    run(session, "pytest", *workers, *arguments, *session.posargs, **environment)
+
+
+@contextmanager
+def limit(session: nox.Session, seconds: int) -> Iterator[None]:
+    """Fails a session whose work took longer than its limit, so that it stays what people run that often."""
+    start = time.monotonic()
+    yield
+    taken = time.monotonic() - start
+    if taken > seconds:
+        session.error(f"{session.name} took {taken:.1f} s; its limit is {seconds} s")
+    session.log(f"{session.name}: {taken:.1f} of {seconds} s")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, style, cyclomatic complexity up to 10, cognitive up to 15, types, which way imports point, and links."""
+    run(session, "ruff", "format", "--check", "--quiet")
+    run(session, "ruff", "check", "--quiet")
+    run(session, "mypy")
+    run(session, "lint-imports", "--no-logo")
+    run(session, "complexipy", "packages", "--failed", "--plain", f"--max-complexity-allowed={COGNITIVE_COMPLEXITY}")
+    docs(session)
+
+
+def tests_of(*files: str) -> list[str]:
+    """The unit tests of some files; without any, of those that changed since the last commit."""
+    command = [sys.executable, "tools/tests_of.py", *files]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def changed_units(session: nox.Session) -> None:
+    run(session, "ruff", "format", "--check", "--quiet")
+    run(session, "ruff", "check", "--quiet")
+    tests = tests_of()
+    if tests:
+        pytest(session, "-m", FAST, *tests, parallel=False)
+    else:
+        session.log("nothing changed since the last commit that has unit tests")
+
+
+@nox.session
+def tier1(session: nox.Session) -> None:
+    """Format, lint, and the unit tests of the files changed since the last commit."""
+    with limit(session, 5):
+        changed_units(session)
+
+
+@nox.session
+def tier2(session: nox.Session) -> None:
+    """Tier 1, then the packages together, on tiny models."""
+    with limit(session, 30):
+        changed_units(session)
+        pytest(session, "-m", FAST, "tests/integration")
+
+
+@nox.session
+def tier3(session: nox.Session) -> None:
+    """Properties with many examples, and real models."""
+    with limit(session, 5 * 60):
+        pytest(session, "-m", "(hypothesis or slow or real_models) and not nightly", HYPOTHESIS_PROFILE="thorough")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test but the nightly ones."""
+    with limit(session, 20 * 60):
+        pytest(session, "-m", "not nightly")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Every test but the nightly ones, and the share of each package's lines that they run."""
+    run(session, "coverage", "erase")
+    pytest(session, "-m", "not nightly", "--cov", "--cov-report=")
+    for package in PACKAGES:
+        session.log(f"coverage of {package}")
+        only = f"--include=packages/{package}/src/*"
+        run(session, "coverage", "report", only, "--skip-covered", f"--fail-under={COVERAGE_PERCENT}")
+
+
+@nox.session
+def packages(session: nox.Session) -> None:
+    """The wheel and the source archive of every package, each in an empty environment."""
+    pytest(session, "tests/integration/test_packaging.py", parallel=False)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Small changes to the pure modules: how many do their tests notice?"""
+    run(session, "python", "tools/mutation.py", str(MUTATION_PERCENT), *PURE)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """The tests that take minutes, and 200,000 examples of each property of the pure modules."""
+    pytest(session, "-m", "nightly", "--timeout=3600")
+    pytest(session, "-m", "hypothesis", "--timeout=14400", *tests_of(*PURE), HYPOTHESIS_PROFILE="nightly")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every link of the documentation leads somewhere."""
+    run(session, "python", "tools/check_links.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Every benchmark, one after the other, on an otherwise idle machine."""
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        run(session, "python", str(script), *session.posargs)

@@ -1,0 +1,129 @@
+"""Model families, and what a model's configuration says of its sizes.
+
+The families are rows of `families.toml`: supporting another one means adding a row and passing its test. A model
+outside them is no error here: its sizes are looked up under every name that some family uses, and its family is None,
+so that whoever needs to know the inside of the model can refuse it by name.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size")
+
+# The size's key in GGUF metadata, after `general.architecture` and a dot.
+_GGUF_KEYS = {
+    "num_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_heads": "attention.head_count",
+    "num_kv_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+    "vocab_size": "vocab_size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of families.toml, which explains the fields. `keys` has the config keys of every one of `SIZES`."""
+
+    name: str
+    model_types: tuple[str, ...]
+    kind: Literal["decoder", "encoder", "encoder-decoder"]
+    layers: str
+    keys: Mapping[str, tuple[str, ...]]
+    gguf: str | None = None
+    intermediate_multiple: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model's family and sizes, None where the configuration does not say.
+
+    `family` is a name in `families()`; `classes` are the names under `architectures` in config.json, such as
+    `LlamaForCausalLM`; `num_parameters` is known where a header lists the tensors.
+    """
+
+    family: str | None
+    model_type: str | None
+    classes: tuple[str, ...] = ()
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    num_parameters: int | None = None
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """Every family by name, in the order of families.toml."""
+    rows = tomllib.loads(files(__package__).joinpath("families.toml").read_text("utf-8"))
+    defaults = rows.pop("defaults")["keys"]
+    return {name: _family(name, row, defaults) for name, row in rows.items()}
+
+
+def _family(name: str, row: dict[str, Any], defaults: dict[str, list[str]]) -> Family:
+    keys = {size: tuple(found) for size, found in (defaults | row.pop("keys", {})).items()}
+    return Family(name, tuple(row.pop("model_types")), keys=keys, **row)
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """The family that `model_type` in a config.json names, if the table has it."""
+    model_type = config.get("model_type")
+    return next((family for family in families().values() if model_type in family.model_types), None)
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """What a config.json says. A model that wraps a text model (`text_config`) has that one's sizes."""
+    family = family_of(config)
+    inner = config.get("text_config")
+    inside = architecture_of(inner) if family is None and isinstance(inner, Mapping) else None
+    keys = family.keys if family else _every_key()
+    sizes: dict[str, Any] = {size: _first(config, keys[size]) or getattr(inside, size, None) for size in SIZES}
+    if family and family.intermediate_multiple and sizes["hidden_size"]:
+        sizes["intermediate_size"] = sizes["intermediate_size"] or family.intermediate_multiple * sizes["hidden_size"]
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    return Architecture(
+        family.name if family else None,
+        model_type if isinstance(model_type, str) else None,
+        tuple(filter(lambda name: isinstance(name, str), classes)) if isinstance(classes, list) else (),
+        **sizes,
+    )
+
+
+def architecture_of_gguf(metadata: Mapping[str, Any], *, num_parameters: int | None = None) -> Architecture:
+    """What the metadata of a GGUF file says. Its spelling covers several families (`llama` also means Mistral);
+    the family is the first of them.
+    """
+    name = metadata.get("general.architecture")
+    family = next((family for family in families().values() if family.gguf and family.gguf == name), None)
+    sizes: dict[str, Any] = {size: _positive(metadata.get(f"{name}.{key}")) for size, key in _GGUF_KEYS.items()}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if sizes["vocab_size"] is None and tokens is not None:
+        sizes["vocab_size"] = len(tokens) if isinstance(tokens, tuple) else _positive(getattr(tokens, "length", None))
+    sizes["num_kv_heads"] = sizes["num_kv_heads"] or sizes["num_heads"]
+    return Architecture(
+        family.name if family else None, name if isinstance(name, str) else None, num_parameters=num_parameters, **sizes
+    )
+
+
+@cache
+def _every_key() -> Mapping[str, tuple[str, ...]]:
+    """For each size, the names that any family has for it, those of most families first.
+
+    Not so for the key-value heads: elsewhere, other heads under another family's name would be a guess.
+    """
+    every = {size: tuple(dict.fromkeys(key for row in families().values() for key in row.keys[size])) for size in SIZES}
+    return every | {"num_kv_heads": ("num_key_value_heads",)}
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((value for key in keys if (value := _positive(config.get(key))) is not None), None)
+
+
+def _positive(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None

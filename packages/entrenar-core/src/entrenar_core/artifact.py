@@ -1,0 +1,152 @@
+"""A model that lies on this machine: its files, what its configuration says it is, and its fingerprint."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entrenar_core.architectures import Architecture, architecture_of, architecture_of_gguf
+from entrenar_core.errors import ModelError, NotFoundError, UsageError
+from entrenar_core.formats import WeightFormat, Weights, choose_weights, format_of, read_json, shards_of
+from entrenar_core.formats.gguf import SkippedArray, read_header
+from entrenar_core.references import PathReference, Reference
+
+__all__ = ["Architecture", "ModelArtifact", "WeightFormat", "inspect_folder"]
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+"""Files that are a tokenizer, or its vocabulary."""
+TOKENIZER_FILES = (
+    *TOKENIZERS,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What decides how text becomes ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArtifact:
+    """A model on this machine, to be loaded from the folder `path`.
+
+    `config` is config.json, or the metadata of a GGUF without its long arrays. `tokenizer_path` is the folder that
+    holds a tokenizer, the GGUF that holds one, or None. `commit` is the Hub's, None for what was always here.
+    """
+
+    reference: Reference
+    path: Path
+    weight_files: tuple[Path, ...]
+    weight_bytes: int
+    format: WeightFormat
+    config: Mapping[str, Any]
+    architecture: Architecture
+    tokenizer_path: Path | None
+    commit: str | None = None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, config and tokenizer, the same wherever the folder lies.
+
+        It is the hash of what `sha256sum` prints for these files, by name, in the order of their names. Reads every
+        byte, a block at a time: 1.3 GB/s where the processor has SHA instructions, 0.3 GB/s where it has not.
+
+        Raises:
+            ModelError: one of the files cannot be read any more.
+        """
+        files = {file.relative_to(self.path).as_posix(): file for file in self.weight_files}
+        beside = [self.path / name for name in ("config.json", *TOKENIZER_FILES)]
+        files |= {file.name: file for file in beside if file.is_file()}
+        lines = hashlib.sha256()
+        for name, file in sorted(files.items()):
+            try:
+                with file.open("rb") as stream:
+                    lines.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n".encode())
+            except OSError as error:
+                raise ModelError(f"{file} cannot be read: {error.strerror}", "check the file and its disk") from error
+        return lines.hexdigest()
+
+
+def inspect_folder(
+    path: Path,
+    *,
+    format: WeightFormat | None = None,  # noqa: A002 - as the setting is called
+    files: Sequence[str] | None = None,
+    allow_pickle: bool = False,
+    reference: Reference | None = None,
+    commit: str | None = None,
+) -> ModelArtifact:
+    """The model in a folder, or in one weight file with its config beside it. Reads headers and settings only.
+
+    Raises:
+        NotFoundError: there is no such folder, or no such file in it.
+        ModelError: the weights cannot be chosen (see `choose_weights`), a shard is missing or lies elsewhere, or the
+            config or header cannot be read.
+    """
+    reference = reference or PathReference(str(path))
+    if path.is_file():
+        if files:
+            raise UsageError(f"{reference} is one file, and {', '.join(files)} are asked for", "name the folder")
+        path, files = path.parent, (path.name,)
+    weights = choose_weights(
+        _names(path, files or ()), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
+    )
+    weight_files = _weight_files(path, weights)
+    config, architecture = _configuration(path, weights.format, weight_files[0])
+    inside = weights.format is WeightFormat.GGUF and "tokenizer.ggml.model" in config
+    beside = any((path / name).is_file() for name in TOKENIZERS)
+    return ModelArtifact(
+        reference,
+        path,
+        weight_files,
+        sum(file.stat().st_size for file in weight_files),
+        weights.format,
+        config,
+        architecture,
+        weight_files[0] if inside else path if beside else None,
+        commit,
+    )
+
+
+def _names(folder: Path, files: Sequence[str]) -> set[str]:
+    """The files on top of a folder and in its `onnx`, with those asked for by a longer name."""
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder} does not exist", "check the spelling; a Hub repository reads org/name")
+    for name in files:
+        if format_of(name) is None or ".." in Path(name).parts or Path(name).is_absolute():
+            raise ModelError(f"{name} is not the name of a weight file in {folder}", "name files inside the folder")
+    try:
+        found = [*folder.iterdir(), *folder.glob("onnx/*"), *(folder / name for name in files)]
+        return {file.relative_to(folder).as_posix() for file in found if file.is_file()}
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error
+
+
+def _weight_files(folder: Path, weights: Weights) -> tuple[Path, ...]:
+    names = [name for name in weights.names if name not in weights.indices]
+    for index in weights.indices:
+        for shard in shards_of(folder, index):
+            file = folder / shard
+            if not file.is_file():
+                raise ModelError(f"{folder} lacks {shard}, which {index} lists", "fetch or export the model again")
+            if not file.resolve().is_relative_to(_root(folder)):
+                raise ModelError(f"{file} is a link that leads out of its folder", "put the shard itself there")
+            names.append(shard)
+    return tuple(folder / name for name in dict.fromkeys(names))
+
+
+def _root(folder: Path) -> Path:
+    """Where the links of a folder may lead: inside it, and from a snapshot in the Hub's cache into that cache."""
+    in_cache = folder.parent.name == "snapshots" and "--" in folder.parent.parent.name
+    return (folder.parents[2] if in_cache else folder).resolve()
+
+
+def _configuration(folder: Path, kind: WeightFormat, first: Path) -> tuple[Mapping[str, Any], Architecture]:
+    if kind is WeightFormat.GGUF:
+        header = read_header(first)
+        architecture = architecture_of_gguf(header.metadata, num_parameters=header.num_parameters)
+        short = {key: value for key, value in header.metadata.items() if not isinstance(value, SkippedArray)}
+        return short, architecture
+    config = read_json(folder / "config.json")
+    return config, architecture_of(config)

@@ -1,0 +1,151 @@
+"""What crosses settings: rules that no single type can hold.
+
+Every rule reads the plain values, before validation, so that all mistakes are reported at once; a value of the wrong
+type is the schema's to report and is passed over here.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+SIZES = ("hidden_size", "num_layers", "num_heads")
+ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
+SOURCE = ("revision", "format", "files", "allow_pickle", "trust_remote_code")
+
+
+class Broken(NamedTuple):
+    """A broken rule: the setting to point at, what is wrong, what to do."""
+
+    path: tuple[str, ...]
+    message: str
+    hint: str | None
+
+
+def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
+    """All rules that `values` break. `values` has canonical spellings, as in the YAML file."""
+    student, dataset, training = (_section(values, name) for name in ("student", "dataset", "training"))
+    yield from _student(student)
+    yield from _dataset(dataset)
+    yield from _columns(dataset)
+    yield from _training(training)
+    if "finetune" in _section(values, "teacher") and values.get("task") == "causal-lm":
+        yield Broken(
+            ("teacher", "finetune"),
+            "`teacher.finetune` fits a classifier, and `task` is causal-lm",
+            "remove one of the two",
+        )
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return {key: value for key, value in section.items() if value is not None} if isinstance(section, dict) else {}
+
+
+def _student(student: Mapping[str, Any]) -> Iterator[Broken]:
+    ways = [way for way in ("model_id", "init_from") if way in student]
+    sizes = [key for key in ALL_SIZES if key in student]
+    if len(ways) + bool(sizes) > 1:
+        extra = sizes[0] if sizes else ways[1]
+        yield Broken(
+            ("student", extra),
+            f"`student.{extra}` and `student.{ways[0]}` are two ways to say what the student is",
+            "give a `model_id`, or sizes such as `hidden_size`, or `init_from`",
+        )
+    elif not ways and not sizes:
+        yield Broken(
+            ("student",),
+            "`student` does not say what the model is",
+            "give a `model_id`, or `hidden_size`, `num_layers` and `num_heads`, or `init_from: {teacher_layers: 6}`",
+        )
+    elif sizes and (missing := [key for key in SIZES if key not in student]):
+        yield Broken(("student",), f"a student given by sizes needs `student.{missing[0]}` too", None)
+    yield from _divisible(student, "hidden_size", "num_heads")
+    yield from _divisible(student, "num_heads", "num_kv_heads")
+    if "model_id" not in student:
+        for key in SOURCE:
+            if key in student:
+                yield Broken(
+                    ("student", key),
+                    f"`student.{key}` is about a model that is fetched, and there is no `student.model_id`",
+                    "remove it",
+                )
+
+
+def _divisible(student: Mapping[str, Any], whole: str, part: str) -> Iterator[Broken]:
+    number, divisor = student.get(whole), student.get(part)
+    if isinstance(number, int) and isinstance(divisor, int) and divisor > 0 and number % divisor:
+        yield Broken(
+            ("student", part),
+            f"`student.{whole}` {number} is not a multiple of `student.{part}` {divisor}",
+            f"take a multiple of {divisor}, such as {(number // divisor + 1) * divisor}",
+        )
+
+
+def _dataset(dataset: Mapping[str, Any]) -> Iterator[Broken]:
+    source = dataset.get("source")
+    if "name" not in dataset and "path" not in dataset:
+        yield Broken(
+            ("dataset",), "`dataset` does not say which data", "give a `name`, or the `path` of a file or folder"
+        )
+    if source == "local" and "path" not in dataset:
+        yield Broken(("dataset", "source"), "`dataset.source: local` needs `dataset.path`", None)
+    if source in ("builtin", "huggingface") and "name" not in dataset:
+        yield Broken(("dataset", "source"), f"`dataset.source: {source}` needs `dataset.name`", None)
+    if source in ("builtin", "huggingface") and "path" in dataset:
+        yield Broken(
+            ("dataset", "path"),
+            f"`dataset.path` is a local file, and `dataset.source` is {source}",
+            "remove one of the two",
+        )
+    if "path" in dataset or source in ("builtin", "local"):
+        for key in ("subset", "revision"):
+            if key in dataset:
+                yield Broken(("dataset", key), f"`dataset.{key}` is for data sets of the Hub", "remove it")
+    yield from _held_out(dataset)
+
+
+def _held_out(dataset: Mapping[str, Any]) -> Iterator[Broken]:
+    if "eval_split" in dataset and "eval_fraction" in dataset:
+        yield Broken(
+            ("dataset", "eval_fraction"),
+            "`dataset.eval_split` and `dataset.eval_fraction` both choose the evaluation rows",
+            "keep one",
+        )
+    if dataset.get("streaming") is True:
+        for key, why in (
+            ("eval_fraction", "a stream has no share to hold out: use `eval_rows` or `eval_split`"),
+            ("labelled_rows", "which rows keep labels is drawn from all rows"),
+        ):
+            if key in dataset:
+                yield Broken(("dataset", key), f"`dataset.{key}` cannot go with `dataset.streaming`", why)
+
+
+def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:
+    if ("prompt_column" in dataset) != ("completion_column" in dataset):
+        given, missing = ("prompt", "completion") if "prompt_column" in dataset else ("completion", "prompt")
+        yield Broken(("dataset", f"{given}_column"), f"`dataset.{given}_column` needs `dataset.{missing}_column`", None)
+    if "prompt_column" in dataset and "messages_column" in dataset:
+        yield Broken(
+            ("dataset", "messages_column"),
+            "rows are prompts with completions, or chats",
+            "keep `prompt_column` or `messages_column`",
+        )
+
+
+def _training(training: Mapping[str, Any]) -> Iterator[Broken]:
+    if "early_stopping" in training and "eval_every" not in training:
+        yield Broken(
+            ("training", "early_stopping"),
+            "`training.early_stopping` needs `training.eval_every`",
+            "say how often to evaluate",
+        )
+    if training.get("select") == "best" and "eval_every" not in training:
+        yield Broken(
+            ("training", "select"), "`training.select: best` needs `training.eval_every`", "say how often to evaluate"
+        )
+    warmup, steps = training.get("warmup_steps"), training.get("max_steps")
+    if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
+        yield Broken(
+            ("training", "warmup_steps"),
+            f"`training.warmup_steps` {warmup} is not less than `training.max_steps` {steps}",
+            "the learning rate would never reach its peak",
+        )

@@ -1,0 +1,220 @@
+"""The one schema of a distillation. Every key has one meaning, and it is stated here; unknown keys are errors.
+
+Older spellings are turned into this one by `spellings.py` before validation. The reference page of the settings
+is generated from the descriptions below.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Task = Literal["causal-lm", "sequence-classification"]
+WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # what accelerate's LoggerType offers; a test compares them
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, protected_namespaces=())
+
+
+class ProbeFinetuning(Section):
+    """Fits a linear head on the teacher's frozen, mean-pooled, normalised embeddings of the labelled rows."""
+
+    method: Literal["probe"]
+    l2: Positive | None = Field(
+        None, description="Strength of the L2 penalty; chosen by cross-validation if not given."
+    )
+
+
+class GradientFinetuning(Section):
+    """Trains the teacher's classification head, or the whole teacher, on the labelled rows."""
+
+    method: Literal["head", "full"]
+    epochs: Count = Field(3, description="Passes over the labelled rows.")
+    learning_rate: Positive = Field(5e-5, description="Peak learning rate.")
+    batch_size: Count = Field(32, description="Labelled rows in an optimiser step.")
+
+
+Finetuning = Annotated[ProbeFinetuning | GradientFinetuning, Field(discriminator="method")]
+
+
+class ModelSource(Section):
+    """Where the weights of a model come from."""
+
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    format: WeightFormatName | None = Field(None, description="Which weights to take where there are several kinds.")
+    files: Texts | None = Field(None, description="Which weight files to take, by name.")
+    allow_pickle: Switch = Field(False, description="Read PyTorch `.bin` files, which are pickles (`weights_only`).")
+    trust_remote_code: Switch = Field(False, description="Run the Python code that comes with the model.")
+
+
+class TeacherConfig(ModelSource):
+    """The model to learn from."""
+
+    model_id: Text = Field(description="`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`.")
+    dtype: DtypeName = Field("float32", description="Precision of the teacher's weights in memory.")
+    finetune: Finetuning | None = Field(None, description="Fit the teacher to the labelled rows before it teaches.")
+
+
+def _layers(value: object) -> object:
+    """One message for both forms, where a union would report the failure of each."""
+    indices = value if isinstance(value, list | tuple) else [value]
+    if not indices or not all(type(index) is int and index >= 0 for index in indices) or value == 0:
+        raise ValueError("should be a list of layer indices such as [0, 2, 4], or how many layers to copy")
+    return value
+
+
+class InitFrom(Section):
+    """Starts the student as a copy of some of the teacher's layers."""
+
+    teacher_layers: Annotated[int | tuple[int, ...], BeforeValidator(_layers)] = Field(
+        description="Indices of the teacher's layers to copy, in order, or how many, spaced evenly."
+    )
+
+
+class StudentConfig(ModelSource):
+    """The model to train: a reference, an architecture given by sizes, or layers of the teacher."""
+
+    model_id: Text | None = Field(None, description="A pretrained student: a reference as for the teacher.")
+    init_from: InitFrom | None = Field(None, description="Copy layers of the teacher.")
+    architecture: Text | None = Field(
+        None, description="Family of a student given by sizes, such as `llama`; `transformer` is the teacher's family."
+    )
+    hidden_size: Count | None = Field(None, description="Width of a student given by sizes.")
+    num_layers: Count | None = Field(None, description="Depth of a student given by sizes.")
+    num_heads: Count | None = Field(None, description="Attention heads of a student given by sizes.")
+    num_kv_heads: Count | None = Field(
+        None, description="Key and value heads; as many as attention heads if not given."
+    )
+    intermediate_size: Count | None = Field(
+        None, description="Width of the feed-forward layers; 4 × hidden if not given."
+    )
+    dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
+        None, description="Every dropout probability of the student in training; the model's own if not given."
+    )
+
+
+class DistillationSection(Section):
+    """What the student learns from the teacher. loss = alpha · T² · KL(teacher ‖ student at T) + (1 − alpha) · CE."""
+
+    temperature: Positive = Field(2.0, description="Softens both distributions; T² restores the size of the gradient.")
+    alpha: Share = Field(0.5, description="Weight of the teacher's soft targets; the labels get 1 − alpha.")
+    divergence: Literal["forward_kl"] = Field("forward_kl", description="How far the student is from the teacher.")
+
+
+class DatasetConfig(Section):
+    """The rows to learn from and the rows to be judged on."""
+
+    source: Literal["huggingface", "local", "builtin"] | None = Field(
+        None, description="Where `name` or `path` is looked up; found from them if not given."
+    )
+    name: Text | None = Field(
+        None, description="Name on the Hub or of a built-in; with `path`, only what reports call it."
+    )
+    subset: Text | None = Field(None, description="Configuration of a Hub data set that has several.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    path: Text | None = Field(
+        None, description="A parquet, json, jsonl, csv or txt file, a folder of them, or a pattern."
+    )
+    split: Text = Field("train", description="Split to train on.")
+    eval_split: Text | None = Field(None, description="Split to evaluate on; else rows are held out of `split`.")
+    eval_fraction: Fraction | None = Field(
+        None, description="Share of `split` held out for evaluation; 0.1 if not given."
+    )
+    eval_rows: Count | None = Field(
+        None, description="At most this many evaluation rows; when streaming, the first rows."
+    )
+    max_rows: Count | None = Field(None, description="Use only the first rows of `split`.")
+    labelled_rows: Count | None = Field(
+        None, description="Keep the labels of this many training rows, drop the others'."
+    )
+    streaming: Switch = Field(False, description="Read rows as they are needed instead of all at the start.")
+    text_column: Text = Field("text", description="Column of the text.")
+    label_column: Text = Field("label", description="Column of the class; empty where a row has no label.")
+    prompt_column: Text | None = Field(None, description="Column of a prompt, which is read but not learnt.")
+    completion_column: Text | None = Field(None, description="Column of what follows the prompt, which is learnt.")
+    messages_column: Text | None = Field(None, description="Column of chats: lists of `{role, content}`.")
+    max_length: Count = Field(512, description="Tokens of a row; what is longer is cut.")
+    num_proc: Count = Field(1, description="Processes that tokenise.")
+
+
+class EarlyStopping(Section):
+    """Stops when evaluation has not improved for a while."""
+
+    patience: Count = Field(description="Evaluations in a row without improvement before stopping.")
+    min_delta: NonNegative = Field(0.0, description="Smallest change of the score that counts as improvement.")
+
+
+class TrainingConfig(Section):
+    """How the student is trained."""
+
+    epochs: Count = Field(3, description="Passes over the training rows.")
+    max_steps: Count | None = Field(None, description="Stop after this many optimiser steps, whatever `epochs` says.")
+    batch_size: Count = Field(32, description="Rows in a forward and backward pass, over all processes together.")
+    gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")
+    eval_batch_size: Count | None = Field(None, description="Rows in an evaluation pass; `batch_size` if not given.")
+    learning_rate: Positive = Field(1e-4, description="Peak learning rate of AdamW.")
+    weight_decay: NonNegative = Field(0.01, description="AdamW's decay of weights; norms and biases are spared.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
+    warmup_steps: Index = Field(0, description="Optimiser steps over which the learning rate rises from 0.")
+    max_grad_norm: Positive | None = Field(1.0, description="Clip the gradient to this norm; null: do not clip.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Autocast of the student and the teacher.")
+    gradient_checkpointing: Switch = Field(False, description="Recompute activations in the backward pass.")
+    group_by_length: Switch = Field(False, description="Batch rows of similar length together, to pad less.")
+    dataloader_workers: Index = Field(0, description="Processes that prepare batches.")
+    log_every: Count = Field(10, description="Optimiser steps between lines of metrics.jsonl.")
+    eval_every: Count | None = Field(
+        None, description="Optimiser steps between evaluations; only at the end if not given."
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="Which weights become the result: the last, or the best."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Stop when evaluation stops improving.")
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="Experiment trackers of accelerate that also get the metrics."
+    )
+    seed: Index = Field(42, description="Seed of everything random.")
+    baseline: Switch = Field(
+        False, description="Also train the student on the labels alone, to show what the teacher adds."
+    )
+
+
+class OutputConfig(Section):
+    """What is written where."""
+
+    dir: Path = Field(Path("distilled"), description="Folder of the result, made if it is not there.")
+    formats: Annotated[tuple[Literal["safetensors"], ...], Field(min_length=1)] = Field(
+        ("safetensors",), description="File formats of the student."
+    )
+    checkpoint_every: Count | None = Field(
+        None, description="Optimiser steps between checkpoints; a tenth of the run if not given."
+    )
+    keep: Count = Field(2, description="How many checkpoints stay, the newest first; the best weights stay besides.")
+
+
+class DistillationConfig(Section):
+    """A whole distillation, as written in a YAML file."""
+
+    task: Task | None = Field(None, description="What the student learns to do; found from the models if not given.")
+    teacher: TeacherConfig
+    student: StudentConfig
+    distillation: DistillationSection = DistillationSection()
+    dataset: DatasetConfig
+    training: TrainingConfig = TrainingConfig()
+    output: OutputConfig = OutputConfig()

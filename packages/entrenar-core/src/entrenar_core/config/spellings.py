@@ -1,0 +1,83 @@
+"""Older spellings of settings, and settings that this version does not have.
+
+Both are tables. An older spelling is renamed before validation, so that the schema has one name for each thing.
+A setting of a later feature is refused by its name: accepted and ignored, it would be a lie.
+"""
+
+from typing import Any
+
+from entrenar_core.config.yaml_source import Path
+from entrenar_core.errors import Problem
+
+RENAMED: dict[str, str] = {
+    "teacher.repo_id": "teacher.model_id",
+    "student.repo_id": "student.model_id",
+    "distillation.attention_transfer": "distillation.attention",
+    "dataset.repo_id": "dataset.name",
+    "training.gradient_accumulation_steps": "training.gradient_accumulation",
+    "training.lr": "training.learning_rate",
+    "output.path": "output.dir",
+    "output.format": "output.formats",
+}
+
+ABSENT: dict[str, str] = {
+    "teacher.cache": "the teacher runs live",
+    "teacher.endpoint": "the teacher is a model that is loaded",
+    "teacher.model": "the teacher is a model that is loaded",
+    "teacher.members": "there is one teacher",
+    "teacher.weighting": "there is one teacher",
+    "teacher.moving_average": "the teacher does not change",
+    "teacher.load_in": "the teacher is loaded at `teacher.dtype`",
+    "teacher.device_map": "the teacher is loaded on one device",
+    "student.lora": "all weights of the student are trained",
+    "distillation.losses": "the loss is forward KL and cross-entropy, weighted by `distillation.alpha`",
+    "distillation.progressive": "the loss is forward KL and cross-entropy, weighted by `distillation.alpha`",
+    "distillation.attention": "the loss is forward KL and cross-entropy, weighted by `distillation.alpha`",
+    "distillation.relations": "the loss is forward KL and cross-entropy, weighted by `distillation.alpha`",
+    "distillation.top_k": "the divergence is taken over the whole vocabulary",
+    "distillation.entropy_threshold": "every position with a target counts",
+    "distillation.on_policy": "the student learns from the data set's texts",
+    "distillation.cross_tokenizer": "losses over tokens need one vocabulary",
+    "output.quantize": "the student is written at full precision",
+}
+
+
+def respell(values: dict[str, Any], places: dict[Path, str]) -> list[Problem]:
+    """Renames older spellings in `values` and `places`, in place, and refuses settings of later features."""
+    problems: list[Problem] = []
+    for old, new in RENAMED.items():
+        section, old_key, new_key = old.split(".")[0], old.split(".")[1], new.split(".")[1]
+        settings = values.get(section)
+        if not isinstance(settings, dict) or old_key not in settings:
+            continue
+        if new_key in settings:
+            problems.append(
+                Problem(f"`{old}` and `{new}` are one setting", f"keep `{new}`", places.get((section, old_key)))
+            )
+        else:
+            settings[new_key] = settings[old_key]
+            _move(places, (section, old_key), (section, new_key))
+        del settings[old_key]
+    _list_of_formats(values, places)
+    for name, instead in ABSENT.items():
+        section, key = name.split(".")
+        settings = values.get(section)
+        if isinstance(settings, dict) and key in settings:
+            del settings[key]
+            problems.append(
+                Problem(f"`{name}` is not part of this version", f"remove it: {instead}", places.get((section, key)))
+            )
+    return problems
+
+
+def _list_of_formats(values: dict[str, Any], places: dict[Path, str]) -> None:
+    output = values.get("output")
+    if isinstance(output, dict) and isinstance(output.get("formats"), str):
+        output["formats"] = [output["formats"]]
+        if ("output", "formats") in places:
+            places["output", "formats", 0] = places["output", "formats"]
+
+
+def _move(places: dict[Path, str], old: Path, new: Path) -> None:
+    for path in [path for path in places if path[: len(old)] == old]:
+        places[(*new, *path[len(old) :])] = places.pop(path)

@@ -1,0 +1,86 @@
+"""Tokenised rows to tensors, padded to the longest row of the batch.
+
+Shapes: B rows, T positions. Padding is known by its place, not by its token: a pad token may be the EOS token too.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+_TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows for one forward pass.
+
+    `labels` are classes (B,) or tokens (B, T) as in transformers: unshifted, −100 where nothing is to be learnt.
+    `targets` says what the soft loss counts: every row of a classifier, labelled or not, or the positions whose token
+    is predicted. `rows_B` are the rows' positions in their source. The numbers of both are taken on the CPU, when the
+    batch is made, so that no step waits for the device.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    labels: Tensor
+    targets: Tensor
+    rows_B: Tensor
+    num_soft: int = field(init=False)
+    num_hard: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_soft", int(self.targets.sum()))
+        object.__setattr__(self, "num_hard", int((self.labels != IGNORED).sum()))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        moved = copy.copy(self)
+        for name in _TENSORS:
+            object.__setattr__(moved, name, getattr(self, name).to(device, non_blocking=True))
+        return moved
+
+    def blanked(self) -> Self:
+        """The same shapes with nothing that counts, for a process that has no rows but must take part."""
+        return type(self)(
+            self.input_ids_BT,
+            self.attention_mask_BT,
+            torch.full_like(self.labels, IGNORED),
+            torch.zeros_like(self.targets),
+            self.rows_B,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Makes a batch of rows with `input_ids`, `labels` and `row`, as `tokenize_rows` gives them."""
+
+    pad_token_id: int
+    padding_side: Literal["left", "right"] = "right"
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Rows whose `labels` is a list are of a language model, others of a classifier."""
+        length = max(len(row["input_ids"]) for row in rows)
+        input_ids_BT = self._padded([row["input_ids"] for row in rows], length, self.pad_token_id)
+        attention_mask_BT = self._padded([[1] * len(row["input_ids"]) for row in rows], length, 0)
+        rows_B = torch.tensor([row["row"] for row in rows])
+        if not isinstance(rows[0]["labels"], list):
+            labels_B = torch.tensor([row["labels"] for row in rows])
+            targets_B = torch.ones(len(rows), dtype=torch.bool)
+            return Batch(input_ids_BT, attention_mask_BT, labels_B, targets_B, rows_B)
+        labels_BT = self._padded([row["labels"] for row in rows], length, IGNORED)
+        predicted_BT = torch.zeros_like(labels_BT, dtype=torch.bool)  # a token that follows a token of its own row
+        predicted_BT[:, 1:] = attention_mask_BT[:, :-1].bool()
+        labels_BT = labels_BT.masked_fill(~predicted_BT, IGNORED)
+        return Batch(input_ids_BT, attention_mask_BT, labels_BT, labels_BT != IGNORED, rows_B)
+
+    def _padded(self, values: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
+        padded = torch.full((len(values), length), filler)
+        for index, row in enumerate(values):
+            start = length - len(row) if self.padding_side == "left" else 0
+            padded[index, start : start + len(row)] = torch.tensor(row, dtype=padded.dtype)
+        return padded

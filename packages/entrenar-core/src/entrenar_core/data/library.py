@@ -1,0 +1,137 @@
+"""The one door to `datasets`: silent, with a cache of its own, and with its failures told as ours."""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from entrenar_core.data.files import data_suffix, open_binary
+from entrenar_core.errors import DataError, EntrenarError
+
+
+@cache
+def cache_folder() -> str:
+    """Where `datasets` keeps what it has converted: HF_DATASETS_CACHE where it is set, else until this process ends.
+
+    The text of a user's files is not left behind in their home by default; a folder for temporary files moves with
+    TMPDIR. A process has its own, so that the ranks of a run do not wait for each other.
+    """
+    if chosen := os.environ.get("HF_DATASETS_CACHE"):
+        return chosen
+    folder = tempfile.mkdtemp(prefix="entrenar-data-")
+    process = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no messages of `datasets` within."""
+    import datasets
+
+    level, bars = datasets.utils.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.utils.logging.set_verbosity(datasets.logging.CRITICAL + 1)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
+    """Quiet, and what fails is told as a DataError about `name`; `files` are looked through for bad JSON."""
+    try:
+        with quiet():
+            yield
+    except EntrenarError:
+        raise
+    except Exception as error:
+        raise _explained(name, files, error) from error
+
+
+def load_files(name: str, builder: str, files: Mapping[str, Sequence[Path]], split: str, options: Any) -> Any:
+    """One split of local files as a `datasets.Dataset`.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    return _load(name, builder, files, split, options, streaming=False)
+
+
+def stream_files(name: str, builder: str, files: Mapping[str, Sequence[Path]], split: str, options: Any) -> Any:
+    """One split of local files as a `datasets.IterableDataset`.
+
+    Raises:
+        DataError: they cannot be read. What is found later is raised where the rows are read.
+    """
+    return _load(name, builder, files, split, options, streaming=True)
+
+
+def _load(
+    name: str, builder: str, files: Mapping[str, Sequence[Path]], split: str, options: Any, *, streaming: bool
+) -> Any:
+    import glob
+
+    import datasets
+
+    names = {split: [glob.escape(str(file.resolve())) for file in files[split]]}
+    with reading(name, files[split]):
+        return datasets.load_dataset(
+            builder, data_files=names, split=split, streaming=streaming, cache_dir=cache_folder(), **options
+        )
+
+
+def reader_options(builder: str, suffix: str, label_column: str) -> dict[str, Any]:
+    """What the readers are told. In a CSV file only an empty class is a missing value: `NA` and `null` are texts."""
+    if builder != "csv":
+        return {}
+    options = {"keep_default_na": False, "na_values": {label_column: [""]}}
+    return {**options, "sep": "\t"} if suffix == ".tsv" else options
+
+
+def _explained(name: str, files: Sequence[Path], error: BaseException) -> DataError:
+    for file in files:
+        if data_suffix(file) in (".json", ".jsonl") and (message := bad_json(file)):
+            return DataError(message, "each line of a .jsonl file is one JSON object; a .json file may be a list of them")
+    root = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    if isinstance(root, OSError) and root.errno in (ENOSPC, EDQUOT):
+        return DataError(
+            f"{name}: no space is left in {cache_folder()}", "free some, or set HF_DATASETS_CACHE to another folder"
+        )
+    told = str(root).strip() or type(root).__name__
+    return DataError(f"{name} cannot be read: {' '.join(told.split())[:300]}", "check that its files are whole")
+
+
+def bad_json(file: Path) -> str | None:
+    """Where a JSON file stops being JSON, as `file:line: …`; None if all of it is."""
+    line, problem = 0, None
+    try:
+        with open_binary(file) as stream:
+            for line, text in enumerate(stream, start=1):
+                if text.strip():
+                    json.loads(text)
+        return None
+    except json.JSONDecodeError as error:
+        problem = f"{file}:{line}: not JSON: {error.msg}"
+    except (ValueError, OSError, EOFError) as error:
+        return f"{file}:{line + 1}: {error}" if line or isinstance(error, UnicodeDecodeError) else None
+    try:  # a list, or one object over several lines
+        with open_binary(file) as stream:
+            whole = stream.read()
+        json.loads(whole)
+    except json.JSONDecodeError as error:
+        spread = whole.lstrip()[:1] == b"[" or line == 1
+        return f"{file}:{error.lineno}: not JSON: {error.msg}" if spread else problem
+    return None

@@ -1,0 +1,43 @@
+"""In what order batches take rows, and which part of a batch a process takes. The same seed gives the same order."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+CHUNK_BATCHES = 50
+"""Rows are sorted by length within so many batches: enough to pad little, few enough that company changes."""
+
+
+def epoch_batches(
+    num_rows: int, *, batch_size: int, seed: int, epoch: int, lengths: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Every row once, in batches of `batch_size`; the last batch has what is left.
+
+    The permutation depends on seed and epoch alone. With `lengths`, rows of similar length share a batch, while the
+    order of the batches stays random.
+    """
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
+    if lengths is None:
+        return _cut(order, batch_size)
+    whole = num_rows - num_rows % batch_size
+    batches: list[list[int]] = []
+    for chunk in _cut(order[:whole], CHUNK_BATCHES * batch_size):
+        batches += _cut(sorted(chunk, key=lengths.__getitem__), batch_size)
+    shuffled = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+    return shuffled + _cut(order[whole:], batch_size)
+
+
+def share(batch: Sequence[int], rank: int, world_size: int) -> list[int]:
+    """The contiguous part of a batch that a process takes; the sizes of the parts differ by at most one."""
+    return list(batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size])
+
+
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    """63 bits of both: seed 1 in epoch 0 is not seed 0 in epoch 1, and a seed may be of any size."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,130 @@
+"""Rows to tokens: `input_ids`, `labels`, `length` and `row`.
+
+`labels` is the class of a row (−100 where it has none), or for a language model one token per position: the token at
+that very position where it is learnt, else −100.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entrenar_core.config.schema import DatasetConfig
+from entrenar_core.data.library import reading
+from entrenar_core.data.rendering import Rendered, render
+from entrenar_core.errors import DataError
+
+IGNORED = -100
+_BATCH_ROWS = 256
+
+
+def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetConfig, max_length: int) -> Any:
+    """The tokens of a data set or a stream, at most `max_length` and `config.max_length` in a row.
+
+    Rows of a language model that hold no token to learn are dropped; the new `num_rows` says how many are left. A
+    stream drops them too, on the way.
+
+    Raises:
+        DataError: no row has a token to learn, or a row cannot be rendered (see `render`).
+    """
+    import datasets
+
+    limit = min(max_length, config.max_length)
+    tokenized = _Classifier(tokenizer, limit) if task == "sequence-classification" else _Causal(tokenizer, limit, config)
+    labels = datasets.Value("int64") if task == "sequence-classification" else datasets.List(datasets.Value("int64"))
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("int32")),
+            "labels": labels,
+            "length": datasets.Value("int64"),
+            "row": datasets.Value("int64"),
+        }
+    )
+    settings = {
+        "batched": True,
+        "batch_size": _BATCH_ROWS,
+        "remove_columns": list(dataset.column_names),
+        "features": features,
+    }
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(tokenized, **settings)
+    processes = min(config.num_proc, len(dataset))
+    with reading("the data set"):
+        result = dataset.map(
+            tokenized, num_proc=processes if processes > 1 else None, load_from_cache_file=False, **settings
+        )
+    if not len(result):
+        raise DataError(
+            f"none of the {len(dataset)} rows has a token to learn",
+            "completions may be empty, or lie beyond `dataset.max_length`",
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Classifier:
+    tokenizer: Any
+    limit: int
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        encoded = self.tokenizer(list(rows["text"]), truncation=True, max_length=self.limit)["input_ids"]
+        return {
+            "input_ids": encoded,
+            "labels": [IGNORED if label < 0 else label for label in rows["label"]],
+            "length": [len(ids) for ids in encoded],
+            "row": list(rows["row"]),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Causal:
+    tokenizer: Any
+    limit: int
+    config: DatasetConfig
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": [], "row": []}
+        for values in zip(*rows.values(), strict=True):
+            row = dict(zip(rows, values, strict=True))
+            ids, labels = self._tokens(render(row, self.config, self.tokenizer))
+            if any(label != IGNORED for label in labels[1:]):  # nothing predicts the first
+                for column, value in zip(made, (ids, labels, len(ids), row["row"]), strict=True):
+                    made[column].append(value)
+        return made
+
+    def _tokens(self, rendered: Rendered) -> tuple[list[int], list[int]]:
+        """Tokens, and the same where they are learnt. An EOS closes what was not cut, and is learnt with it."""
+        ids, learnt = self._encoded(rendered)
+        eos = self.tokenizer.eos_token_id
+        if rendered.add_special_tokens and eos is not None and any(learnt):
+            if ids[-1] != eos:
+                ids, learnt = [*ids, eos], [*learnt, True]
+            learnt[-1] = True
+        labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
+        return ids[: self.limit], labels[: self.limit]
+
+    def _encoded(self, rendered: Rendered) -> tuple[list[int], list[bool]]:
+        special = rendered.add_special_tokens
+        if self.tokenizer.is_fast:
+            # verbose: a warning about the model's limit would be wrong, as the tokens are cut below it afterwards
+            encoded = self.tokenizer(
+                rendered.text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+            )
+            return list(encoded["input_ids"]), covered(encoded["offset_mapping"], rendered.spans)
+        if rendered.spans != ((0, len(rendered.text)),):
+            raise DataError(
+                f"{type(self.tokenizer).__name__} does not say which characters a token stands for, "
+                "so prompts cannot be left out of what is learnt",
+                "take a model whose tokenizer has a tokenizer.json",
+            )
+        ids = list(self.tokenizer(rendered.text, add_special_tokens=special, verbose=False)["input_ids"])
+        return ids, [token not in self.tokenizer.all_special_ids for token in ids]
+
+
+def covered(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether a token shares a character with a span, per token. Tokens that stand for no text are not covered."""
+    learnt, remaining = [], list(reversed(spans))
+    for start, end in offsets:
+        while remaining and end > start >= remaining[-1][1]:
+            remaining.pop()
+        learnt.append(bool(remaining) and end > start and end > remaining[-1][0])
+    return learnt

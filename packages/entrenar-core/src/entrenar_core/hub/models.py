@@ -1,0 +1,72 @@
+"""From a reference to a model on this machine, fetching of a repository exactly the files that are needed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from entrenar_core.artifact import TOKENIZER_FILES, ModelArtifact, inspect_folder
+from entrenar_core.errors import ModelError
+from entrenar_core.formats import WeightFormat, Weights, choose_weights, shards_of
+from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
+from entrenar_core.hub.progress import Progress
+from entrenar_core.hub.transfer import RemoteFile, cached_snapshot, fetch_files, listing
+from entrenar_core.references import HubReference, Reference
+
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+"""What is fetched beside weights, unless they are a GGUF, which holds it all."""
+
+
+def fetch_model(
+    reference: Reference,
+    *,
+    format: WeightFormat | None = None,  # noqa: A002 - as the setting is called
+    files: Sequence[str] | None = None,
+    allow_pickle: bool = False,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    endpoint: str | None = None,
+    retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
+) -> ModelArtifact:
+    """The model that a reference means, on this machine; what lies here already touches no network.
+
+    Raises:
+        AccessError: the repository is gated or private.
+        NotFoundError: there is no such file, folder, package, repository or revision, or offline no cached one.
+        FetchError: a download did not arrive whole.
+        ModelError: the weights cannot be chosen or read (see `inspect_folder`).
+    """
+    if not isinstance(reference, HubReference):
+        return inspect_folder(
+            reference.locate(), format=format, files=files, allow_pickle=allow_pickle, reference=reference
+        )
+    client = connect(
+        token=token, cache_dir=cache_dir, offline=offline, endpoint=endpoint, retry_delays_s=retry_delays_s
+    )
+    repository = Repository("model", reference.repo_id, reference.revision)
+    if client.offline:
+        commit, folder = cached_snapshot(client, repository)
+        with hinting_at_offline(client):
+            return inspect_folder(
+                folder, format=format, files=files, allow_pickle=allow_pickle, reference=reference, commit=commit
+            )
+    commit, remote = listing(client, repository)
+    weights = choose_weights(remote.keys(), where=str(reference), format=format, files=files, allow_pickle=allow_pickle)
+    needed = _needed(client, repository, commit, remote, weights)
+    folder = fetch_files(client, repository, commit, needed, progress)
+    return inspect_folder(folder, files=weights.names, allow_pickle=allow_pickle, reference=reference, commit=commit)
+
+
+def _needed(
+    client: Client, repository: Repository, commit: str, remote: Mapping[str, RemoteFile], weights: Weights
+) -> list[RemoteFile]:
+    """The chosen weights with what belongs to them; an index is fetched to know its shards."""
+    names = [] if weights.format is WeightFormat.GGUF else [name for name in COMPANIONS if name in remote]
+    names += weights.names
+    for index in weights.indices:
+        folder = fetch_files(client, repository, commit, [remote[index]])
+        names += shards_of(folder, index)
+    absent = [name for name in names if name not in remote]
+    if absent:
+        raise ModelError(f"{repository} lacks {absent[0]}, which its index lists", "try another revision of it")
+    return [remote[name] for name in dict.fromkeys(names)]

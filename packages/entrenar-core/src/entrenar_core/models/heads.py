@@ -1,0 +1,88 @@
+"""What a model was trained to do, read from its files without loading it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.errors import ModelError
+from entrenar_core.formats import WeightFormat
+
+CAUSAL_LM, CLASSIFICATION = "causal-lm", "sequence-classification"
+_TASKS = {"ForCausalLM": CAUSAL_LM, "LMHeadModel": CAUSAL_LM, "ForSequenceClassification": CLASSIFICATION}
+
+# The first part of a weight's name, where it belongs to the head of some task and not to the body of the model.
+CLASSIFICATION_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "logits_proj")
+OTHER_HEADS = (
+    "cls",
+    "discriminator_predictions",
+    "generator_lm_head",
+    "generator_predictions",
+    "lm_head",
+    "qa_outputs",
+    "vocab_layer_norm",
+    "vocab_projector",
+    "vocab_transform",
+)
+
+
+def infer_task(teacher: ModelArtifact, student: ModelArtifact | None) -> str | None:
+    """The task that the models were trained for: `causal-lm`, `sequence-classification`, or None when undecided.
+
+    A teacher that classifies decides alone, since classifiers are also made of language models. A bare encoder says
+    nothing, and models that disagree decide nothing.
+    """
+    found = _task_of(teacher)
+    other = _task_of(student) if student else None
+    if found == CLASSIFICATION or other in (None, found):
+        return found
+    return other if found is None else None
+
+
+def _task_of(artifact: ModelArtifact) -> str | None:
+    if artifact.format is WeightFormat.GGUF:
+        return CAUSAL_LM if not _is_encoder(artifact.config) else None
+    named = (task for name in artifact.architecture.classes for end, task in _TASKS.items() if name.endswith(end))
+    return next(named, None)
+
+
+def _is_encoder(metadata: Mapping[str, Any]) -> bool:
+    """A GGUF of an encoder says that its attention is not causal."""
+    return metadata.get(f"{metadata.get('general.architecture')}.attention.causal") is False
+
+
+def head_labels(artifact: ModelArtifact) -> tuple[str, ...] | None:
+    """The names of the classes that a trained classification head in the artifact tells apart, in the order of their
+    ids, or None where there is no such head: neither a config with names nor a head's weights are enough alone.
+
+    Raises:
+        ModelError: the names cannot be read, or the weights cannot.
+    """
+    if artifact.format is WeightFormat.GGUF or _task_of(artifact) != CLASSIFICATION:
+        return None
+    if not any(name.partition(".")[0] in CLASSIFICATION_HEADS for name in _weight_names(artifact)):
+        return None
+    names = artifact.config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # what transformers leaves out
+    try:
+        by_id = {int(id_): str(name) for id_, name in names.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"{artifact.reference}: `id2label` in its config is no table of names") from error
+    if sorted(by_id) != list(range(len(by_id))):
+        raise ModelError(f"{artifact.reference}: the ids in `id2label` of its config are not 0 to {len(by_id) - 1}")
+    return tuple(by_id[id_] for id_ in range(len(by_id)))
+
+
+def _weight_names(artifact: ModelArtifact) -> Iterable[str]:
+    if artifact.format is WeightFormat.PYTORCH:
+        from entrenar_core.models.weights import read_weights
+
+        return read_weights(artifact)
+    from safetensors import SafetensorError, safe_open
+
+    names: list[str] = []
+    for file in artifact.weight_files:
+        try:
+            with safe_open(file, "numpy") as tensors:
+                names += tensors.keys()
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} is no sound safetensors file: {error}", "fetch or export it again") from error
+    return names

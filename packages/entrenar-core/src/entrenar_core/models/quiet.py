@@ -1,0 +1,74 @@
+"""What transformers says while it loads is not for the user: its bars and warnings are silenced, its errors explained."""
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import transformers
+from huggingface_hub import errors
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from entrenar_core.errors import ModelError
+
+# What transformers raises, by no documented rule, on configurations and weights that are not what they should be.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    errors.StrictDataclassError,
+    pickle.UnpicklingError,
+)
+_LONGEST = 300
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No bars, no warnings and no advice from transformers, until the block ends."""
+    level, bars, hub_bars_off = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        (disable_progress_bars if hub_bars_off else enable_progress_bars)()
+
+
+@contextmanager
+def explaining(what: str, name: object, hint: str) -> Iterator[None]:
+    """Turns what transformers raises inside the block into a ModelError: `what` of the model `name` cannot be loaded."""
+    try:
+        with quietly():
+            yield
+    except FAILURES as error:
+        raise ModelError(f"the {what} of {name} cannot be loaded: {_reason(error)}", _hint(error, hint)) from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines) or type(error).__name__
+    return reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 1]}…"
+
+
+def _hint(error: BaseException, hint: str) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "read that code, and set `trust_remote_code: true` beside its `model_id` if you trust it"
+    if "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
+        return f"transformers {transformers.__version__} has no such model for this task; take another or a newer version"
+    return hint

@@ -1,0 +1,1 @@
+"""Where the signals that a student learns from come from."""

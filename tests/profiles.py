@@ -1,0 +1,26 @@
+"""How thoroughly properties are tried, and how tests that run side by side share the machine.
+
+`HYPOTHESIS_PROFILE` names the profile; without it, `ci` where `CI` is set, else `fast`.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A first example may import torch; what is too slow is decided by the limits of the tiers.
+settings.register_profile("fast", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("fast"), max_examples=60, derandomize=True, database=None)
+settings.register_profile("thorough", settings.get_profile("fast"), max_examples=1_000)
+settings.register_profile("nightly", settings.get_profile("fast"), max_examples=200_000)
+
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker of pytest-xdist one torch thread: two workers with all threads each are slower than one.
+
+    Set before the workers start, so that it holds whatever they import first, and for the programs they run.
+    """
+    if config.getoption("numprocesses", default=None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
