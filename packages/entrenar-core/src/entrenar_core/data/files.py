@@ -102,13 +102,15 @@ def _listed(path: str) -> tuple[Path, list[Path]]:
         return place.parent, [place]
     if place.is_dir():
         return place, [file for file in sorted(place.rglob("*")) if _is_data(file, place)]
-    found = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))] if glob.has_magic(path) else []
+    patterned = glob.has_magic(path)
+    matches = glob.glob(str(place), recursive=True) if patterned else []  # noqa: PTH207
+    found = sorted(map(Path, matches))
     if not found:
         raise NotFoundError(
-            f"{path}: no such file or folder" if not glob.has_magic(path) else f"{path}: no file matches",
+            f"{path}: no file matches" if patterned else f"{path}: no such file or folder",
             "`dataset.path` is relative to the folder that the command runs in",
         )
-    fixed = [part for part in place.parts[:-1]]
+    fixed = place.parts[:-1]
     depth = next((index for index, part in enumerate(fixed) if glob.has_magic(part)), len(fixed))
     root = Path(*fixed[:depth])
     return root, [file for file in found if _is_data(file, root)]

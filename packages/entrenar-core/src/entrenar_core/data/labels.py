@@ -3,12 +3,12 @@
 A label of a row is a class index, or −1 where the row has none.
 """
 
-import hashlib
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from entrenar_core.data.chance import drawer
 from entrenar_core.errors import DataError
 
 UNLABELLED = -1
@@ -90,26 +90,36 @@ def classes(values: Iterable[Value | None], declared: Sequence[str] | None, colu
     found = {value for value in values if value is not None}
     if len(found) < 2:
         what = f"only the label {_shown(found.pop())}" if found else "no label at all"
-        raise DataError(f"the training rows have {what} in column `{column}`", "a classifier needs at least two classes")
+        raise DataError(
+            f"the training rows have {what} in column `{column}`", "a classifier needs at least two classes"
+        )
     if declared is not None:
         return tuple(declared)
     if len({isinstance(value, str) for value in found}) > 1:
         raise DataError(f"column `{column}` mixes texts and numbers", "write every label the same way")
-    return tuple(_spellings(value)[0] for value in sorted(found, key=lambda value: value))  # type: ignore[type-var]
+    return tuple(_spellings(value)[0] for value in sorted(found, key=lambda value: value))
+
+
+def declared_classes(features: Any, column: str | None) -> tuple[str, ...] | None:
+    """The names of the classes where the data set declares them."""
+    names = getattr(features[column], "names", None) if column is not None else None
+    return tuple(names) if names else None
+
+
+def class_index(mapping: LabelMap, value: Value | None, declared: Sequence[str] | None) -> int:
+    """The index of a class of the data, by name, or by number where the data set declares one."""
+    if declared is not None and isinstance(value, str) and value in declared:
+        return mapping.index(value, list(declared).index(value))
+    return mapping.index(value)
 
 
 def _spellings(value: Value) -> tuple[str, ...]:
-    return ("true", "True", "TRUE")[::1] if value is True else ("false", "False", "FALSE") if value is False else (str(value),)
+    return (str(value).lower(), str(value)) if isinstance(value, bool) else (str(value),)
 
 
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def drawer(seed: int, purpose: str) -> random.Random:
-    """A source of chance for one purpose, so that one draw does not depend on another."""
-    return random.Random(int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:8], "big"))
 
 
 def hold_out(labels: Sequence[int] | None, num_rows: int, count: int, seed: int) -> list[int]:

@@ -50,9 +50,15 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def reading(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
     """Quiet, and what fails is told as a DataError about `name`; `files` are looked through for bad JSON."""
+    with quiet(), telling(name, files):
+        yield
+
+
+@contextmanager
+def telling(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
+    """What fails is told as a DataError about `name`. For generators: they are left in any order, `quiet` is not."""
     try:
-        with quiet():
-            yield
+        yield
     except EntrenarError:
         raise
     except Exception as error:
@@ -102,7 +108,9 @@ def reader_options(builder: str, suffix: str, label_column: str) -> dict[str, An
 def _explained(name: str, files: Sequence[Path], error: BaseException) -> DataError:
     for file in files:
         if data_suffix(file) in (".json", ".jsonl") and (message := bad_json(file)):
-            return DataError(message, "each line of a .jsonl file is one JSON object; a .json file may be a list of them")
+            return DataError(
+                message, "each line of a .jsonl file is one JSON object; a .json file may be a list of them"
+            )
     root = error
     while (deeper := root.__cause__ or root.__context__) is not None:
         root = deeper
@@ -110,28 +118,31 @@ def _explained(name: str, files: Sequence[Path], error: BaseException) -> DataEr
         return DataError(
             f"{name}: no space is left in {cache_folder()}", "free some, or set HF_DATASETS_CACHE to another folder"
         )
+    if "corresponds to no data" in str(error):  # how `datasets` says that a split has no rows
+        return DataError(f"{name} is empty", "a data set needs at least one row")
     told = str(root).strip() or type(root).__name__
     return DataError(f"{name} cannot be read: {' '.join(told.split())[:300]}", "check that its files are whole")
 
 
 def bad_json(file: Path) -> str | None:
     """Where a JSON file stops being JSON, as `file:line: …`; None if all of it is."""
-    line, problem = 0, None
     try:
         with open_binary(file) as stream:
-            for line, text in enumerate(stream, start=1):
-                if text.strip():
-                    json.loads(text)
-        return None
-    except json.JSONDecodeError as error:
-        problem = f"{file}:{line}: not JSON: {error.msg}"
-    except (ValueError, OSError, EOFError) as error:
-        return f"{file}:{line + 1}: {error}" if line or isinstance(error, UnicodeDecodeError) else None
-    try:  # a list, or one object over several lines
+            start = next((line for line in stream if line.strip()), b"").strip()
         with open_binary(file) as stream:
-            whole = stream.read()
-        json.loads(whole)
+            if start.startswith(b"[") or start == b"{":  # a list, or one object over several lines
+                return _mistake(file, stream.read(), 1)
+            lines = ((number, text) for number, text in enumerate(stream, start=1) if text.strip())
+            return next((told for number, text in lines if (told := _mistake(file, text, number))), None)
+    except (OSError, EOFError, ValueError):  # not a matter of JSON
+        return None
+
+
+def _mistake(file: Path, text: bytes, line: int) -> str | None:
+    try:
+        json.loads(text.rstrip())
     except json.JSONDecodeError as error:
-        spread = whole.lstrip()[:1] == b"[" or line == 1
-        return f"{file}:{error.lineno}: not JSON: {error.msg}" if spread else problem
+        return f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}"
+    except UnicodeDecodeError:
+        return f"{file}:{line}: not text in UTF-8"
     return None

@@ -1,9 +1,10 @@
 """In what order batches take rows, and which part of a batch a process takes. The same seed gives the same order."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
+
+from entrenar_core.data.chance import mixed
 
 CHUNK_BATCHES = 50
 """Rows are sorted by length within so many batches: enough to pad little, few enough that company changes."""
@@ -17,7 +18,7 @@ def epoch_batches(
     The permutation depends on seed and epoch alone. With `lengths`, rows of similar length share a batch, while the
     order of the batches stays random.
     """
-    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    generator = torch.Generator().manual_seed(mixed(seed, f"order of epoch {epoch}"))
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
     if lengths is None:
         return _cut(order, batch_size)
@@ -36,8 +37,3 @@ def share(batch: Sequence[int], rank: int, world_size: int) -> list[int]:
 
 def _cut(rows: list[int], size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    """63 bits of both: seed 1 in epoch 0 is not seed 0 in epoch 1, and a seed may be of any size."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:8], "big") >> 1

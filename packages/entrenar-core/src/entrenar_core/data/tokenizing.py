@@ -29,7 +29,9 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
     import datasets
 
     limit = min(max_length, config.max_length)
-    tokenized = _Classifier(tokenizer, limit) if task == "sequence-classification" else _Causal(tokenizer, limit, config)
+    tokenized = (
+        _Classifier(tokenizer, limit) if task == "sequence-classification" else _Causal(tokenizer, limit, config)
+    )
     labels = datasets.Value("int64") if task == "sequence-classification" else datasets.List(datasets.Value("int64"))
     features = datasets.Features(
         {
@@ -107,9 +109,18 @@ class _Causal:
         if self.tokenizer.is_fast:
             # verbose: a warning about the model's limit would be wrong, as the tokens are cut below it afterwards
             encoded = self.tokenizer(
-                rendered.text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+                rendered.text,
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                verbose=False,
             )
-            return list(encoded["input_ids"]), covered(encoded["offset_mapping"], rendered.spans)
+            inside = covered(encoded["offset_mapping"], rendered.spans)
+            added = (
+                mask and start == end
+                for mask, (start, end) in zip(encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True)
+            )
+            return list(encoded["input_ids"]), [ok and not extra for ok, extra in zip(inside, added, strict=True)]
         if rendered.spans != ((0, len(rendered.text)),):
             raise DataError(
                 f"{type(self.tokenizer).__name__} does not say which characters a token stands for, "
@@ -121,10 +132,17 @@ class _Causal:
 
 
 def covered(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether a token shares a character with a span, per token. Tokens that stand for no text are not covered."""
-    learnt, remaining = [], list(reversed(spans))
+    """Whether a token shares a character with a span, per token; offsets and spans ascend.
+
+    Some tokenizers trim white space off their offsets, to nothing for a token of spaces: such a token stands for what
+    lies between its neighbours.
+    """
+    learnt, reached = [], 0
+    remaining = [span for span in reversed(spans) if span[1] > span[0]]
     for start, end in offsets:
-        while remaining and end > start >= remaining[-1][1]:
+        first, last = (start, end) if end > start else (min(start, reached), max(end, reached + 1))
+        while remaining and first >= remaining[-1][1]:
             remaining.pop()
-        learnt.append(bool(remaining) and end > start and end > remaining[-1][0])
+        learnt.append(bool(remaining) and last > remaining[-1][0])
+        reached = max(reached, end)
     return learnt

@@ -1,13 +1,14 @@
-"""What transformers says while it loads is not for the user: its bars and warnings are silenced, its errors explained."""
+"""While transformers loads, its bars and warnings are not for the user, and its errors need to be explained."""
 
 import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import transformers
 from huggingface_hub import errors
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -50,8 +51,21 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
+def without_gguf_bar() -> Iterator[None]:
+    """transformers' reader of GGUF draws a bar of its own, which none of its switches reaches."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    drawn = reader.tqdm
+    reader.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn
+
+
+@contextmanager
 def explaining(what: str, name: object, hint: str) -> Iterator[None]:
-    """Turns what transformers raises inside the block into a ModelError: `what` of the model `name` cannot be loaded."""
+    """Turns what transformers raises in the block into a ModelError: `what` of the model `name` cannot be loaded."""
     try:
         with quietly():
             yield
@@ -70,5 +84,7 @@ def _hint(error: BaseException, hint: str) -> str:
     if "trust_remote_code" in text:
         return "read that code, and set `trust_remote_code: true` beside its `model_id` if you trust it"
     if "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
-        return f"transformers {transformers.__version__} has no such model for this task; take another or a newer version"
+        return (
+            f"transformers {transformers.__version__} has no such model for this task; take another or a newer version"
+        )
     return hint

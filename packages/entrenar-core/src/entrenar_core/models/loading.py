@@ -1,0 +1,207 @@
+"""Teachers and students from files on this machine: whole, or not at all.
+
+transformers loads what it can and fills the rest with random numbers. Here only a new classification head (and the
+pooler below it) may be random; any other weight that is missing, left over or of another shape is an error.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.errors import ModelError
+from entrenar_core.formats import WeightFormat
+from entrenar_core.models.heads import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    CLASSIFICATION_HEADS,
+    OTHER_HEADS,
+    head_labels,
+    infer_task,
+)
+from entrenar_core.models.quiet import explaining, without_gguf_bar
+from entrenar_core.models.weights import read_weights
+
+__all__ = ["head_labels", "infer_task", "load_config", "load_model", "model_class", "seeded", "set_labels"]
+
+_AUTO = {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification}
+_AGAIN = "fetch or export the model again"
+_SHOWN = 3
+
+
+def load_model(
+    artifact: ModelArtifact,
+    task: str,
+    *,
+    dtype: str = "float32",
+    label_names: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    seed: int | None = None,
+    pad_token_id: int | None = None,
+) -> PreTrainedModel:
+    """The model of an artifact with the head of a task, on the CPU, in evaluation mode, ready to be saved again.
+
+    A trained classification head is kept when it tells `label_names` apart, in this order, or as many classes without
+    names; else a new one is drawn under `seed`, or from torch's generator without one. `pad_token_id` is for a config
+    that names no pad token, without which a classifying decoder finds no end of a row. A GGUF is dequantised.
+
+    Raises:
+        ModelError: the weights are broken, are not those of the model, or are quantised and not a GGUF; transformers
+            has no such model; or the model brings code that is not trusted.
+    """
+    if artifact.format is WeightFormat.ONNX:
+        raise ModelError(
+            f"{artifact.reference} is ONNX, which runs but has no weights that can be trained or taught from",
+            "take the same model in safetensors or GGUF",
+        )
+    config, weights = _read(artifact, task, dtype, trust_remote_code)
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    kind = model_class(config, task, trust_remote_code=trust_remote_code)
+    keeps_head = task != CLASSIFICATION or _keeps_head(artifact, label_names)
+    if task == CLASSIFICATION and not keeps_head:
+        weights = {name: tensor for name, tensor in weights.items() if _top(name) not in CLASSIFICATION_HEADS}
+    if label_names is not None:
+        set_labels(config, label_names)
+    with explaining("weights", artifact.reference, _AGAIN), seeded(seed):
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else "eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _require_whole(artifact, model, report, keeps_head)
+    _keep_generation_settings(artifact, model)
+    return model.eval()
+
+
+def load_config(artifact: ModelArtifact, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of an artifact as transformers' object, for a GGUF without its quantisation.
+
+    Raises:
+        ModelError: transformers does not know the model, or its config is broken.
+    """
+    inside = {"gguf_file": artifact.weight_files[0].name} if artifact.format is WeightFormat.GGUF else {}
+    with explaining("configuration", artifact.reference, _AGAIN):
+        config = AutoConfig.from_pretrained(
+            artifact.path, local_files_only=True, trust_remote_code=trust_remote_code, **inside
+        )
+    if inside and hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{artifact.reference} is quantised in a way that only its own library reads",
+            "take the model at 16 or 32 bits, or as GGUF",
+        )
+    return config
+
+
+def model_class(config: PreTrainedConfig, task: str, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class that transformers, or the model's own code, has for a configuration and a task.
+
+    Raises:
+        ModelError: there is none.
+    """
+    name = getattr(config, "name_or_path", None) or config.model_type
+    with explaining(f"{task} model", name, "take another model for this task"), torch.device("meta"):
+        return type(_AUTO[task].from_config(config, trust_remote_code=trust_remote_code))
+
+
+def set_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> None:
+    """Gives the configuration of a classifier its classes, in the order of their ids."""
+    config.num_labels = len(label_names)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: id_ for id_, name in enumerate(label_names)}
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """What is drawn on the CPU in the block depends on `seed` alone, and the generator goes on as if there were no
+    block. Without a seed, the block draws like any other code.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _read(
+    artifact: ModelArtifact, task: str, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    config = load_config(artifact, trust_remote_code=trust_remote_code)
+    if artifact.format is not WeightFormat.GGUF:
+        return config, read_weights(artifact)
+    # transformers marks what it read from a GGUF as quantised and refuses to save it, although nothing is: so only
+    # the numbers are taken from it.
+    with explaining("weights", artifact.reference, _AGAIN), seeded(0), without_gguf_bar():
+        source, report = _AUTO[task].from_pretrained(
+            artifact.path,
+            gguf_file=artifact.weight_files[0].name,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    return config, {name: tensor for name, tensor in source.state_dict().items() if name not in report["missing_keys"]}
+
+
+def _keeps_head(artifact: ModelArtifact, label_names: Sequence[str] | None) -> bool:
+    trained = head_labels(artifact)
+    if trained is None or label_names is None:
+        return trained is not None
+    unnamed = tuple(f"LABEL_{id_}" for id_ in range(len(label_names)))
+    return trained in (tuple(label_names), unnamed)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _require_whole(artifact: ModelArtifact, model: PreTrainedModel, report: dict[str, Any], keeps_head: bool) -> None:
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    other = {name for name, *_ in report["mismatched_keys"]}
+    if not keeps_head:
+        missing = {name for name in missing if _top(name) not in CLASSIFICATION_HEADS and "pooler" not in name}
+    unexpected = {
+        name for name in unexpected if _top(name) not in (*CLASSIFICATION_HEADS, *OTHER_HEADS) and "pooler" not in name
+    }
+    parts = [
+        _listed("lack", missing - other),
+        _listed("have, and the model does not,", unexpected),
+        _listed("have in another shape", other),
+        "; ".join(report["error_msgs"]),
+    ]
+    if any(parts):
+        raise ModelError(
+            f"the weights of {artifact.reference} are not those of a {type(model).__name__}: "
+            f"they {'; they '.join(filter(None, parts))}",
+            "check that config.json and the weights belong together, and fetch the model again",
+        )
+
+
+def _listed(verb: str, names: Collection[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{verb} {', '.join(sorted(names)[:_SHOWN])}{more}" if names else ""
+
+
+def _keep_generation_settings(artifact: ModelArtifact, model: PreTrainedModel) -> None:
+    if model.can_generate() and (artifact.path / "generation_config.json").is_file():
+        if artifact.format is WeightFormat.GGUF:
+            return
+        with explaining("generation_config.json", artifact.reference, _AGAIN):
+            model.generation_config = GenerationConfig.from_pretrained(artifact.path, local_files_only=True)

@@ -1,0 +1,83 @@
+"""What runs return: plain, torch-free values that a terminal shows and JSON carries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A model on the evaluation rows. What does not apply is None.
+
+    `cross_entropy` in nats per label or token; `kl` is KL(teacher ‖ model) at temperature 1, in nats;
+    `agreement` is the share of rows or tokens on which model and teacher prefer the same class or token.
+    """
+
+    examples: int
+    targets: int
+    cross_entropy: float
+    accuracy: float
+    perplexity: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model's name, number of parameters (tied ones once) and bytes of its weight files."""
+
+    name: str
+    parameters: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not.
+
+    `perplexity_ratio` is student ÷ teacher, for language models, where less is better.
+    """
+
+    task: str
+    output_dir: Path
+    dataset: str
+    train_rows: int
+    labelled_rows: int | None
+    eval_rows: int
+    seed: int
+    steps: int
+    selected_step: int
+    initial_loss: float
+    final_loss: float
+    teacher: ModelFacts
+    student: ModelFacts
+    teacher_scores: Scores
+    student_before: Scores
+    student_scores: Scores
+    baseline_scores: Scores | None
+    majority_accuracy: float | None
+    retention: float | None
+    perplexity_ratio: float | None
+    train_s: float
+    examples_per_s: float
+    files: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do, found out without training or writing anything."""
+
+    task: str
+    teacher: str
+    teacher_architecture: str
+    student: str
+    student_parameters: int
+    dataset: str
+    train_rows: int
+    labelled_rows: int | None
+    eval_rows: int
+    examples_per_step: int
+    steps: int
+    loss: str
+    output_dir: Path
+    resumes_from_step: int | None = None

@@ -1,0 +1,127 @@
+"""The micro-batches of every optimiser step, as a function of the step alone.
+
+A run that goes on from a checkpoint gets the same batches as one that never stopped, and every rank gets its part of
+the same batches, however many ranks there are.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from entrenar_core.config.schema import TrainingConfig
+from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.data.ordering import epoch_batches, share
+
+
+class Batches(Protocol):
+    """Where the loop's batches come from."""
+
+    total_steps: int
+
+    def steps(self, first: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each optimiser step from `first` to the last."""
+        ...
+
+
+class _RankRows:
+    """Rows by index. An index below 0 is a row that fills a rank's empty share: it must not count."""
+
+    def __init__(self, rows: Any, collator: Collator) -> None:
+        self.rows, self.collator = rows, collator
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], bool]:
+        return self.rows[index if index >= 0 else -1 - index], index >= 0
+
+    def collate(self, items: Sequence[tuple[dict[str, Any], bool]]) -> Batch:
+        return _collated([row for row, _ in items], counts=items[0][1], collator=self.collator)
+
+
+def _collated(rows: Sequence[dict[str, Any]], *, counts: bool, collator: Collator) -> Batch:
+    batch = collator(rows)
+    return batch if counts else batch.blanked()
+
+
+class StoredBatches:
+    """Batches of rows that are all at hand: a fresh permutation every epoch, reachable at any step at once."""
+
+    def __init__(
+        self, rows: Any, collator: Collator, training: TrainingConfig, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.view = _RankRows(rows, collator)
+        self.training, self.rank, self.world_size = training, rank, world_size
+        self.lengths: Sequence[int] | None = list(rows["length"]) if training.group_by_length else None
+        self.steps_per_epoch = math.ceil(math.ceil(len(rows) / training.batch_size) / training.gradient_accumulation)
+        self.total_steps = training.max_steps or training.epochs * self.steps_per_epoch
+
+    def steps(self, first: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each optimiser step from `first` to the last."""
+        epoch, skipped = divmod(first, self.steps_per_epoch)
+        step = first
+        while step < self.total_steps:
+            for micro_batches in itertools.islice(self._epoch(epoch, skipped), self.total_steps - step):
+                yield micro_batches
+                step += 1
+            epoch, skipped = epoch + 1, 0
+
+    def _epoch(self, epoch: int, skipped_steps: int) -> Iterator[list[Batch]]:
+        size = self.training.gradient_accumulation
+        batches = epoch_batches(
+            len(self.view),
+            batch_size=self.training.batch_size,
+            seed=self.training.seed,
+            epoch=epoch,
+            lengths=self.lengths,
+        )[skipped_steps * size :]
+        shares = [share(batch, self.rank, self.world_size) or [-1 - batch[0]] for batch in batches]
+        loader: DataLoader[Any] = DataLoader(
+            self.view,  # type: ignore[arg-type]
+            batch_sampler=shares,
+            collate_fn=self.view.collate,
+            num_workers=self.training.dataloader_workers,
+            generator=torch.Generator(),  # it draws a seed for workers, which must not move the run's random state
+        )
+        return _grouped(iter(loader), size)
+
+
+class StreamedBatches:
+    """Batches of rows that are read as they come. To go on from a step, the rows before it are read again."""
+
+    def __init__(
+        self,
+        epoch_rows: Callable[[int], Iterator[dict[str, Any]]],
+        num_rows: int,
+        collator: Collator,
+        training: TrainingConfig,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.epoch_rows, self.collator, self.training = epoch_rows, collator, training
+        self.rank, self.world_size = rank, world_size
+        step_rows = training.batch_size * training.gradient_accumulation
+        self.total_steps = training.max_steps or training.epochs * math.ceil(num_rows / step_rows)
+
+    def steps(self, first: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each optimiser step from `first` to the last."""
+        return itertools.islice(self._all(), first, self.total_steps)
+
+    def _all(self) -> Iterator[list[Batch]]:
+        for epoch in itertools.count():
+            yield from _grouped(self._epoch(epoch), self.training.gradient_accumulation)
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        rows = self.epoch_rows(epoch)
+        while batch := list(itertools.islice(rows, self.training.batch_size)):
+            mine = share(range(len(batch)), self.rank, self.world_size)
+            yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=self.collator)
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group

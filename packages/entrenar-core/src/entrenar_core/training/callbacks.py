@@ -1,0 +1,38 @@
+"""What can watch a run: progress displays, trackers, one's own code."""
+
+from dataclasses import dataclass
+
+from entrenar_core.reports import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One optimiser step. Losses are means over what counts; `soft` or `hard` is None where it has no weight."""
+
+    step: int
+    total_steps: int
+    loss: float
+    soft: float | None
+    hard: float | None
+    learning_rate: float
+    grad_norm: float | None
+    examples: int
+
+
+class Callback:
+    """Does nothing; override what you want to see. Called on the main process only."""
+
+    def on_phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
+        """A part of the run begins, such as `teacher`, `student` or `baseline`; some have a number of steps."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """An optimiser step is done."""
+
+    def on_evaluate(self, step: int, scores: Scores) -> None:
+        """The student was evaluated after `step`."""
+
+    def on_checkpoint(self, step: int, path: str) -> None:
+        """A checkpoint was written."""
+
+    def on_note(self, text: str) -> None:
+        """Something worth telling happened."""

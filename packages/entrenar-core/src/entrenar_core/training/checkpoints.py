@@ -1,0 +1,162 @@
+"""Checkpoints: everything that decides the bits of the rest of a run, in folders that are whole or not there.
+
+A checkpoint holds the weights, the optimiser's moments, the random state of every rank, and `state.json`. The data
+position and the learning rate are functions of the step. Tensors are safetensors, the rest is JSON: no pickle.
+"""
+
+import json
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from entrenar_core.errors import TrainingError
+from entrenar_core.training.files import new_folder, remove_folder, write_json
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come, besides its tensors. Scores are the ones that selection compares."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    stale_evaluations: int = 0
+    stopped_early: bool = False
+    train_s: float = 0.0
+    examples: int = 0
+    initial_loss: float | None = None
+    final_loss: float | None = None
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What of a model must be saved: each parameter once, tied or not, and the buffers that belong to its state."""
+    state = model.state_dict(keep_vars=True)
+    once: dict[int, str] = {}
+    for name, tensor in state.items():
+        once.setdefault(id(tensor), name)
+    return {name: state[name].detach().cpu().contiguous() for name in once.values()}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies saved tensors into a model of the same build."""
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    keep: int,
+    random_states: list[dict[str, Any]],
+    scaler: dict[str, Any] | None,
+) -> Path:
+    """Writes `folder/step-…` and then deletes the oldest beyond `keep`.
+
+    Raises:
+        OutputError: it cannot be written; the checkpoints before it are left as they were.
+    """
+    path = folder / f"step-{progress.step:08d}"
+    with new_folder(path) as aside:
+        save_file(saved_tensors(model), aside / "model.safetensors")
+        save_file(_optimizer_tensors(model, optimizer), aside / "optimizer.safetensors")
+        for rank, state in enumerate(random_states):
+            save_file(state["tensors"], aside / f"random-{rank}.safetensors")
+        others = {"random": [state["plain"] for state in random_states], "scaler": scaler}
+        write_json(aside / "state.json", {"progress": asdict(progress), **others})
+    for old in complete_checkpoints(folder)[:-keep]:
+        remove_folder(old)
+    return path
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the newest last."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").is_file())
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int, scaler: Any = None
+) -> Progress:
+    """Puts model, optimiser, scaler and this rank's random state back to where they were.
+
+    Raises:
+        TrainingError: the checkpoint is damaged, or was made by another number of processes.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if rank >= len(state["random"]):
+            made_by = len(state["random"])
+            raise TrainingError(
+                f"{path} was made by {made_by} processes",
+                f"resume with {made_by} processes, or start again with --force",
+            )
+        load_tensors(model, load_file(path / "model.safetensors"))
+        _load_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        set_random_state({"tensors": load_file(path / f"random-{rank}.safetensors"), "plain": state["random"][rank]})
+        return Progress(**state["progress"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"checkpoint {path} is damaged: {error}", "delete that folder and resume from the one before it"
+        ) from error
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}:{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter, key = name.rsplit(":", 1)
+        owner = parameters[parameter]
+        optimizer.state[owner][key] = value if key == "step" else value.to(owner.device)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator of this process: tensors for torch, plain values for Python and numpy."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    plain = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+    return {"tensors": tensors, "plain": plain}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The reverse of `random_state`."""
+    tensors = dict(state["tensors"])
+    torch.set_rng_state(tensors.pop("cpu"))
+    if tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([tensors[f"cuda{index}"] for index in range(len(tensors))])
+    version, words, gauss = state["plain"]["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["plain"]["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

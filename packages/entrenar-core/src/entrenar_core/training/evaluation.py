@@ -1,0 +1,104 @@
+"""How good a model is on the evaluation rows, alone and beside its teacher.
+
+Batches are fixed by the rows, sorted by length, so a score does not depend on how training went or on how many
+processes share the work.
+
+Shapes: V classes or vocabulary, N rows or positions that count.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.data.ordering import share
+from entrenar_core.losses import cross_entropy, forward_kl
+from entrenar_core.losses.hard import IGNORED
+from entrenar_core.reports import Scores
+from entrenar_core.training.step import counted
+
+TeacherLogits = Callable[[Batch], Tensor]
+_ROWS = 256
+"""Rows of logits at a time: with a vocabulary of 150,000 tokens and three copies in fp32, under half a gigabyte."""
+
+
+def length_sorted_batches(
+    rows: Any, collator: Collator, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """This rank's part of every batch; a part without rows is left out."""
+    order = sorted(range(len(rows)), key=list(rows["length"]).__getitem__)
+    for start in range(0, len(order), batch_size):
+        if mine := share(order[start : start + batch_size], rank, world_size):
+            yield collator([rows[index] for index in mine])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    rows: Any,
+    *,
+    collator: Collator,
+    batch_size: int,
+    causal: bool,
+    accelerator: Accelerator,
+    teacher_logits: TeacherLogits | None = None,
+) -> Scores:
+    """Scores `model` on all `rows`, in evaluation mode, and leaves it in the mode that it was in.
+
+    `model` maps `input_ids` and `attention_mask` to an object with `logits`. KL and agreement need the teacher.
+    """
+    training = model.training
+    model.eval()
+    sums = torch.zeros(6, dtype=torch.float64)
+    for cpu_batch in length_sorted_batches(
+        rows, collator, batch_size, accelerator.process_index, accelerator.num_processes
+    ):
+        batch = cpu_batch.to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        student_NV, labels_N = counted(logits, batch, causal)
+        teacher_NV = None if teacher_logits is None else counted(teacher_logits(batch), batch, causal)[0]
+        sums += _sums(student_NV, labels_N, teacher_NV).cpu()
+    model.train(training)
+    return _scores(
+        accelerator.reduce(sums.to(accelerator.device, torch.float64)).cpu(),
+        len(rows),
+        causal,
+        teacher_logits is not None,
+    )
+
+
+def _sums(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+    """Targets, cross-entropy, correct; and compared rows, KL, agreeing."""
+    sums = torch.zeros(6, dtype=torch.float64, device=student_NV.device)
+    for start in range(0, len(student_NV), _ROWS):
+        student, labels = student_NV[start : start + _ROWS], labels_N[start : start + _ROWS]
+        counts = labels != IGNORED
+        sums[0] += counts.sum()
+        sums[1] += cross_entropy(student, labels).double().sum()
+        sums[2] += (student.argmax(-1) == labels)[counts].sum()
+        if teacher_NV is not None:
+            width = min(student.shape[-1], teacher_NV.shape[-1])
+            teacher, same = teacher_NV[start : start + _ROWS, :width], student[:, :width]
+            sums[3] += len(student)
+            sums[4] += forward_kl(same, teacher).double().sum()
+            sums[5] += (same.argmax(-1) == teacher.argmax(-1)).sum()
+    return sums
+
+
+def _scores(sums: Tensor, examples: int, causal: bool, compared: bool) -> Scores:
+    targets, loss, correct, rows, kl, agreeing = sums.tolist()
+    mean = loss / max(targets, 1)
+    return Scores(
+        examples=examples,
+        targets=int(targets),
+        cross_entropy=mean,
+        accuracy=correct / max(targets, 1),
+        perplexity=math.exp(min(mean, 700.0)) if causal else None,
+        kl=kl / max(rows, 1) if compared else None,
+        agreement=agreeing / max(rows, 1) if compared else None,
+    )

@@ -1,0 +1,267 @@
+"""The training loop. Losses are sums and counts, divided once per optimiser step over all micro-batches and ranks.
+
+accelerate brings devices, DDP, mixed precision and gradient scaling; what is here decides what a step is, when to look
+and when to save.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from entrenar_core.config.schema import TrainingConfig
+from entrenar_core.data.collating import Batch
+from entrenar_core.errors import Interrupted, TrainingError
+from entrenar_core.reports import Scores
+from entrenar_core.training.batches import Batches
+from entrenar_core.training.callbacks import Callback, StepMetrics
+from entrenar_core.training.checkpoints import (
+    Progress,
+    complete_checkpoints,
+    load_checkpoint,
+    load_tensors,
+    random_state,
+    save_checkpoint,
+    saved_tensors,
+)
+from entrenar_core.training.files import new_folder
+from entrenar_core.training.optimizer import learning_rate, make_optimizer
+from entrenar_core.training.run_folder import Metrics
+from entrenar_core.training.signals import StopRequest
+from entrenar_core.training.step import Counts, DistillationStep
+
+TeacherLogits = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What a loop needs to know besides its models and batches."""
+
+    training: TrainingConfig
+    folder: Path
+    checkpoint_every: int
+    keep: int
+    evaluate: Callable[[], Scores]
+    score: Callable[[Scores], float]
+    """What selection and early stopping compare; more is better."""
+
+
+class _StepResult(NamedTuple):
+    loss: float
+    soft: float
+    hard: float
+    grad_norm: float | None
+
+
+class Loop:
+    """Trains one student from where its newest checkpoint is to the end."""
+
+    def __init__(
+        self,
+        step_module: DistillationStep,
+        batches: Batches,
+        teacher_logits: TeacherLogits | None,
+        accelerator: Accelerator,
+        settings: LoopSettings,
+        callbacks: Sequence[Callback],
+        stop: StopRequest,
+    ) -> None:
+        self.student = step_module.student
+        self.objective = step_module.objective
+        self.batches, self.teacher_logits = batches, teacher_logits
+        self.accelerator, self.settings, self.training = accelerator, settings, settings.training
+        self.callbacks, self.stop = (callbacks if accelerator.is_main_process else ()), stop
+        if self.training.gradient_checkpointing:
+            self.student.gradient_checkpointing_enable()  # type: ignore[operator]
+        self.model, self.optimizer = accelerator.prepare(step_module, make_optimizer(self.student, self.training))
+        self.progress = Progress()
+
+    def run(self, *, resume: bool) -> Progress:
+        """Trains to the last step, to early stopping, or until stopped; leaves the selected weights in the student.
+
+        Raises:
+            TrainingError: the loss is not a number.
+            Interrupted: the user stopped the run; a checkpoint holds all that was done.
+            OutputError: a checkpoint cannot be written.
+        """
+        if resume:
+            self._restore()
+        checkpoints = self.settings.folder / "checkpoints"
+        metrics = None
+        if self.accelerator.is_main_process:
+            kept = self.progress.step if resume else 0
+            metrics = Metrics(self.settings.folder / "metrics.jsonl", up_to_step=kept)
+        self.model.train()
+        started, before_s = time.perf_counter(), self.progress.train_s
+        last = self.batches.total_steps if not self.progress.stopped_early else self.progress.step
+        steps = self.batches.steps(self.progress.step) if self.progress.step < last else iter(())
+        for micro_batches in steps:
+            result, examples = self._step(micro_batches, checkpoints)
+            self._advance(result, examples, before_s + time.perf_counter() - started)
+            done = self.progress.step >= last
+            self._log(metrics, done)
+            self._evaluate(metrics, done)
+            done = done or self.progress.stopped_early
+            stopped = self._stopped()
+            if done or stopped or self.progress.step % self.settings.checkpoint_every == 0:
+                self._save(checkpoints)
+            if stopped and not done:
+                raise Interrupted(f"stopped after step {self.progress.step} of {last}, and saved")
+            if done:
+                break
+        if self.training.select == "best" and self.progress.best_step is not None:
+            load_tensors(self.student, load_file(checkpoints / "best" / "model.safetensors"))
+        self.student.eval()
+        return self.progress
+
+    def _step(self, micro_batches: list[Batch], checkpoints: Path) -> tuple[_StepResult, int]:
+        rate = learning_rate(self.progress.step, self.batches.total_steps, self.training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        mine = [sum(b.num_soft for b in micro_batches), sum(b.num_hard for b in micro_batches)]
+        mine.append(sum(len(b.rows_B) for b in micro_batches if b.num_soft or b.num_hard))
+        soft_count, hard_count, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
+        sums = torch.zeros(3, device=self.accelerator.device)
+        for index, cpu_batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                batch = cpu_batch.to(self.accelerator.device)
+                logits = self.teacher_logits(batch) if self.teacher_logits and self.objective.alpha > 0 else None
+                parts = self.model(batch, logits, Counts(soft_count, hard_count))
+                # DDP averages gradients over ranks, and this loss is already a share of the whole
+                self.accelerator.backward(parts.loss * self.accelerator.num_processes)
+                sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
+        loss, soft, hard = self._summed(sums).tolist()
+        self._require_finite(loss, micro_batches, checkpoints)
+        norm = None
+        if self.training.max_grad_norm is not None:
+            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return _StepResult(loss, soft, hard, norm), examples
+
+    def _summed(self, values: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[no-any-return]
+
+    def _require_finite(self, loss: float, micro_batches: list[Batch], checkpoints: Path) -> None:
+        if math.isfinite(loss):
+            return
+        rows = [row for batch in micro_batches for row in batch.rows_B.tolist()]
+        shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        saved = complete_checkpoints(checkpoints)
+        kept = f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint before it"
+        raise TrainingError(
+            f"the loss is {loss} at step {self.progress.step + 1}, in the batch of rows {shown}; {kept}",
+            "lower `training.learning_rate`, clip with `training.max_grad_norm`, or look at these rows of the data set",
+        )
+
+    def _advance(self, result: _StepResult, examples: int, train_s: float) -> None:
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=self.progress.step + 1,
+            train_s=train_s,
+            examples=self.progress.examples + examples,
+            initial_loss=result.loss if self.progress.initial_loss is None else self.progress.initial_loss,
+            final_loss=result.loss,
+        )
+        alpha = self.objective.alpha
+        step_metrics = StepMetrics(
+            step=self.progress.step,
+            total_steps=self.batches.total_steps,
+            loss=result.loss,
+            soft=result.soft if alpha > 0 else None,
+            hard=result.hard if alpha < 1 else None,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            grad_norm=result.grad_norm if result.grad_norm is None or math.isfinite(result.grad_norm) else None,
+            examples=self.progress.examples,
+        )
+        self.latest = step_metrics
+        for callback in self.callbacks:
+            callback.on_step(step_metrics)
+
+    def _log(self, metrics: Metrics | None, done: bool) -> None:
+        step = self.progress.step
+        if metrics is None or not (done or step == 1 or step % self.training.log_every == 0):
+            return
+        line = {
+            key: value
+            for key, value in dataclasses.asdict(self.latest).items()
+            if key != "total_steps" and value is not None
+        }
+        rate = self.progress.examples / max(self.progress.train_s, 1e-9)
+        metrics.add(**line, examples_per_s=round(rate, 2))
+        if self.accelerator.trackers:
+            self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step)
+
+    def _evaluate(self, metrics: Metrics | None, done: bool) -> None:
+        every = self.training.eval_every
+        if every is None or (self.progress.step % every and not done):
+            return
+        scores = self.settings.evaluate()
+        if metrics is not None:
+            metrics.add(step=self.progress.step, evaluation=dataclasses.asdict(scores))
+        for callback in self.callbacks:
+            callback.on_evaluate(self.progress.step, scores)
+        self._compare(self.settings.score(scores))
+
+    def _compare(self, score: float) -> None:
+        """Keeps the best weights, and stops when patience is at an end."""
+        early, best = self.training.early_stopping, self.progress.best_score
+        if best is None or score > best:
+            if self.accelerator.is_main_process:
+                with new_folder(self.settings.folder / "checkpoints" / "best") as folder:
+                    save_file(saved_tensors(self.student), folder / "model.safetensors")
+            self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_score=score)
+        improved = best is None or score > best + (early.min_delta if early else 0.0)
+        stale = 0 if improved else self.progress.stale_evaluations + 1
+        stopped = early is not None and stale >= early.patience
+        self.progress = dataclasses.replace(self.progress, stale_evaluations=stale, stopped_early=stopped)
+
+    def _stopped(self) -> bool:
+        """Whether any rank was asked to stop, the same answer on all."""
+        return bool(self._summed(torch.tensor([int(self.stop.requested)])).item())
+
+    def _save(self, folder: Path) -> None:
+        states = [random_state()]
+        if self.accelerator.num_processes > 1:
+            gathered: list[Any] = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(gathered, states[0])
+            states = gathered
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+            path = save_checkpoint(
+                folder,
+                self.student,
+                _inner(self.optimizer),
+                self.progress,
+                keep=self.settings.keep,
+                random_states=states,
+                scaler=scaler,
+            )
+            for callback in self.callbacks:
+                callback.on_checkpoint(self.progress.step, str(path))
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        checkpoints = complete_checkpoints(self.settings.folder / "checkpoints")
+        if checkpoints:
+            rank = self.accelerator.process_index
+            self.progress = load_checkpoint(
+                checkpoints[-1], self.student, _inner(self.optimizer), rank=rank, scaler=self.accelerator.scaler
+            )
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser itself, out of accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]

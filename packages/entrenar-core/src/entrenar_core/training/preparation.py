@@ -1,0 +1,165 @@
+"""Everything that a run needs before its first step, with every mistake found here or not at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
+from entrenar_core.data.collating import Collator
+from entrenar_core.data.sources import Rows, load_rows
+from entrenar_core.data.tokenizing import tokenize_rows
+from entrenar_core.errors import ConfigError, DataError, ModelError, Problem, UsageError
+from entrenar_core.formats import WeightFormat
+from entrenar_core.hub import fetch_model
+from entrenar_core.models.heads import head_labels, infer_task
+from entrenar_core.models.student_rules import check_student
+from entrenar_core.references import parse_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """The models' files, the tokenizers, the rows and their tokens.
+
+    `teacher_reads_tokens`: teacher and student share a vocabulary, and the teacher reads the student's batches. Else
+    it reads the texts by itself, once, before training.
+    """
+
+    config: DistillationConfig
+    task: Task
+    teacher: ModelArtifact
+    student: ModelArtifact | None
+    teacher_tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: Rows
+    train_tokens: Any
+    eval_tokens: Any
+    collator: Collator
+    teacher_reads_tokens: bool
+
+    @property
+    def causal(self) -> bool:
+        """Whether the models predict tokens."""
+        return self.task == "causal-lm"
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The classes, None for a language model."""
+        return self.rows.label_names
+
+    def fingerprints(self) -> Mapping[str, str | None]:
+        """SHA-256 of all that the run is made from."""
+        return {
+            "teacher": self.teacher.fingerprint(),
+            "student": self.student.fingerprint() if self.student else None,
+            "data": self.rows.fingerprint,
+        }
+
+
+def fetch(source: ModelSource, model_id: str, progress: Any = None) -> ModelArtifact:
+    """The files of a model named in the configuration, fetched if need be; raises as `fetch_model`."""
+    return fetch_model(
+        parse_reference(model_id, revision=source.revision),
+        format=WeightFormat(source.format) if source.format else None,
+        files=source.files,
+        allow_pickle=source.allow_pickle,
+        progress=progress,
+    )
+
+
+def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
+    """Fetches, reads and checks. Downloads what is missing, and writes nothing else.
+
+    Raises:
+        EntrenarError: of the kind that fits; nothing has been trained or written.
+    """
+    from entrenar_core.models.tokenizers import load_tokenizer, require_one_vocabulary
+
+    teacher = fetch(config.teacher, config.teacher.model_id, progress)
+    student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
+    task = (
+        config.task or infer_task(teacher, student) or ("sequence-classification" if config.teacher.finetune else None)
+    )
+    if task not in ("causal-lm", "sequence-classification"):
+        raise UsageError(
+            "the task cannot be told from the models", "set `task: causal-lm` or `task: sequence-classification`"
+        )
+    if problems := check_student(config.student, teacher.architecture, task=task):
+        raise ConfigError(problems)
+    teacher_tokenizer = load_tokenizer(teacher, trust_remote_code=config.teacher.trust_remote_code)
+    tokenizer = (
+        load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
+    )
+    needs_teacher = config.distillation.alpha > 0
+    reads_tokens = task == "causal-lm" or config.dataset.streaming
+    if needs_teacher and reads_tokens and student is not None:
+        require_one_vocabulary(teacher_tokenizer, tokenizer)
+    rows = load_rows(
+        config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher, student)
+    )
+    _check_finetuning(config, task, teacher, rows)
+    length = _longest(config, teacher, student, reads_tokens and needs_teacher)
+    tokenized = {
+        name: tokenize_rows(data, tokenizer, task=task, config=config.dataset, max_length=length)
+        for name, data in (("train", rows.train), ("evaluation", rows.evaluation))
+    }
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int), "load_tokenizer gives a pad token"
+    return Preparation(
+        config=config,
+        task=task,
+        teacher=teacher,
+        student=student,
+        teacher_tokenizer=teacher_tokenizer,
+        tokenizer=tokenizer,
+        rows=rows,
+        train_tokens=tokenized["train"],
+        eval_tokens=tokenized["evaluation"],
+        collator=Collator(pad),
+        teacher_reads_tokens=reads_tokens,
+    )
+
+
+def _known_labels(
+    config: DistillationConfig, task: str, teacher: ModelArtifact, student: ModelArtifact | None
+) -> tuple[str, ...] | None:
+    """The classes that a trained head already stands for: the teacher's, unless it will be fitted to the data."""
+    if task == "causal-lm" or config.teacher.finetune is not None:
+        return None
+    return head_labels(teacher) if config.distillation.alpha > 0 else (head_labels(student) if student else None)
+
+
+def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
+    if task == "causal-lm":
+        if config.teacher.finetune is not None:
+            raise ConfigError([Problem("`teacher.finetune` fits a classifier, and the task is causal-lm", "remove it")])
+        return
+    if config.distillation.alpha > 0 and config.teacher.finetune is None and head_labels(teacher) is None:
+        raise ModelError(
+            f"{teacher.reference} has no trained classification head, so it knows nothing of these labels",
+            "fit it first: `teacher.finetune: {method: probe}`",
+        )
+    if rows.num_labelled_rows == 0 and (
+        config.teacher.finetune or config.distillation.alpha < 1 or config.training.baseline
+    ):
+        raise DataError("no training row has a label", "give labels, or set `distillation.alpha: 1`")
+
+
+def _longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:
+    """`dataset.max_length`, which must fit the positions of the models that read the tokens."""
+    readers = [artifact for artifact in (student or teacher, teacher if both else None) if artifact is not None]
+    for artifact in readers:
+        positions = artifact.config.get("max_position_embeddings") or artifact.config.get("n_positions")
+        if isinstance(positions, int) and config.dataset.max_length > positions:
+            raise ConfigError(
+                [
+                    Problem(
+                        f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of {artifact.reference}",
+                        f"set it to {positions} or less",
+                    )
+                ]
+            )
+    return config.dataset.max_length

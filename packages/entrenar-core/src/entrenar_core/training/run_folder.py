@@ -1,0 +1,179 @@
+"""The folder of a run: who may write into it, how far the run is, and its metrics."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from entrenar_core.errors import OutputError, UsageError
+from entrenar_core.training.checkpoints import complete_checkpoints
+from entrenar_core.training.files import remove_folder, write_json, writing
+
+MANIFEST = "run.json"
+HARMLESS = {"output.dir", "output.keep", "training.dataloader_workers", "dataset.num_proc", "training.log_every"}
+"""Settings that may differ between a run and its resumption: they do not change the student."""
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time.
+
+    `run.json` says `running`, `interrupted` or `complete`. Files that entrenar did not make are never touched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = {}
+        self._lock: IO[str] | None = None
+
+    def open(self, manifest: Mapping[str, Any], *, resume: bool, force: bool) -> None:
+        """Takes the folder for this run.
+
+        Raises:
+            UsageError: it is in use or holds something that this run would overwrite, or the run to resume is another.
+            OutputError: it cannot be written.
+        """
+        check_usable(self.path, resume=resume, force=force)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{self.path} is in use by another run", "wait for it, or choose another --output"
+                ) from None
+        before = read_manifest(self.path)
+        if before is not None and resume:
+            _require_same(before, manifest, self.path)
+        elif before is not None:
+            self._discard()
+        self.manifest = {**manifest, "status": "running"}
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def finish(self, status: str, **more: Any) -> None:
+        """Records how the run ended and lets go of the folder."""
+        self.manifest = {**self.manifest, **more, "status": status}
+        write_json(self.path / MANIFEST, self.manifest)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _discard(self) -> None:
+        with writing(self.path):
+            (self.path / MANIFEST).unlink()  # first: what is left of a half-discarded run is no run
+            for name in ("checkpoints", "baseline", "teacher"):
+                if (self.path / name).is_dir():
+                    remove_folder(self.path / name)
+            for name in ("metrics.jsonl", "report.json", "loss.svg"):
+                (self.path / name).unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The `run.json` of a folder, None where there is none.
+
+    Raises:
+        OutputError: there is one and it cannot be read.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path / MANIFEST} cannot be read: {error}", "choose another --output") from error
+    if not isinstance(manifest, dict) or "status" not in manifest:
+        raise OutputError(f"{path / MANIFEST} is not the manifest of a run", "choose another --output")
+    return manifest
+
+
+def check_usable(path: Path, *, resume: bool, force: bool) -> None:
+    """Whether a run may use this folder; reads only.
+
+    Raises:
+        UsageError: it holds something that the run would overwrite.
+        OutputError: it is not a folder, or cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is not a folder", "choose another --output")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise OutputError(f"{nearest} is not writable", "choose another --output")
+    manifest = read_manifest(path)
+    if manifest is None:
+        others = [item.name for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
+        if others:
+            raise UsageError(
+                f"{path} holds {others[0]} and is not the folder of a run",
+                "choose another --output, or an empty folder",
+            )
+    elif not resume and not force and (manifest["status"] == "complete" or complete_checkpoints(path / "checkpoints")):
+        ended = "a complete run" if manifest["status"] == "complete" else "checkpoints of an unfinished run"
+        raise UsageError(
+            f"{path} holds {ended}", "give --resume to go on with it, --force to replace it, or another --output"
+        )
+
+
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    for part in ("config", "fingerprints"):
+        old, new = _flat(before.get(part, {})), _flat(now.get(part, {}))
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in HARMLESS)
+        if changed:
+            what = ", ".join(f"`{key}` ({_short(old.get(key))} → {_short(new.get(key))})" for key in changed[:5])
+            raise UsageError(
+                f"the run in {path} was made with other settings or inputs: {what}",
+                "resume with what it was made with, or give --force to start again",
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        name: item
+        for key, value in values.items()
+        for name, item in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:20]}…"
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, file: Path, *, up_to_step: int | None) -> None:
+        """Opens the file; lines after `up_to_step` are from steps that will be run again. None keeps nothing."""
+        self.file = file
+        lines = [line for line in read_metrics(file) if up_to_step is not None and line["step"] <= up_to_step]
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f".{file.name}.partial")
+            aside.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+            aside.replace(file)
+
+    def add(self, **line: Any) -> None:
+        """Appends a line.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

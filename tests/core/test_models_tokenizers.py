@@ -1,0 +1,104 @@
+"""A tokenizer can pad without a new id, and two vocabularies are one only when every id means the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from entrenar_core.artifact import inspect_folder
+from entrenar_core.errors import ModelError
+from entrenar_core.models.tokenizers import load_tokenizer, require_one_vocabulary, vocabulary_difference
+from tiny_models import tiny_bert, tiny_llama
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "llama")
+
+
+def edit(file: Path, **changes: object) -> None:
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_the_folders_own_fast_tokenizer_is_loaded(llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = load_tokenizer(inspect_folder(llama))
+    assert tokenizer.is_fast
+    assert tokenizer.decode(tokenizer("the quick fox")["input_ids"]) == "the quick fox"
+    assert tokenizer.pad_token == "<pad>"
+    assert tokenizer.chat_template
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_pad_token_the_end_of_text_pads_and_nothing_is_added(llama: Path) -> None:
+    edit(llama / "tokenizer_config.json", pad_token=None)
+    tokenizer = load_tokenizer(inspect_folder(llama))
+    assert tokenizer.pad_token == "</s>"
+    assert len(tokenizer) == 320
+
+
+def test_without_an_end_of_text_the_unknown_token_pads(llama: Path) -> None:
+    edit(llama / "tokenizer_config.json", pad_token=None, eos_token=None, unk_token="<s>")
+    assert load_tokenizer(inspect_folder(llama)).pad_token == "<s>"
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(llama: Path) -> None:
+    edit(llama / "tokenizer_config.json", pad_token=None, eos_token=None)
+    with pytest.raises(ModelError, match="no token to pad with"):
+        load_tokenizer(inspect_folder(llama))
+
+
+def test_a_model_without_a_tokenizer_says_so(llama: Path) -> None:
+    for file in llama.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="has no tokenizer") as raised:
+        load_tokenizer(inspect_folder(llama))
+    assert raised.value.hint
+    assert "tokenizer.json" in raised.value.hint
+
+
+def test_a_broken_tokenizer_is_an_error_and_no_traceback(llama: Path) -> None:
+    (llama / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
+    with pytest.raises(ModelError, match="the tokenizer of .* cannot be loaded"):
+        load_tokenizer(inspect_folder(llama))
+
+
+def test_the_same_tokenizer_elsewhere_is_one_vocabulary(llama: Path, tmp_path: Path) -> None:
+    one, other = (load_tokenizer(inspect_folder(folder)) for folder in (llama, tiny_llama(tmp_path / "again")))
+    assert vocabulary_difference(one, other) is None
+    require_one_vocabulary(one, other)
+
+
+def test_a_token_of_one_side_only_is_a_difference(llama: Path) -> None:
+    teacher, student = (load_tokenizer(inspect_folder(llama)) for _ in range(2))
+    teacher.add_tokens(["<extra>"])
+    difference = vocabulary_difference(teacher, student)
+    assert difference
+    assert (difference.only_teacher, difference.only_student, difference.moved) == ((("<extra>", 320),), (), ())
+    back = vocabulary_difference(student, teacher)
+    assert back
+    assert back.only_student == (("<extra>", 320),)
+
+
+def test_two_tokens_that_swap_their_ids_are_a_difference(llama: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_llama(tmp_path / "swapped") / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(content))
+    teacher, student = (load_tokenizer(inspect_folder(folder)) for folder in (llama, tmp_path / "swapped"))
+    difference = vocabulary_difference(teacher, student)
+    assert difference
+    a, b = sorted(vocabulary[token] for token in "ab")
+    assert difference.moved == (("a", a, b), ("b", b, a))
+
+
+def test_vocabularies_of_two_kinds_are_refused_with_counts(llama: Path, tmp_path: Path) -> None:
+    teacher, student = (load_tokenizer(inspect_folder(folder)) for folder in (llama, tiny_bert(tmp_path / "bert")))
+    with pytest.raises(ModelError) as raised:
+        require_one_vocabulary(teacher, student)
+    message = raised.value.message
+    assert f"teacher (320 tokens) and student ({len(student):,} tokens) differ" in message
+    assert "only the teacher has '<s>' (0), '</s>' (1), '<pad>' (2) and " in message
+    assert "only the student has '[PAD]' (0)" in message
+    assert len(message) < 500
+    assert raised.value.hint
