@@ -61,7 +61,9 @@ def test_a_causal_model_is_what_transformers_loads(models: Path, name: str, capf
     torch.testing.assert_close(model(input_ids=IDS).logits, expected(input_ids=IDS).logits, rtol=0, atol=0)
     assert not model.training
     assert model.config._attn_implementation == "sdpa"
-    assert parameter_count(model) == sum(tensor.numel() for tensor in load_file(models / name / "model.safetensors").values())
+    assert parameter_count(model) == sum(
+        tensor.numel() for tensor in load_file(models / name / "model.safetensors").values()
+    )
 
 
 def test_nothing_of_the_folder_is_changed_by_training_or_by_replacing_the_file(copy: Any) -> None:
@@ -166,7 +168,9 @@ def test_the_task_comes_from_the_models(models: Path) -> None:
 
 def test_missing_weights_are_named(copy: Any) -> None:
     artifact = edit_weights(copy("llama"), drop="layers.1.mlp")
-    with pytest.raises(ModelError, match=r"lack model\.layers\.1\.mlp\.down_proj\.weight, .* and|lack model"):
+    with pytest.raises(
+        ModelError, match=r"lack model\.layers\.1\.mlp\.down_proj\.weight, model\.layers\.1\.mlp\.gate_proj"
+    ):
         load_model(artifact, CAUSAL)
 
 
@@ -326,7 +330,12 @@ def write_gguf(folder: Path, path: Path) -> Path:
         kind = gguf.GGMLQuantizationType.Q8_0 if numbers.ndim == 2 else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(numpy.ascontiguousarray(numbers), kind)
         writer.add_tensor(names.get_name(name, (".weight",)), data, raw_dtype=kind)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         write()
     return path
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def same_bits(one: nn.Module, other: nn.Module) -> bool:
 def test_even_spacing_takes_first_and_last_and_steps_evenly(total: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, total))
     layers = evenly_spaced(count, total)
-    steps = [after - before for before, after in zip(layers, layers[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(layers)]
     assert len(layers) == count
     assert layers[0] == 0
     assert count == 1 or layers[-1] == total - 1
@@ -100,8 +101,12 @@ def test_copied_layers_have_the_bits_of_the_teachers(make: Any, name: str, wante
     per_layer = {key: value for key, value in teacher.config.to_dict().items() if key == "layer_types" and value}
     assert all(student.config.to_dict()[key] == [types[i] for i in chosen] for key, types in per_layer.items())
     if task == CAUSAL:
-        whole = student.generate(IDS[:1], attention_mask=IDS[:1] > 0, max_new_tokens=5, do_sample=False, use_cache=False)
-        cached = student.generate(IDS[:1], attention_mask=IDS[:1] > 0, max_new_tokens=5, do_sample=False, use_cache=True)
+        whole = student.generate(
+            IDS[:1], attention_mask=IDS[:1] > 0, max_new_tokens=5, do_sample=False, use_cache=False
+        )
+        cached = student.generate(
+            IDS[:1], attention_mask=IDS[:1] > 0, max_new_tokens=5, do_sample=False, use_cache=True
+        )
         assert torch.equal(whole, cached)
     student.save_pretrained(tmp_path)
     assert same_bits(load_model(inspect_folder(tmp_path), task), student)
@@ -137,7 +142,11 @@ def test_layers_of_a_headless_encoder_become_a_classifier(tmp_path: Path) -> Non
     teacher = load_model(artifact, CLASSES, seed=5)
     for given_teacher in (teacher, teacher.base_model, None):
         student = build(
-            {"init_from": {"teacher_layers": [1]}}, artifact, CLASSES, teacher_model=given_teacher, label_names=list("abc")
+            {"init_from": {"teacher_layers": [1]}},
+            artifact,
+            CLASSES,
+            teacher_model=given_teacher,
+            label_names=list("abc"),
         )
         assert student.config.id2label == {0: "a", 1: "b", 2: "c"}
         assert same_bits(student.bert.encoder.layer[0], teacher.bert.encoder.layer[1])
@@ -154,7 +163,9 @@ def test_a_head_is_copied_only_where_it_names_the_same_classes(make: Any) -> Non
         assert same_bits(student.classifier, teacher.classifier) is kept
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, CAUSAL) for n in DECODERS] + [(n, CLASSES) for n in DECODERS + ENCODERS])
+@pytest.mark.parametrize(
+    ("name", "task"), [(n, CAUSAL) for n in DECODERS] + [(n, CLASSES) for n in DECODERS + ENCODERS]
+)
 def test_sizes_build_any_family(make: Any, name: str, task: str, tmp_path: Path) -> None:
     teacher = make("llama" if task == CAUSAL else "bert", task)
     settings = TINY | {"architecture": name, "intermediate_size": 40}
@@ -176,12 +187,22 @@ def test_sizes_build_any_family(make: Any, name: str, task: str, tmp_path: Path)
 @pytest.mark.parametrize("architecture", [None, "transformer", "llama"])
 def test_what_sizes_leave_open_is_the_teachers(make: Any, architecture: str | None) -> None:
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
-    settings = {"rope_parameters": rope, "max_position_embeddings": 77, "tie_word_embeddings": True, "rms_norm_eps": 0.01}
+    settings = {
+        "rope_parameters": rope,
+        "max_position_embeddings": 77,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 0.01,
+    }
     student = build(TINY | {"architecture": architecture}, make("llama", CAUSAL, **settings), vocab_size=111)
     config = student.config
     assert config.rope_parameters == rope
     assert (config.max_position_embeddings, config.tie_word_embeddings, config.rms_norm_eps) == (77, True, 0.01)
-    assert (config.vocab_size, config.intermediate_size, config.num_key_value_heads, config.head_dim) == (111, 128, 4, 8)
+    assert (config.vocab_size, config.intermediate_size, config.num_key_value_heads, config.head_dim) == (
+        111,
+        128,
+        4,
+        8,
+    )
 
 
 def test_grouped_heads_are_as_many_as_given(make: Any) -> None:
@@ -281,7 +302,12 @@ T5 = Architecture("t5", "t5", num_layers=4)
         ({"init_from": {"teacher_layers": [0, 4, 9]}}, LLAMA, "student.init_from.teacher_layers", "no layer 4, 9"),
         ({"init_from": {"teacher_layers": 5}}, LLAMA, "student.init_from.teacher_layers", "teacher has 4"),
         ({"init_from": {"teacher_layers": 2}}, UNKNOWN, "student.init_from.teacher_layers", "newcomer"),
-        ({"init_from": {"teacher_layers": 2}}, Architecture("llama", "llama"), "student.init_from.teacher_layers", "how many"),
+        (
+            {"init_from": {"teacher_layers": 2}},
+            Architecture("llama", "llama"),
+            "student.init_from.teacher_layers",
+            "how many",
+        ),
         ({"init_from": {"teacher_layers": 2}}, T5, "student.init_from.teacher_layers", "an encoder and a decoder"),
         ({"init_from": {"teacher_layers": 2}}, BERT, "student.init_from.teacher_layers", "from both sides"),
         (TINY, UNKNOWN, "student.architecture", "newcomer"),
@@ -324,7 +350,9 @@ def test_a_layer_that_the_teacher_lacks_is_a_config_error_of_that_setting(make: 
 
 
 def test_the_rules_need_no_torch() -> None:
-    code = "import sys, entrenar_core.models.student_rules, entrenar_core.models.heads\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys, entrenar_core.models.student_rules, entrenar_core.models.heads\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

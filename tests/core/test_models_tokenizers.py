@@ -59,8 +59,21 @@ def test_a_model_without_a_tokenizer_says_so(llama: Path) -> None:
 
 def test_a_broken_tokenizer_is_an_error_and_no_traceback(llama: Path) -> None:
     (llama / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
-    with pytest.raises(ModelError, match="the tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded"):
         load_tokenizer(inspect_folder(llama))
+
+
+def test_code_of_a_tokenizer_runs_only_when_trusted(llama: Path) -> None:
+    (llama / "own_tokenizer.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    code = {"AutoTokenizer": [None, "own_tokenizer.Own"]}
+    edit(llama / "tokenizer_config.json", tokenizer_class="Own", auto_map=code)
+    artifact = inspect_folder(llama)
+    assert type(load_tokenizer(artifact, trust_remote_code=True)).__name__ == "Own"
+    with pytest.raises(ModelError, match="custom code") as raised:
+        load_tokenizer(artifact)
+    assert "`trust_remote_code: true`" in str(raised.value.hint)
 
 
 def test_the_same_tokenizer_elsewhere_is_one_vocabulary(llama: Path, tmp_path: Path) -> None:

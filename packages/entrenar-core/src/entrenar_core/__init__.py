@@ -1,1 +1,64 @@
+"""The library of entrenar: small models out of large ones.
 
+    from entrenar_core import distill, load_config
+    report = distill(load_config("distill.yaml"))
+
+Names are imported when they are first used, so that what needs no torch does not wait for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entrenar_core.artifact import ModelArtifact
+    from entrenar_core.config import DistillationConfig, load_config, parse_config
+    from entrenar_core.errors import EntrenarError
+    from entrenar_core.hub import download_dataset, fetch_model, list_files
+    from entrenar_core.references import parse_reference
+    from entrenar_core.reports import RunReport, Scores
+    from entrenar_core.training.callbacks import Callback
+    from entrenar_core.training.distillation import distill, plan
+
+__all__ = [
+    "Callback",
+    "DistillationConfig",
+    "EntrenarError",
+    "ModelArtifact",
+    "RunReport",
+    "Scores",
+    "distill",
+    "download_dataset",
+    "fetch_model",
+    "list_files",
+    "load_config",
+    "parse_config",
+    "parse_reference",
+    "plan",
+]
+
+_HOMES = {
+    "Callback": "training.callbacks",
+    "DistillationConfig": "config",
+    "EntrenarError": "errors",
+    "ModelArtifact": "artifact",
+    "RunReport": "reports",
+    "Scores": "reports",
+    "distill": "training.distillation",
+    "download_dataset": "hub",
+    "fetch_model": "hub",
+    "list_files": "hub",
+    "load_config": "config",
+    "parse_config": "config",
+    "parse_reference": "references",
+    "plan": "training.distillation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,6 +27,13 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     yield from _dataset(dataset)
     yield from _columns(dataset)
     yield from _training(training)
+    yield from _streaming(dataset, training)
+    if training.get("baseline") is True and _is_zero(_section(values, "distillation").get("alpha")):
+        yield Broken(
+            ("training", "baseline"),
+            "`training.baseline` compares with training on the labels alone, and `distillation.alpha` 0 is just that",
+            "raise `distillation.alpha`, or remove `training.baseline`",
+        )
     if "finetune" in _section(values, "teacher") and values.get("task") == "causal-lm":
         yield Broken(
             ("teacher", "finetune"),
@@ -110,13 +117,33 @@ def _held_out(dataset: Mapping[str, Any]) -> Iterator[Broken]:
             "`dataset.eval_split` and `dataset.eval_fraction` both choose the evaluation rows",
             "keep one",
         )
-    if dataset.get("streaming") is True:
-        for key, why in (
-            ("eval_fraction", "a stream has no share to hold out: use `eval_rows` or `eval_split`"),
-            ("labelled_rows", "which rows keep labels is drawn from all rows"),
-        ):
-            if key in dataset:
-                yield Broken(("dataset", key), f"`dataset.{key}` cannot go with `dataset.streaming`", why)
+
+
+def _streaming(dataset: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Broken]:
+    if dataset.get("streaming") is not True:
+        return
+    for section, key, used, why in (
+        ("dataset", "eval_fraction", "eval_fraction" in dataset, "a stream has no share to hold out: use `eval_rows`"),
+        ("dataset", "labelled_rows", "labelled_rows" in dataset, "which rows keep labels is drawn from all rows"),
+        ("dataset", "num_proc", _exceeds(dataset.get("num_proc"), 1), "rows are tokenised as they are read"),
+        ("training", "group_by_length", training.get("group_by_length") is True, "lengths are known once all is read"),
+        (
+            "training",
+            "dataloader_workers",
+            _exceeds(training.get("dataloader_workers"), 0),
+            "each worker would read the whole stream",
+        ),
+    ):
+        if used:
+            yield Broken((section, key), f"`{section}.{key}` cannot go with `dataset.streaming`", why)
+
+
+def _exceeds(value: object, limit: int) -> bool:
+    return type(value) is int and value > limit
+
+
+def _is_zero(value: object) -> bool:
+    return type(value) in (int, float) and value == 0
 
 
 def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:

@@ -16,15 +16,21 @@ Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Index = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-Switch = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
+# A title says in plain words what is accepted; errors quote it.
+Count = Annotated[int, Field(strict=True, ge=1, title="a whole number, at least 1")]
+Index = Annotated[int, Field(strict=True, ge=0, title="a whole number, at least 0")]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
+Fraction = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False, title="a number between 0 and 1")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False, title="a number from 0 to 1")]
+Probability = Annotated[
+    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, title="a number, at least 0 and below 1")
+]
+Switch = Annotated[bool, Field(strict=True, title="true or false")]
+Text = Annotated[str, Field(strict=True, min_length=1, title="a text that is not empty")]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1, title="a list of at least one text, such as [a, b]")]
+Folder = Annotated[Path, Field(title="the path of a folder")]
 
 
 class Section(BaseModel):
@@ -105,7 +111,7 @@ class StudentConfig(ModelSource):
     intermediate_size: Count | None = Field(
         None, description="Width of the feed-forward layers; 4 × hidden if not given."
     )
-    dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = Field(
+    dropout: Probability | None = Field(
         None, description="Every dropout probability of the student in training; the model's own if not given."
     )
 
@@ -187,9 +193,11 @@ class TrainingConfig(Section):
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when evaluation stops improving.")
     trackers: tuple[Tracker, ...] = Field(
-        (), description="Experiment trackers of accelerate that also get the metrics."
+        (),
+        title="a list such as [tensorboard]",
+        description="Experiment trackers of accelerate that also get the metrics.",
     )
-    seed: Index = Field(42, description="Seed of everything random.")
+    seed: Seed = Field(42, description="Seed of everything random.")
     baseline: Switch = Field(
         False, description="Also train the student on the labels alone, to show what the teacher adds."
     )
@@ -198,10 +206,10 @@ class TrainingConfig(Section):
 class OutputConfig(Section):
     """What is written where."""
 
-    dir: Path = Field(Path("distilled"), description="Folder of the result, made if it is not there.")
-    formats: Annotated[tuple[Literal["safetensors"], ...], Field(min_length=1)] = Field(
-        ("safetensors",), description="File formats of the student."
-    )
+    dir: Folder = Field(Path("distilled"), description="Folder of the result, made if it is not there.")
+    formats: Annotated[
+        tuple[Literal["safetensors"], ...], Field(min_length=1, title="a list such as [safetensors]")
+    ] = Field(("safetensors",), description="File formats of the student.")
     checkpoint_every: Count | None = Field(
         None, description="Optimiser steps between checkpoints; a tenth of the run if not given."
     )

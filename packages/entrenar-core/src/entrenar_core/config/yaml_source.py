@@ -1,10 +1,11 @@
 """YAML with the place of every key, read by the rules of YAML 1.2 where 1.1 surprises.
 
 `no` and `on` are words, only `true` and `false` are switches; `1e-4` is a number; a key given twice is a mistake.
+What aliases repeat is counted, so that a small file cannot become a large value.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from entrenar_core.errors import Problem
 
 Path = tuple[str | int, ...]
 MOST_NODES = 100_000
+MOST_DEEP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,80 +28,136 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2's notion of switches and numbers."""
+    """The safe loader with YAML 1.2's notion of switches and numbers, and no other types than JSON has."""
 
 
+def _constructor(pattern: str, convert: Callable[[str], object]) -> Callable[[_Loader, Any], object]:
+    """An explicit tag (`!!int x`) reaches a constructor with text that its pattern has not seen."""
+
+    def construct(loader: _Loader, node: Any) -> object:
+        text = loader.construct_scalar(node)
+        if not re.fullmatch(pattern, text):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"`{text}` is not of the type {node.tag}", node.start_mark
+            )
+        return convert(text)
+
+    return construct
+
+
+_KEPT = ("merge", "null")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp", ":int"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(_KEPT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.endswith((":map", ":seq", ":str", ":null"))
+}
+for _name, _pattern, _first, _convert in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    ("int", r"[-+]?[0-9]{1,4000}", "-+0123456789", int),  # Python refuses to convert more digits than that
     (
         "float",
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         "-+.0123456789",
+        lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: int(node.value))
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _constructor(_pattern, _convert))
 
 
 def parse_scalar(text: str) -> Any:
-    """The value that `text` has in YAML, such as `3`, `1e-4`, `true`, `[a, b]` or a word."""
-    return yaml.load(text, Loader=_Loader)
+    """The value that `text` has in YAML, such as `3`, `1e-4`, `true`, `[a, b]` or a word.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    node, value, _, problems = _read(text, "")
+    if problems:
+        raise ValueError(problems[0].message)
+    return None if node is None else value
 
 
 def parse_document(text: str, name: str) -> Document:
     """Reads a YAML mapping. Mistakes of form are returned as problems; `values` is then what could be read."""
+    node, values, places, problems = _read(text, name)
+    if node is None and not problems:
+        problems = [Problem("the file is empty", "`teacher`, `student` and `dataset` are needed", name)]
+    elif node is not None and not isinstance(node, yaml.MappingNode):
+        problems = [_at(node, name, "a configuration is a mapping of `section:` to settings")]
+    return Document(values if isinstance(values, dict) else {}, places, tuple(problems))
+
+
+def _read(text: str, name: str) -> tuple[yaml.Node | None, Any, dict[Path, str], list[Problem]]:
+    nothing: dict[Path, str] = {(): name}
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
-                return Document({}, {(): name}, (Problem("the file is empty", where=name),))
-            if not isinstance(node, yaml.MappingNode):
-                return Document(
-                    {}, {(): name}, (_at(node, name, "a configuration is a mapping of `section:` to settings"),)
-                )
+                return None, None, nothing, []
             places, problems = _places(node, name)
-            values: dict[str, Any] = loader.construct_document(node) if places else {}
+            if not places:
+                return node, None, nothing, problems
+            return node, _unshared(loader.construct_document(node)), places, problems
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        return Document({}, {(): name}, (Problem(f"not YAML: {error.problem}", _syntax_hint(text), where),))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return Document({}, {(): name}, (Problem(f"not YAML: {str(error).splitlines()[0]}", where=name),))
-    return Document(values, places, tuple(problems))
+        return None, None, nothing, [Problem(f"not YAML: {error.problem}", _syntax_hint(text), where)]
+    except yaml.YAMLError as error:
+        return None, None, nothing, [Problem(f"not YAML: {str(error).splitlines()[0]}", where=name)]
+    except RecursionError:
+        return None, None, nothing, [_too_deep(name)]
+
+
+def _unshared(value: Any) -> Any:
+    """Aliases give one object in two places; a change to one setting must not reach another."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _places(root: yaml.Node, name: str) -> tuple[dict[Path, str], list[Problem]]:
+    """Where each key stands, and keys given twice. No places: there is more than may be read."""
     places: dict[Path, str] = {(): name}
     problems: list[Problem] = []
     seen = 0
-    stack: list[tuple[yaml.Node, Path]] = [(root, ())]
+    stack: list[tuple[yaml.Node, Path, bool]] = [(root, (), False)]
     while stack:
-        node, path = stack.pop()
-        seen += 1
-        if seen > MOST_NODES:
-            return {}, [Problem(f"more than {MOST_NODES:,} values, counting what aliases repeat", where=name)]
+        node, path, merged = stack.pop()
+        if len(path) > MOST_DEEP:
+            return {}, [_too_deep(name)]
         for key, place, child in _children(node):
-            if isinstance(node, yaml.MappingNode) and (*path, key) in places and not isinstance(key, int):
+            seen += 1
+            if seen > MOST_NODES:
+                return {}, [Problem(f"more than {MOST_NODES:,} values, counting what aliases repeat", where=name)]
+            if key is None:
+                stack.append((child, path, True))
+                continue
+            if (*path, key) not in places:
+                places[(*path, key)] = _where(place, name)
+            elif merged:
+                continue  # the key stands beside the merge, and wins
+            else:
                 problems.append(_at(place, name, f"`{key}` is given twice"))
-            places[(*path, key)] = _where(place, name)
-            stack.append((child, (*path, key)))
+            stack.append((child, (*path, key), False))
     return places, problems
 
 
-def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
+def _children(node: yaml.Node) -> Iterator[tuple[str | int | None, yaml.Node, yaml.Node]]:
+    """Key, the node that stands for its place, and value; the key is None for what `<<` merges in."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag.endswith(":merge"):
-                continue
-            yield str(key.value), key, value
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    yield None, key, source
+            else:
+                yield str(key.value), key, value
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield index, item, item
@@ -111,6 +169,10 @@ def _where(node: yaml.Node, name: str) -> str:
 
 def _at(node: yaml.Node, name: str, message: str) -> Problem:
     return Problem(message, where=_where(node, name))
+
+
+def _too_deep(name: str) -> Problem:
+    return Problem(f"settings are nested more than {MOST_DEEP} deep", where=name)
 
 
 def _syntax_hint(text: str) -> str | None:

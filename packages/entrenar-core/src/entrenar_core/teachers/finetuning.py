@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from entrenar_core.artifact import inspect_folder
 from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, TrainingConfig
+from entrenar_core.data.collating import Collator
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ModelError
 from entrenar_core.models.loading import load_model
@@ -133,7 +134,9 @@ def finetuned_model(
         seed=config.training.seed,
         mixed_precision=config.training.mixed_precision,
     )
-    batches = StoredBatches(tokens, prepared.collator, training, accelerator.process_index, accelerator.num_processes)
+    pad = prepared.teacher_tokenizer.pad_token_id
+    assert isinstance(pad, int), "load_tokenizer gives a pad token"
+    batches = StoredBatches(tokens, Collator(pad), training, accelerator.process_index, accelerator.num_processes)
     for callback in callbacks:
         callback.on_phase("teacher", batches.total_steps)
     loop = Loop(

@@ -150,14 +150,14 @@ def _cross_validated(inputs_NK: Tensor, labels_N: Tensor, num_classes: int, seed
 
 
 def _minimum(inputs_NK: Tensor, labels_N: Tensor, l2: float, start_CK: Tensor, *, tolerance: float = 1e-9) -> Tensor:
-    """L-BFGS until no part of the gradient is larger than `tolerance`."""
+    """L-BFGS until no part of the gradient is larger than `tolerance`; weak penalties need its long memory."""
     weight_CK = start_CK.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight_CK],
         max_iter=5_000,
         tolerance_grad=tolerance,
         tolerance_change=0.0,
-        history_size=20,
+        history_size=100,
         line_search_fn="strong_wolfe",
     )
 

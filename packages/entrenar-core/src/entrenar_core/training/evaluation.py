@@ -102,3 +102,8 @@ def _scores(sums: Tensor, examples: int, causal: bool, compared: bool) -> Scores
         kl=kl / max(rows, 1) if compared else None,
         agreement=agreeing / max(rows, 1) if compared else None,
     )
+
+
+def score_logits(logits_NC: Tensor, labels_N: Tensor) -> Scores:
+    """Scores of a classifier whose logits are at hand."""
+    return _scores(_sums(logits_NC, labels_N, None), len(labels_N), causal=False, compared=False)

@@ -101,12 +101,12 @@ class Loop:
             kept = self.progress.step if resume else 0
             metrics = Metrics(self.settings.folder / "metrics.jsonl", up_to_step=kept)
         self.model.train()
-        started, before_s = time.perf_counter(), self.progress.train_s
         last = self.batches.total_steps if not self.progress.stopped_early else self.progress.step
         steps = self.batches.steps(self.progress.step) if self.progress.step < last else iter(())
+        began = time.perf_counter()
         for micro_batches in steps:
             result, examples = self._step(micro_batches, checkpoints)
-            self._advance(result, examples, before_s + time.perf_counter() - started)
+            self._advance(result, examples, time.perf_counter() - began)
             done = self.progress.step >= last
             self._log(metrics, done)
             self._evaluate(metrics, done)
@@ -118,6 +118,7 @@ class Loop:
                 raise Interrupted(f"stopped after step {self.progress.step} of {last}, and saved")
             if done:
                 break
+            began = time.perf_counter()  # evaluations and checkpoints are not training
         if self.training.select == "best" and self.progress.best_step is not None:
             load_tensors(self.student, load_file(checkpoints / "best" / "model.safetensors"))
         self.student.eval()
@@ -166,11 +167,11 @@ class Loop:
             "lower `training.learning_rate`, clip with `training.max_grad_norm`, or look at these rows of the data set",
         )
 
-    def _advance(self, result: _StepResult, examples: int, train_s: float) -> None:
+    def _advance(self, result: _StepResult, examples: int, step_s: float) -> None:
         self.progress = dataclasses.replace(
             self.progress,
             step=self.progress.step + 1,
-            train_s=train_s,
+            train_s=self.progress.train_s + step_s,
             examples=self.progress.examples + examples,
             initial_loss=result.loss if self.progress.initial_loss is None else self.progress.initial_loss,
             final_loss=result.loss,

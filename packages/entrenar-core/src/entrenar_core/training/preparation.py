@@ -157,7 +157,8 @@ def _longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelA
             raise ConfigError(
                 [
                     Problem(
-                        f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of {artifact.reference}",
+                        f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions "
+                        f"of {artifact.reference}",
                         f"set it to {positions} or less",
                     )
                 ]

@@ -1,0 +1,75 @@
+"""The model card: what was made from what, with which settings, how good it is, and how to load it."""
+
+from entrenar_core.reports import RunReport, Scores
+from entrenar_core.units import count, size
+
+_LOADERS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
+_PIPELINES = {"causal-lm": "text-generation", "sequence-classification": "text-classification"}
+
+
+def model_card(report: RunReport, settings: str) -> str:
+    """Markdown with the front matter that the Hub reads. `settings` is the configuration as YAML."""
+    loader = _LOADERS[report.task]
+    labelled = "" if report.labelled_rows is None else f", {report.labelled_rows:,} of them labelled"
+    warnings = "".join(f"\n> {warning}.\n" for warning in report.warnings)
+    return f"""---
+library_name: transformers
+pipeline_tag: {_PIPELINES[report.task]}
+tags: [distillation, entrenar]
+---
+
+# {report.student.name}, distilled from {report.teacher.name}
+
+A student of {count(report.student.parameters)} parameters ({size(report.student.weight_bytes)}), trained by entrenar on
+the outputs of a teacher of {count(report.teacher.parameters)} parameters ({size(report.teacher.weight_bytes)}).
+
+## Scores
+
+On {report.eval_rows:,} held-out rows of {report.dataset}, with seed {report.seed}:
+
+{_table(report)}
+{warnings}
+## Data
+
+{report.dataset}: {report.train_rows:,} training rows{labelled}.
+
+## Loading
+
+```python
+from transformers import AutoTokenizer, {loader}
+
+model = {loader}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## Settings
+
+{report.steps:,} optimiser steps; the weights are those after step {report.selected_step:,}. `run.json` has the
+fingerprints of models and data and the versions of all packages.
+
+```yaml
+{settings.rstrip()}
+```
+"""
+
+
+def _table(report: RunReport) -> str:
+    rows = [
+        ("teacher", report.teacher_scores),
+        ("student, distilled", report.student_scores),
+        ("student, without a teacher", report.baseline_scores),
+        ("student, before training", report.student_before),
+    ]
+    lines = "".join(f"| {name} | {_cells(report.task, scores)} |\n" for name, scores in rows if scores is not None)
+    if report.task == "causal-lm":
+        return "| | perplexity | KL to the teacher |\n| --- | --- | --- |\n" + lines
+    majority = (
+        f"| majority class | {report.majority_accuracy:.1%} | |\n" if report.majority_accuracy is not None else ""
+    )
+    return "| | accuracy | agreement with the teacher |\n| --- | --- | --- |\n" + lines + majority
+
+
+def _cells(task: str, scores: Scores) -> str:
+    if task == "causal-lm":
+        return f"{scores.perplexity:.2f} | {'' if scores.kl is None else f'{scores.kl:.3f}'}"
+    return f"{scores.accuracy:.1%} | {'' if scores.agreement is None else f'{scores.agreement:.1%}'}"

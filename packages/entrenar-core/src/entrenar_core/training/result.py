@@ -1,0 +1,63 @@
+"""The result folder: a student that transformers loads, with its card, its curves and its report."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from entrenar_core.models.facts import saved_bytes
+from entrenar_core.models.quiet import quietly
+from entrenar_core.reports import ModelFacts, RunReport, Scores
+from entrenar_core.training.card import model_card
+from entrenar_core.training.curves import loss_svg
+from entrenar_core.training.files import new_folder, write_text, writing
+from entrenar_core.training.run_folder import read_metrics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrenar_core.training.preparation import Preparation
+
+REPORT = "report.json"
+
+
+def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedModel", report: RunReport) -> RunReport:
+    """Writes everything but `run.json`, and returns the report with what the files weigh.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    made = folder / ".result"
+    with new_folder(made) as aside, quietly():
+        student.save_pretrained(aside)
+        prepared.tokenizer.save_pretrained(aside)
+    weight_bytes = saved_bytes(made)
+    with writing(folder):
+        for file in sorted(made.iterdir()):
+            file.replace(folder / file.name)
+        shutil.rmtree(made)
+    write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    files = tuple(sorted({*names, "README.md", REPORT, "run.json"}))
+    report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
+    settings = yaml.safe_dump(prepared.config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    write_text(folder / "README.md", model_card(report, settings))
+    document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
+    write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def read_report(folder: Path) -> RunReport:
+    """The report of a complete run."""
+    document = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    for name in ("teacher", "student"):
+        document[name] = ModelFacts(**document[name])
+    for name in ("teacher_scores", "student_before", "student_scores", "baseline_scores"):
+        document[name] = Scores(**document[name]) if document[name] else None
+    for name in ("files", "warnings"):
+        document[name] = tuple(document[name])
+    return RunReport(**{**document, "output_dir": folder})
