@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size")
+SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "max_positions")
 
 # The size's key in GGUF metadata, after `general.architecture` and a dot.
 _GGUF_KEYS = {
@@ -22,6 +22,7 @@ _GGUF_KEYS = {
     "num_kv_heads": "attention.head_count_kv",
     "intermediate_size": "feed_forward_length",
     "vocab_size": "vocab_size",
+    "max_positions": "context_length",
 }
 
 
@@ -55,6 +56,7 @@ class Architecture:
     num_kv_heads: int | None = None
     intermediate_size: int | None = None
     vocab_size: int | None = None
+    max_positions: int | None = None
     num_parameters: int | None = None
 
 

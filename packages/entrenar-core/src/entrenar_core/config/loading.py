@@ -108,5 +108,7 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
 def _line_and_column(problem: Problem) -> tuple[int, int, int]:
     if problem.where is None or problem.where.startswith("--"):
         return 1, 0, 0
-    line, _, column = problem.where.rpartition(":")[0].rpartition(":")[2], "", problem.where.rpartition(":")[2]
-    return (0, int(line), int(column)) if line.isdecimal() and column.isdecimal() else (0, 0, 0)
+    match problem.where.rsplit(":", 2):
+        case [_, line, column] if line.isdecimal() and column.isdecimal():
+            return 0, int(line), int(column)
+    return 0, 0, 0

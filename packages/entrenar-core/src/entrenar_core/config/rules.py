@@ -34,6 +34,8 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
             "`training.baseline` compares with training on the labels alone, and `distillation.alpha` 0 is just that",
             "raise `distillation.alpha`, or remove `training.baseline`",
         )
+    if _section(values, "output").get("dir") == "":
+        yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
     if "finetune" in _section(values, "teacher") and values.get("task") == "causal-lm":
         yield Broken(
             ("teacher", "finetune"),

@@ -95,7 +95,8 @@ def _tags(section: type[Section]) -> tuple[Any, ...]:
 
 
 def _methods(field: FieldInfo | None) -> str:
-    return " or ".join(f"'{tag}'" for section in _sections(field) for tag in _tags(section))
+    *most, last = (f"'{tag}'" for section in _sections(field) for tag in _tags(section))
+    return f"{', '.join(most)} or {last}"
 
 
 def _last_name(path: Path) -> str:
@@ -119,9 +120,12 @@ def _titles(annotation: Any) -> Iterator[str | None]:
 
 
 def _meaning(field: FieldInfo | None) -> str | None:
-    if field is None or field.description:
-        return field.description if field else None
-    return next((section.__doc__ for section in _sections(field)), None)
+    """What the setting is for, from its description, or that of its group; as a hint it starts in lower case."""
+    if field is None:
+        return None
+    text = field.description or next((section.__doc__ for section in _sections(field) if section.__doc__), "")
+    first, space, rest = text.removesuffix(".").partition(" ")
+    return (first if any(map(str.isupper, first[1:])) else first.lower()) + space + rest or None
 
 
 def _suggestion(path: Path, section: type[Section] | None) -> str | None:
@@ -140,9 +144,6 @@ def _suggestion(path: Path, section: type[Section] | None) -> str | None:
 
 
 def _shown(value: object) -> str:
-    text = (
-        {True: "true", False: "false", None: "null"}[value]
-        if value is None or value is True or value is False
-        else repr(value)
-    )
+    """A value as YAML spells it, cut where it is long."""
+    text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
     return text if len(text) <= 60 else f"{text[:57]}…"

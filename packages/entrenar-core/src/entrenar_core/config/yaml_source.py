@@ -157,6 +157,8 @@ def _children(node: yaml.Node) -> Iterator[tuple[str | int | None, yaml.Node, ya
                 for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     yield None, key, source
             else:
+                if isinstance(key, yaml.ScalarNode):
+                    key.tag = "tag:yaml.org,2002:str"  # the name of a setting is a text, also `1:` and `null:`
                 yield str(key.value), key, value
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from entrenar_core.architectures import Architecture, architecture_of
 from entrenar_core.artifact import TOKENIZER_FILES, ModelArtifact, inspect_folder
 from entrenar_core.errors import ModelError
-from entrenar_core.formats import WeightFormat, Weights, choose_weights, shards_of
+from entrenar_core.formats import WeightFormat, Weights, choose_weights, read_json, shards_of
 from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
 from entrenar_core.hub.progress import Progress
 from entrenar_core.hub.transfer import RemoteFile, cached_snapshot, fetch_files, listing
@@ -70,3 +71,25 @@ def _needed(
     if absent:
         raise ModelError(f"{repository} lacks {absent[0]}, which its index lists", "try another revision of it")
     return [remote[name] for name in dict.fromkeys(names)]
+
+
+def describe_model(
+    reference: Reference, *, token: str | None = None, endpoint: str | None = None
+) -> Architecture | None:
+    """What a model is, from its config alone; of a Hub model nothing else is fetched. None where only weights say.
+
+    Raises:
+        As `fetch_model`.
+    """
+    if not isinstance(reference, HubReference):
+        return inspect_folder(reference.locate(), reference=reference, allow_pickle=True).architecture
+    client = connect(token=token, endpoint=endpoint)
+    repository = Repository("model", reference.repo_id, reference.revision)
+    if client.offline:
+        folder = cached_snapshot(client, repository)[1]
+    else:
+        commit, remote = listing(client, repository)
+        if "config.json" not in remote:
+            return None
+        folder = fetch_files(client, repository, commit, [remote["config.json"]])
+    return architecture_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None

@@ -6,7 +6,6 @@ position and the learning rate are functions of the step. Tensors are safetensor
 
 import json
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 
 from entrenar_core.errors import TrainingError
 from entrenar_core.training.files import new_folder, remove_folder, write_json
-
-_NAME = re.compile(r"step-(\d{8})")
+from entrenar_core.training.run_folder import complete_checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +80,6 @@ def save_checkpoint(
     for old in complete_checkpoints(folder)[:-keep]:
         remove_folder(old)
     return path
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the newest last."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").is_file())
 
 
 def load_checkpoint(

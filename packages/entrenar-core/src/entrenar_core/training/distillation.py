@@ -25,12 +25,19 @@ from entrenar_core.teachers.finetuning import finetuned_model, probe_classifier
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.checkpoints import Progress, complete_checkpoints
+from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.evaluation import evaluate, score_logits
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.result import read_report, write_result
-from entrenar_core.training.run_folder import Metrics, RunFolder, check_usable, read_manifest, read_metrics
+from entrenar_core.training.run_folder import (
+    Metrics,
+    RunFolder,
+    check_usable,
+    complete_checkpoints,
+    read_manifest,
+    read_metrics,
+)
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep, Objective
 

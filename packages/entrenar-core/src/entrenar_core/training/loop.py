@@ -26,7 +26,6 @@ from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.checkpoints import (
     Progress,
-    complete_checkpoints,
     load_checkpoint,
     load_tensors,
     random_state,
@@ -35,7 +34,7 @@ from entrenar_core.training.checkpoints import (
 )
 from entrenar_core.training.files import new_folder
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
-from entrenar_core.training.run_folder import Metrics
+from entrenar_core.training.run_folder import Metrics, complete_checkpoints
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import Counts, DistillationStep
 

@@ -3,17 +3,27 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from entrenar_core.errors import OutputError, UsageError
-from entrenar_core.training.checkpoints import complete_checkpoints
 from entrenar_core.training.files import remove_folder, write_json, writing
 
 MANIFEST = "run.json"
+_CHECKPOINT = re.compile(r"step-\d{8}")
 HARMLESS = {"output.dir", "output.keep", "training.dataloader_workers", "dataset.num_proc", "training.log_every"}
 """Settings that may differ between a run and its resumption: they do not change the student."""
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the newest last."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name) and (path / "state.json").is_file()
+    )
 
 
 class RunFolder:

@@ -1,0 +1,99 @@
+"""`entrenar-distill run` and `validate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entrenar_core.errors import UsageError
+from entrenar_distill.reports import Plan, RunReport, ValidationReport
+
+app = typer.Typer(help="Distil a small model out of a large one.")
+
+RUN_EXAMPLES = """
+entrenar-distill run configs/quickstart.yaml
+
+entrenar-distill run distill.yaml --set training.epochs=1 --set distillation.temperature=2   change single settings
+
+entrenar-distill run --config distill.yaml --teacher org/large --student org/small --output ./small
+
+entrenar-distill run distill.yaml --resume   go on where a run was stopped
+
+torchrun --nproc_per_node 2 -m entrenar_distill run distill.yaml   the same result, by two processes
+"""
+VALIDATE_EXAMPLES = """
+entrenar-distill validate --config distill.yaml
+
+entrenar-distill validate distill.yaml --json
+"""
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="A YAML configuration.", show_default=False)
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The same, as an option.", show_default=False)
+]
+Teacher = Annotated[str | None, typer.Option(help="The teacher: org/name, a folder, a .gguf file, pkg://package/path.")]
+Student = Annotated[str | None, typer.Option(help="The student, likewise; replaces the configuration's.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, such as training.epochs=1.")
+]
+
+
+@app.command(epilog=RUN_EXAMPLES)
+def run(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the result.")] = None,
+    settings: Settings = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", min=0)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many optimiser steps.", min=1)] = None,
+    baseline: Annotated[
+        bool | None, typer.Option("--baseline/--no-baseline", help="Also train the student without a teacher.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")] = False,
+) -> RunReport | Plan:
+    """Distil a student and write a folder that transformers loads."""
+    if resume and force:
+        raise UsageError("--resume goes on with a run and --force replaces it", "give one of the two")
+    from entrenar_distill.assembly import assemble
+
+    flags = {
+        ("teacher", "model_id"): (teacher, "--teacher"),
+        ("student", "model_id"): (student, "--student"),
+        ("output", "dir"): (str(output) if output else None, "--output"),
+        ("training", "seed"): (seed, "--seed"),
+        ("training", "max_steps"): (max_steps, "--max-steps"),
+        ("training", "baseline"): (baseline, "--baseline"),
+    }
+    configuration = assemble(_one(config, config_option), settings or (), flags)
+    from entrenar_distill.running import dry_run as find_plan
+    from entrenar_distill.running import run as run_job
+
+    return find_plan(configuration, resume, force) if dry_run else run_job(configuration, resume, force)
+
+
+@app.command(epilog=VALIDATE_EXAMPLES)
+def validate(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    settings: Settings = None,
+) -> ValidationReport:
+    """Check a configuration, and what it names, before training."""
+    from entrenar_distill.assembly import assemble
+    from entrenar_distill.validation import validate as check
+
+    file = _one(config, config_option)
+    if file is None:
+        raise UsageError("validate needs a configuration", "give the path of a YAML file")
+    return check(assemble(file, settings or ()), str(file))
+
+
+def _one(argument: Path | None, option: Path | None) -> Path | None:
+    if argument is not None and option is not None and argument != option:
+        raise UsageError(f"{argument} and --config {option} are two configurations", "give one of the two")
+    return argument or option

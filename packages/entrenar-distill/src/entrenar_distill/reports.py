@@ -1,0 +1,25 @@
+"""What the commands return. Standard library only, so that it imports in no time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from entrenar_core.reports import Plan, RunReport
+
+__all__ = ["Check", "Plan", "RunReport", "ValidationReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `skipped` says in its detail why it could not be."""
+
+    name: str
+    status: Literal["ok", "skipped"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """A configuration without a mistake, and how far that could be known."""
+
+    config: str
+    checks: tuple[Check, ...]

@@ -1,0 +1,81 @@
+"""`run`: the library's job with a progress display."""
+
+from contextlib import ExitStack
+
+from entrenar_common.output import detail, note, warning
+from entrenar_common.progress import Progress, Task
+from entrenar_core.config import DistillationConfig
+from entrenar_core.hub import Transfer
+from entrenar_core.reports import Plan, RunReport, Scores
+from entrenar_core.training.callbacks import Callback, StepMetrics
+
+
+class Display(Callback):
+    """Shows the parts of a run on stderr as they go on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: Task | None = None
+        self.download: Task | None = None
+
+    def on_transfer(self, transfer: Transfer) -> None:
+        """A download has come further."""
+        if self.download is None:
+            self.download = self.progress.task("fetching", total=transfer.total_bytes, unit="bytes")
+        self.download.update(completed=transfer.done_bytes, total=transfer.total_bytes)
+
+    def on_phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
+        """Ends the line of the part before and begins one."""
+        self.end()
+        unit = "steps" if total_steps else ""
+        self.task = self.progress.task(name, total=total_steps, unit=unit, completed=step)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """Moves the line on."""
+        if self.task is not None:
+            self.task.update(completed=metrics.step, note=f"loss {metrics.loss:.4f}")
+
+    def on_evaluate(self, step: int, scores: Scores) -> None:
+        """Tells an evaluation."""
+        shown = f"perplexity {scores.perplexity:.2f}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
+        note(f"step {step}: {shown}")
+
+    def on_checkpoint(self, step: int, path: str) -> None:
+        """Tells a checkpoint to those who want to know."""
+        detail(f"step {step}: saved {path}")
+
+    def on_note(self, text: str) -> None:
+        """Tells it."""
+        note(text)
+
+    def end(self) -> None:
+        """Ends the lines that are open."""
+        for task in filter(None, (self.task, self.download)):
+            task.end()
+        self.task = self.download = None
+
+
+def run(config: DistillationConfig, resume: bool, force: bool) -> RunReport:
+    """Runs a distillation with its progress on stderr; raises as `distill`."""
+    with ExitStack() as stack:
+        display = Display(stack.enter_context(Progress()))
+        display.on_phase("loading libraries")
+        from entrenar_core.training.distillation import distill
+
+        display.on_phase("reading models and data")
+        report = distill(config, resume=resume, force=force, callbacks=[display], download_progress=display.on_transfer)
+        display.end()
+    for text in report.warnings:
+        warning(text)
+    return report
+
+
+def dry_run(config: DistillationConfig, resume: bool, force: bool) -> Plan:
+    """The plan of a run; raises as `plan`."""
+    with Progress() as progress:
+        task = progress.task("reading models and data")
+        from entrenar_core.training.distillation import plan
+
+        found = plan(config, resume=resume, force=force)
+        task.end()
+    return found

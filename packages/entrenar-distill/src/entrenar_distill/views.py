@@ -1,0 +1,110 @@
+"""How the reports look in a terminal."""
+
+from pathlib import Path
+
+from entrenar_common.output import Block, View, ViewTable
+from entrenar_common.plots import Plot
+from entrenar_common.tables import Table, key_values
+from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
+from entrenar_core.training.run_folder import read_metrics
+from entrenar_core.units import count, duration, percent, size
+from entrenar_distill.reports import ValidationReport
+
+
+def run_report(report: RunReport) -> list[Block]:
+    """Scores beside each other, then what was made, then how the loss went."""
+    blocks: list[Block] = [_scores(report), _facts(report)]
+    points = [
+        (line["step"], line["loss"]) for line in read_metrics(report.output_dir / "metrics.jsonl") if "loss" in line
+    ]
+    if len(points) > 1:
+        blocks.append(Plot("Loss of the student", {"loss": points}, "optimiser step", "nats"))
+    return blocks
+
+
+def _scores(report: RunReport) -> Table:
+    causal = report.task == "causal-lm"
+    columns = ("", "perplexity", "KL to teacher") if causal else ("", "accuracy", "agrees with teacher")
+    rows: list[tuple[str, str, str]] = [
+        ("teacher", *_cells(report.teacher_scores, causal)),
+        ("student, distilled", *_cells(report.student_scores, causal)),
+    ]
+    if report.baseline_scores is not None:
+        rows.append(("student, without a teacher", *_cells(report.baseline_scores, causal)))
+    rows.append(("student, before training", *_cells(report.student_before, causal)))
+    if report.majority_accuracy is not None:
+        rows.append(("majority class", percent(report.majority_accuracy), "–"))
+    notes = [f"on {report.eval_rows:,} held-out rows of {report.dataset}, seed {report.seed}"]
+    return Table("Scores", columns, tuple(rows), tuple(notes))
+
+
+def _cells(scores: Scores, causal: bool) -> tuple[str, str]:
+    if causal:
+        return f"{scores.perplexity:.2f}", "–" if scores.kl is None else f"{scores.kl:.3f}"
+    return percent(scores.accuracy), "–" if scores.agreement is None else percent(scores.agreement)
+
+
+def _facts(report: RunReport) -> Table:
+    retention = (
+        {} if report.retention is None else {"Retention": f"{percent(report.retention)} of the teacher's accuracy"}
+    )
+    ratio = {} if report.perplexity_ratio is None else {"Perplexity": f"{report.perplexity_ratio:.2f} × the teacher's"}
+    return key_values(
+        "Result",
+        {
+            **retention,
+            **ratio,
+            "Teacher": _model(report.teacher),
+            "Student": _model(report.student),
+            "Data": f"{report.train_rows:,} training rows{_labelled(report.labelled_rows)}",
+            "Steps": f"{report.steps:,}, the weights are those of step {report.selected_step:,}",
+            "Loss": f"{report.initial_loss:.4f} → {report.final_loss:.4f}",
+            "Speed": f"{report.examples_per_s:,.0f} examples/s, {duration(report.train_s)} of training",
+            "Files": f"{report.output_dir}: {', '.join(report.files)}",
+        },
+    )
+
+
+def _model(facts: ModelFacts) -> str:
+    return f"{facts.name}, {count(facts.parameters)} parameters, {size(facts.weight_bytes)} on disk"
+
+
+def _labelled(rows: int | None) -> str:
+    return "" if rows is None else f", {rows:,} of them labelled"
+
+
+def plan(report: Plan) -> Table:
+    """What a run would do."""
+    begins = "the beginning" if report.resumes_from_step is None else f"step {report.resumes_from_step:,}"
+    return key_values(
+        "Plan",
+        {
+            "Task": report.task,
+            "Teacher": f"{report.teacher} ({report.teacher_architecture})",
+            "Student": f"{report.student}, {count(report.student_parameters)} parameters",
+            "Data": f"{report.dataset}: {report.train_rows:,} training rows{_labelled(report.labelled_rows)}, "
+            f"{report.eval_rows:,} for evaluation",
+            "Loss": report.loss,
+            "Steps": f"{report.steps:,} of {report.examples_per_step} examples, from {begins}",
+            "Output": str(report.output_dir),
+        },
+        notes=("nothing was trained or written",),
+    )
+
+
+def validation(report: ValidationReport) -> Table:
+    """What was checked."""
+    marks = {"ok": "✓ ok", "skipped": "! skipped"}
+    rows = tuple((check.name, marks[check.status], check.detail) for check in report.checks)
+    return Table(f"{report.config} is valid", ("check", "", "detail"), rows)
+
+
+def _folder(folder: Path) -> list[str]:
+    return [str(folder)]
+
+
+VIEWS: ViewTable = {
+    RunReport: View(run_report, quiet=lambda report: _folder(report.output_dir)),
+    Plan: View(plan, quiet=lambda report: _folder(report.output_dir)),
+    ValidationReport: View(validation, quiet=lambda _: []),
+}
