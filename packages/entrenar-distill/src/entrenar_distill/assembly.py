@@ -8,7 +8,7 @@ from entrenar_common.config import parse_overrides
 from entrenar_core.config import DistillationConfig, load_config
 from entrenar_core.errors import UsageError
 
-Flags = Mapping[tuple[str, ...], tuple[Any, str]]
+Flags = Mapping[tuple[str, str], tuple[Any, str]]
 
 
 def assemble(file: Path | None, settings: Sequence[str], flags: Flags | None = None) -> DistillationConfig:
@@ -17,7 +17,7 @@ def assemble(file: Path | None, settings: Sequence[str], flags: Flags | None = N
     Raises:
         ConfigError, NotFoundError, UsageError: all mistakes in it, the file is not there, or nothing was given.
     """
-    overrides: list[Any] = [parse_overrides(text) for text in settings]
+    overrides: list[Any] = [*parse_overrides(settings)]
     overrides += [(path, value, flag) for path, (value, flag) in (flags or {}).items() if value is not None]
     if file is None and not overrides:
         raise UsageError("there is nothing to run", "give a configuration: entrenar-distill run distill.yaml")

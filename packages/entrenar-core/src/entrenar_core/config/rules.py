@@ -171,10 +171,3 @@ def _training(training: Mapping[str, Any]) -> Iterator[Broken]:
         yield Broken(
             ("training", "select"), "`training.select: best` needs `training.eval_every`", "say how often to evaluate"
         )
-    warmup, steps = training.get("warmup_steps"), training.get("max_steps")
-    if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
-        yield Broken(
-            ("training", "warmup_steps"),
-            f"`training.warmup_steps` {warmup} is not less than `training.max_steps` {steps}",
-            "the learning rate would never reach its peak",
-        )

@@ -4,6 +4,7 @@ has changed: weights, tokenizer, labelled rows, settings."""
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,11 @@ def kept_folder() -> Path:
     return (Path(home) if home else cache / "entrenar") / "teachers"
 
 
+def readable_length(prepared: "Preparation") -> int:
+    """Tokens of a text that the teacher reads: `dataset.max_length`, or its own positions if those are fewer."""
+    return min(prepared.config.dataset.max_length, prepared.teacher.architecture.max_positions or sys.maxsize)
+
+
 def finetuned_key(prepared: "Preparation") -> str:
     """SHA-256 of all that decides the fitted teacher."""
     finetune = prepared.config.teacher.finetune
@@ -53,7 +59,7 @@ def finetuned_key(prepared: "Preparation") -> str:
         "settings": finetune.model_dump(),
         "rows": labelled,
         "labels": prepared.label_names,
-        "max_length": prepared.config.dataset.max_length,
+        "max_length": readable_length(prepared),
         "seed": prepared.config.training.seed,
         "precision": prepared.config.training.mixed_precision,
     }
@@ -76,7 +82,7 @@ def probe_classifier(
         prepared.teacher_tokenizer,
         [row["text"] for row in rows],
         batch_size=prepared.config.training.eval_batch_size or prepared.config.training.batch_size,
-        max_length=prepared.config.dataset.max_length,
+        max_length=readable_length(prepared),
         device=accelerator.device,
     )
     labels_N = torch.tensor([row["label"] for row in rows])
@@ -115,7 +121,7 @@ def finetuned_model(
         label_names=prepared.label_names,
         trust_remote_code=config.teacher.trust_remote_code,
         seed=config.training.seed,
-        pad_token_id=prepared.teacher_tokenizer.pad_token_id,  # type: ignore[arg-type]
+        pad_token_id=prepared.teacher_tokenizer.pad_token_id,
     )
     if settings.method == "head":
         model.base_model.requires_grad_(False)
@@ -125,7 +131,7 @@ def finetuned_model(
         prepared.teacher_tokenizer,
         task=prepared.task,
         config=config.dataset,
-        max_length=config.dataset.max_length,
+        max_length=readable_length(prepared),
     )
     training = TrainingConfig(
         epochs=settings.epochs,

@@ -24,5 +24,5 @@ def loss_svg(lines: Sequence[dict[str, Any]]) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     drawing = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(drawing, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    FigureCanvasSVG(figure).print_svg(drawing, metadata={"Date": None})
     return drawing.getvalue()

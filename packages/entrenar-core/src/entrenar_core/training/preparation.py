@@ -80,13 +80,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
 
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
-    task = (
-        config.task or infer_task(teacher, student) or ("sequence-classification" if config.teacher.finetune else None)
-    )
-    if task not in ("causal-lm", "sequence-classification"):
-        raise UsageError(
-            "the task cannot be told from the models", "set `task: causal-lm` or `task: sequence-classification`"
-        )
+    task = _task(config, teacher, student)
     if problems := check_student(config.student, teacher.architecture, task=task):
         raise ConfigError(problems)
     teacher_tokenizer = load_tokenizer(teacher, trust_remote_code=config.teacher.trust_remote_code)
@@ -123,6 +117,17 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     )
 
 
+def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
+    found = config.task or infer_task(teacher, student)
+    if found == "causal-lm" or found == "sequence-classification":
+        return found
+    if config.teacher.finetune is not None:
+        return "sequence-classification"
+    raise UsageError(
+        "the task cannot be told from the models", "set `task: causal-lm` or `task: sequence-classification`"
+    )
+
+
 def _known_labels(
     config: DistillationConfig, task: str, teacher: ModelArtifact, student: ModelArtifact | None
 ) -> tuple[str, ...] | None:
@@ -142,6 +147,9 @@ def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtif
             f"{teacher.reference} has no trained classification head, so it knows nothing of these labels",
             "fit it first: `teacher.finetune: {method: probe}`",
         )
+    if config.teacher.finetune is not None and config.dataset.streaming:
+        problem = Problem("`teacher.finetune` needs all labelled rows at hand", "remove `dataset.streaming`")
+        raise ConfigError([problem])
     if rows.num_labelled_rows == 0 and (
         config.teacher.finetune or config.distillation.alpha < 1 or config.training.baseline
     ):
@@ -152,15 +160,8 @@ def _longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelA
     """`dataset.max_length`, which must fit the positions of the models that read the tokens."""
     readers = [artifact for artifact in (student or teacher, teacher if both else None) if artifact is not None]
     for artifact in readers:
-        positions = artifact.config.get("max_position_embeddings") or artifact.config.get("n_positions")
-        if isinstance(positions, int) and config.dataset.max_length > positions:
-            raise ConfigError(
-                [
-                    Problem(
-                        f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions "
-                        f"of {artifact.reference}",
-                        f"set it to {positions} or less",
-                    )
-                ]
-            )
+        positions = artifact.architecture.max_positions
+        if positions is not None and config.dataset.max_length > positions:
+            what = f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of"
+            raise ConfigError([Problem(f"{what} {artifact.reference}", f"set it to {positions} or less")])
     return config.dataset.max_length

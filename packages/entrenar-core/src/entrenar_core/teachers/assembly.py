@@ -1,0 +1,109 @@
+"""The teacher of a run, as the configuration describes it: loaded, fitted if asked, and scored.
+
+Shapes: N texts, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from entrenar_core.config.schema import ProbeFinetuning
+from entrenar_core.models.facts import parameter_count
+from entrenar_core.models.loading import load_model
+from entrenar_core.reports import Scores
+from entrenar_core.teachers.finetuning import finetuned_model, probe_classifier, readable_length
+from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
+from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.evaluation import score_logits
+from entrenar_core.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrenar_core.training.preparation import Preparation
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyTeacher:
+    """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
+
+    source: Teacher
+    scores: Scores
+    parameters: int
+    model: "PreTrainedModel | None"
+
+
+def make_teacher(
+    prepared: "Preparation",
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    stop: StopRequest,
+    evaluate: Callable[[nn.Module], Scores],
+) -> ReadyTeacher:
+    """Loads or fits the teacher. `evaluate` scores a model that reads the student's tokens.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        Interrupted, TrainingError: while it was fitted.
+    """
+    if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
+        body = _loaded(prepared).base_model.to(accelerator.device)
+        classifier, kept = probe_classifier(prepared, body, accelerator)
+        _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
+        teacher, scores = _precomputed(prepared, accelerator, classifier)
+        return ReadyTeacher(teacher, scores, parameter_count(classifier), None)
+    if prepared.config.teacher.finetune is not None:
+        model, kept = finetuned_model(prepared, accelerator, callbacks, stop)
+        if kept:
+            _note(callbacks, "reusing the teacher fitted before")
+    else:
+        model = _loaded(prepared)
+    live = LiveTeacher(model, accelerator)
+    if prepared.teacher_reads_tokens:
+        return ReadyTeacher(live, evaluate(model), parameter_count(model), model)
+    teacher, scores = _precomputed(prepared, accelerator, lambda **inputs: model(**inputs).logits)
+    return ReadyTeacher(teacher, scores, parameter_count(model), model)
+
+
+def _note(callbacks: Sequence[Callback], text: str) -> None:
+    for callback in callbacks:
+        callback.on_note(text)
+
+
+def _loaded(prepared: "Preparation") -> "PreTrainedModel":
+    settings = prepared.config.teacher
+    return load_model(
+        prepared.teacher,
+        prepared.task,
+        dtype=settings.dtype,
+        label_names=prepared.label_names,
+        trust_remote_code=settings.trust_remote_code,
+        seed=prepared.config.training.seed,
+        pad_token_id=prepared.teacher_tokenizer.pad_token_id,
+    )
+
+
+def _precomputed(
+    prepared: "Preparation", accelerator: Accelerator, forward: Callable[..., Tensor]
+) -> tuple[PrecomputedTeacher, Scores]:
+    rows, training = prepared.rows, prepared.config.training
+    train = rows.train if prepared.config.distillation.alpha > 0 else rows.train.select([])
+    both = [*train, *rows.evaluation]
+    pad = prepared.teacher_tokenizer.pad_token_id
+    assert isinstance(pad, int), "load_tokenizer gives a pad token"
+    with accelerator.autocast():
+        logits_NC = classify(
+            forward,
+            prepared.teacher_tokenizer,
+            [row["text"] for row in both],
+            pad_token_id=pad,
+            batch_size=training.eval_batch_size or training.batch_size,
+            max_length=readable_length(prepared),
+            device=accelerator.device,
+        )
+    labels_N = torch.tensor([row["label"] for row in rows.evaluation])
+    return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)

@@ -1,0 +1,179 @@
+"""The parts of a run, in order: teacher, student before training, training, baseline, result."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from entrenar_core.models.facts import parameter_count
+from entrenar_core.reports import ModelFacts, RunReport, Scores
+from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
+from entrenar_core.teachers.precomputed import Teacher
+from entrenar_core.training.assembly import make_batches, make_student, student_name
+from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.checkpoints import Progress
+from entrenar_core.training.evaluation import evaluate
+from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.result import write_result
+from entrenar_core.training.run_folder import Metrics, RunFolder, read_metrics
+from entrenar_core.training.signals import StopRequest
+from entrenar_core.training.step import DistillationStep, Objective
+from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, warnings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Run:
+    """A prepared distillation on an accelerator, writing into a folder that it holds."""
+
+    def __init__(
+        self,
+        prepared: Preparation,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        callbacks: Sequence[Callback],
+        stop: StopRequest,
+        *,
+        resume: bool,
+    ) -> None:
+        self.prepared, self.config = prepared, prepared.config
+        self.accelerator, self.folder, self.stop, self.resume = accelerator, folder, stop, resume
+        self.callbacks = callbacks if accelerator.is_main_process else ()
+        self.training = self.config.training
+        self.eval_batch_size = self.training.eval_batch_size or self.training.batch_size
+        if self.training.trackers:
+            accelerator.init_trackers("entrenar", config={"output": str(folder.path)})
+
+    def run(self) -> RunReport:
+        """Does everything, in order, each part going on from where it stopped if the run is resumed."""
+        self._phase("teacher")
+        ready = make_teacher(
+            self.prepared, self.accelerator, self.callbacks, self.stop, lambda model: self._evaluate(model, None)
+        )
+        teacher = ready.source
+        student = make_student(self.prepared, ready.model)
+        before = self._before(student, teacher)
+        progress = self._train(student, teacher, self.config.distillation.alpha, "student")
+        scores = self._evaluate(student, teacher)
+        baseline = self._baseline() if self.training.baseline else None
+        self._phase("result")
+        report = self._report(progress, before, scores, baseline, ready, student)
+        if self.accelerator.is_main_process:
+            report = write_result(self.folder.path, self.prepared, student, report)
+            self.folder.finish("complete")
+        if self.training.trackers:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return report
+
+    def _phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
+        for callback in self.callbacks:
+            callback.on_phase(name, total_steps, step)
+
+    def _evaluate(self, model: torch.nn.Module, teacher: Teacher | None) -> Scores:
+        return evaluate(
+            model.to(self.accelerator.device),
+            self.prepared.eval_tokens,
+            collator=self.prepared.collator,
+            batch_size=self.eval_batch_size,
+            causal=self.prepared.causal,
+            accelerator=self.accelerator,
+            teacher_logits=teacher.logits if teacher else None,
+        )
+
+    def _before(self, student: torch.nn.Module, teacher: Teacher) -> Scores:
+        """The student's scores before the first step, measured once in the life of a run."""
+        self._phase("student before training")
+        file = self.folder.path / "metrics.jsonl"
+        first = (
+            [line for line in read_metrics(file) if line["step"] == 0 and "evaluation" in line] if self.resume else []
+        )
+        if first:
+            return Scores(**first[0]["evaluation"])
+        scores = self._evaluate(student, teacher)
+        if self.accelerator.is_main_process:
+            Metrics(file, up_to_step=None).add(step=0, evaluation=dataclasses.asdict(scores))
+        return scores
+
+    def _train(self, student: "PreTrainedModel", teacher: Teacher | None, alpha: float, name: str) -> Progress:
+        main = name == "student"
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        steps = make_batches(
+            self.prepared, self.prepared.train_tokens, self.training.max_steps, rank, world_size
+        ).total_steps
+        tokens = self.prepared.train_tokens
+        if not main and not self.config.dataset.streaming and not self.prepared.causal:
+            tokens = tokens.filter(lambda row: row["labels"] >= 0, load_from_cache_file=False)
+        batches = make_batches(self.prepared, tokens, steps, rank, world_size)
+        section = self.config.distillation
+        objective = Objective(self.prepared.causal, alpha, section.temperature, section.divergence)
+        set_seed(self.training.seed + rank)
+        settings = LoopSettings(
+            training=self.training.model_copy(update={"max_steps": steps}),
+            folder=self.folder.path if main else self.folder.path / name,
+            checkpoint_every=self.config.output.checkpoint_every or max(1, steps // 10),
+            keep=self.config.output.keep,
+            evaluate=lambda: self._evaluate(student, teacher),
+            score=lambda scores: -scores.cross_entropy if self.prepared.causal else scores.accuracy,
+        )
+        logits = teacher.logits if teacher else None
+        loop = Loop(
+            DistillationStep(student, objective), batches, logits, self.accelerator, settings, self.callbacks, self.stop
+        )
+        self._phase(name, steps, loop.progress.step)
+        progress = loop.run(resume=self.resume)
+        self.accelerator.free_memory()
+        return progress
+
+    def _baseline(self) -> Scores:
+        """The same student on the labels alone: as many steps, the same seed, no teacher."""
+        student = make_student(self.prepared)
+        self._train(student, None, 0.0, "baseline")
+        return self._evaluate(student, None)
+
+    def _report(
+        self,
+        progress: Progress,
+        before: Scores,
+        scores: Scores,
+        baseline: Scores | None,
+        teacher: ReadyTeacher,
+        student: torch.nn.Module,
+    ) -> RunReport:
+        rows, training, causal = self.prepared.rows, self.training, self.prepared.causal
+        assert progress.initial_loss is not None, "a run has a step"
+        assert progress.final_loss is not None, "a run has a step"
+        best = progress.best_step if training.select == "best" else None
+        return RunReport(
+            task=self.prepared.task,
+            output_dir=self.folder.path,
+            dataset=rows.name,
+            train_rows=rows.num_train_rows,
+            labelled_rows=rows.num_labelled_rows,
+            eval_rows=len(rows.evaluation),
+            seed=training.seed,
+            steps=progress.step,
+            selected_step=best or progress.step,
+            initial_loss=progress.initial_loss,
+            final_loss=progress.final_loss,
+            teacher=ModelFacts(
+                str(self.prepared.teacher.reference), teacher.parameters, self.prepared.teacher.weight_bytes
+            ),
+            student=ModelFacts(student_name(self.config), parameter_count(student), 0),
+            teacher_scores=teacher.scores,
+            student_before=before,
+            student_scores=scores,
+            baseline_scores=baseline,
+            majority_accuracy=None if causal else majority_accuracy(rows.evaluation["label"], rows.train["label"]),
+            retention=None if causal or not teacher.scores.accuracy else scores.accuracy / teacher.scores.accuracy,
+            perplexity_ratio=perplexity_ratio(scores, teacher.scores),
+            train_s=progress.train_s,
+            examples_per_s=progress.examples / max(progress.train_s, 1e-9),
+            files=(),
+            warnings=tuple(warnings(self.config, scores, baseline, teacher.scores)),
+        )

@@ -1,0 +1,346 @@
+"""Every mistake is reported at once, in plain words, with its line and column; nothing else ever escapes."""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entrenar_core.config import DistillationConfig, load_config, parse_config
+from entrenar_core.config.loading import LARGEST_BYTES, Override
+from entrenar_core.config.schema import DistillationSection, TrainingConfig
+from entrenar_core.config.yaml_source import parse_document
+from entrenar_core.errors import ConfigError, NotFoundError, Problem
+from entrenar_core.losses import DIVERGENCES
+
+SMALLEST = "teacher: {model_id: t}\nstudent: {model_id: s}\ndataset: {name: d}\n"
+
+
+def read(text: str, tmp_path: Path, *overrides: Override) -> DistillationConfig:
+    path = tmp_path / "distill.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def problems(text: str, tmp_path: Path, *overrides: Override) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        read(text, tmp_path, *overrides)
+    return list(caught.value.problems)
+
+
+def lines(text: str, tmp_path: Path, *overrides: Override) -> list[str]:
+    return [str(problem).removeprefix(f"{tmp_path}/") for problem in problems(text, tmp_path, *overrides)]
+
+
+TEN_MISTAKES = """\
+teacher:
+  model_id: org/teacher
+  dtype: int8
+  finetune: {method: prob}
+student:
+  init_from: {teacher_layers: all}
+  drpout: 0.1
+dataset:
+  name: d
+  streaming: yes
+  max_rows: 1.5
+training:
+  learning_rate: 1e-4x
+  epochs: 0
+  epochs: 2
+  early_stopping: 3
+epocs: 3
+"""
+
+
+def test_ten_mistakes_are_reported_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    assert lines(TEN_MISTAKES, tmp_path) == [
+        "distill.yaml:3:3: `teacher.dtype` cannot be 'int8'",
+        "distill.yaml:4:14: `teacher.finetune.method` cannot be 'prob'",
+        "distill.yaml:6:15: `student.init_from.teacher_layers` should be a list of layer indices such as [0, 2, 4], "
+        "or how many layers to copy, not 'all'",
+        "distill.yaml:7:3: `student.drpout` is not a setting",
+        "distill.yaml:10:3: `dataset.streaming` should be true or false, not 'yes'",
+        "distill.yaml:11:3: `dataset.max_rows` should be a whole number, at least 1, not 1.5",
+        "distill.yaml:13:3: `training.learning_rate` should be a number above 0, not '1e-4x'",
+        "distill.yaml:15:3: `epochs` is given twice",
+        "distill.yaml:16:3: `training.early_stopping` is a group of settings, not 3",
+        "distill.yaml:17:1: `epocs` is not a setting",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("studnt: {}", "did you mean `student`?"),
+        ("epochs: 3", "did you mean `training.epochs`?"),
+        ("training: {epoch: 3}", "did you mean `epochs`?"),
+        ("training: {alpha: 1}", "did you mean `distillation.alpha`?"),
+        ("training: {early_stopping: {patience: 1, delta: 2}}", "did you mean `min_delta`?"),
+        ("training: {early_stopping: {patience: 1, xyz: 2}}", "it has patience, min_delta"),
+        ("1: x", "it has task, teacher, student, distillation, dataset, training, output"),
+        ("null: x", "it has task, teacher, student, distillation, dataset, training, output"),
+    ],
+)
+def test_an_unknown_setting_gets_a_suggestion(text: str, hint: str, tmp_path: Path) -> None:
+    (problem,) = problems(SMALLEST + text, tmp_path)
+    assert problem.message.endswith("is not a setting")
+    assert problem.hint == hint
+    assert problem.where is not None
+    assert ":4:" in problem.where
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message", "hint"),
+    [
+        ("probe", "`teacher.finetune` is a group of settings, not 'probe'", "fit the teacher to the labelled rows"),
+        ("{}", "`teacher.finetune.method` is missing", "choose 'probe', 'head' or 'full'"),
+        ("{method: bag}", "`teacher.finetune.method` cannot be 'bag'", "choose 'probe', 'head' or 'full'"),
+        ("{method: full, epoch: 1}", "`teacher.finetune.epoch` is not a setting", "did you mean `epochs`?"),
+        ("{method: head, epochs: x}", "`teacher.finetune.epochs` should be a whole number, at least 1, not 'x'", ""),
+        ("{method: probe, l2: 0}", "`teacher.finetune.l2` should be a number above 0, not 0", "strength of the L2"),
+        ("{method: probe, epochs: 2}", "`teacher.finetune.epochs` is not a setting", "did you mean `training.epochs`?"),
+    ],
+)
+def test_a_wrong_way_to_fit_the_teacher_is_named_as_it_is_written(
+    finetune: str, message: str, hint: str, tmp_path: Path
+) -> None:
+    (problem,) = problems(SMALLEST.replace("{model_id: t}", f"{{model_id: t, finetune: {finetune}}}"), tmp_path)
+    assert problem.message == message
+    assert problem.hint is not None
+    assert problem.hint.startswith(hint)
+
+
+def test_an_item_that_is_refused_is_one_mistake(tmp_path: Path) -> None:
+    assert lines(f"{SMALLEST}output: {{formats: [apr]}}", tmp_path) == [
+        "distill.yaml:4:20: `output.formats[0]` cannot be 'apr'"
+    ]
+    assert lines(f"{SMALLEST}output: {{formats: apr}}", tmp_path) == [
+        "distill.yaml:4:10: `output.formats[0]` cannot be 'apr'"
+    ]
+    assert lines(f"{SMALLEST}output: {{formats: []}}", tmp_path) == [
+        "distill.yaml:4:10: `output.formats` should be a list such as [safetensors], not []"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "wanted"),
+    [
+        ("training.batch_size", "true", "a whole number, at least 1, not true"),
+        ("training.batch_size", "2.0", "a whole number, at least 1, not 2.0"),
+        ("training.batch_size", "null", "a whole number, at least 1, not null"),
+        ("training.warmup_steps", "-1", "a whole number, at least 0, not -1"),
+        ("training.seed", "4294967296", "a whole number, at least 0 and below 2³², not 4294967296"),
+        ("training.max_grad_norm", ".inf", "a number above 0, not inf"),
+        ("training.weight_decay", "-0.1", "a number, at least 0, not -0.1"),
+        ("training.trackers", "wandb", "a list such as [tensorboard], not 'wandb'"),
+        ("dataset.eval_fraction", "1", "a number between 0 and 1, not 1"),
+        ("dataset.eval_fraction", ".nan", "a number between 0 and 1, not nan"),
+        ("distillation.alpha", "1.01", "a number from 0 to 1, not 1.01"),
+        ("distillation.alpha", ".nan", "a number from 0 to 1, not nan"),
+        ("student.dropout", "1.0", "a number, at least 0 and below 1, not 1.0"),
+        ("dataset.text_column", "''", "a text that is not empty, not ''"),
+        ("dataset.text_column", "3", "a text that is not empty, not 3"),
+        ("teacher.files", "[]", "a list of at least one text, such as [a, b], not []"),
+        ("teacher.files", "model.gguf", "a list of at least one text, such as [a, b], not 'model.gguf'"),
+        ("output.dir", "3", "the path of a folder, not 3"),
+    ],
+)
+def test_a_wrong_value_is_told_what_is_accepted(setting: str, value: str, wanted: str, tmp_path: Path) -> None:
+    section, key = setting.split(".")
+    base = {"teacher": "model_id: t", "student": "model_id: s", "dataset": "name: d"}
+    base[section] = f"{base.get(section, '')}\n  {key}: {value}"
+    text = "\n".join(f"{name}:\n  {settings}" for name, settings in base.items())
+    (problem,) = problems(text, tmp_path)
+    assert problem.message == f"`{setting}` should be {wanted}"
+    assert problem.hint
+    assert problem.hint[0].islower() or problem.hint.startswith("A")
+
+
+def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    config = read(
+        SMALLEST.replace("name: d", "name: no, text_column: on, label_column: 2001-01-01")
+        + "training: {mixed_precision: no, learning_rate: 1e-4, warmup_steps: 010, weight_decay: 1}",
+        tmp_path,
+    )
+    assert config.training.mixed_precision == "no"
+    assert config.training.learning_rate == 0.0001
+    assert config.training.warmup_steps == 10
+    assert (config.dataset.name, config.dataset.text_column, config.dataset.label_column) == ("no", "on", "2001-01-01")
+
+
+def test_a_section_without_settings_has_its_defaults(tmp_path: Path) -> None:
+    config = read(f"{SMALLEST}task: null\ntraining:\noutput: # nothing\n", tmp_path)
+    assert config.task is None
+    assert config.training == TrainingConfig()
+
+
+def test_what_is_missing_is_said_with_what_it_is_for(tmp_path: Path) -> None:
+    assert [(p.message, p.hint) for p in problems("teacher:\nstudent: {model_id: s}\n", tmp_path)] == [
+        ("`dataset` is missing", "the rows to learn from and the rows to be judged on"),
+        ("`teacher.model_id` is missing", "`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "distill.yaml: the file is empty"),
+        (b"# only a comment\n", "distill.yaml: the file is empty"),
+        (b"- teacher\n- student\n", "distill.yaml:1:1: a configuration is a mapping of `section:` to settings"),
+        (b"teacher\n", "distill.yaml:1:1: a configuration is a mapping of `section:` to settings"),
+        (b"teacher: caf\xe9\n", "distill.yaml: is not text in UTF-8"),
+        (b"#" * (LARGEST_BYTES + 1), "distill.yaml: is too large to be a configuration"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_mistake(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "distill.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert [str(problem).removeprefix(f"{tmp_path}/") for problem in caught.value.problems] == [message]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"absent\.yaml: no such file"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(NotFoundError, match="Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "distill.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALLEST.encode())
+    assert load_config(path).teacher.model_id == "t"
+
+
+def test_flags_replace_what_the_file_says(tmp_path: Path) -> None:
+    config = read(
+        f"{SMALLEST}training: {{epochs: 5, seed: 7}}\noutput:\n",
+        tmp_path,
+        (("training", "epochs"), 1, "--set training.epochs"),
+        (("training", "early_stopping", "patience"), 2, "--set training.early_stopping.patience"),
+        (("training", "eval_every"), 10, "--set training.eval_every"),
+        (("output", "dir"), "elsewhere", "--output"),
+    )
+    assert (config.training.epochs, config.training.seed) == (1, 7)
+    assert config.training.early_stopping is not None
+    assert config.output.dir == Path("elsewhere")
+
+
+def test_a_flag_replaces_a_mistake_of_the_file_and_a_wrong_flag_is_named(tmp_path: Path) -> None:
+    text = f"{SMALLEST}training: {{epochs: none, seed: -1}}"
+    assert lines(text, tmp_path, (("training", "epochs"), 0, "--set training.epochs")) == [
+        "distill.yaml:4:26: `training.seed` should be a whole number, at least 0 and below 2³², not -1",
+        "--set training.epochs: `training.epochs` should be a whole number, at least 1, not 0",
+    ]
+    whole = (("training",), {"epochs": 0}, "--set training")
+    assert lines(text, tmp_path, whole) == [
+        "--set training: `training.epochs` should be a whole number, at least 1, not 0"
+    ]
+
+
+def test_a_flag_inside_something_that_is_no_group_is_refused(tmp_path: Path) -> None:
+    flag = (("training", "epochs", "first"), 1, "--set training.epochs.first")
+    assert lines(f"{SMALLEST}training: {{epochs: 2}}", tmp_path, flag) == [
+        "--set training.epochs.first: `training.epochs` is not a group of settings"
+    ]
+
+
+def test_a_flag_replaces_an_older_spelling_and_may_be_one(tmp_path: Path) -> None:
+    text = SMALLEST.replace("{model_id: t}", "{repo_id: t}") + "output: {path: there}"
+    config = read(text, tmp_path, (("teacher", "model_id"), "x", "--teacher"), (("output", "dir"), "y", "--output"))
+    assert (config.teacher.model_id, config.output.dir) == ("x", Path("y"))
+    assert read(SMALLEST, tmp_path, (("teacher", "repo_id"), "x", "--set teacher.repo_id")).teacher.model_id == "x"
+
+
+def test_flags_alone_are_a_configuration() -> None:
+    names = (("teacher", "model_id"), ("student", "model_id"), ("dataset", "name"))
+    assert load_config(None, [(where, "x", "--x") for where in names]).dataset.name == "x"
+    with pytest.raises(ConfigError, match="`dataset` is missing"):
+        load_config(None, [(where, "x", "--x") for where in names[:2]])
+
+
+def test_a_change_to_one_setting_does_not_reach_another_that_shares_an_alias(tmp_path: Path) -> None:
+    text = "teacher: &model {model_id: t}\nstudent: *model\ndataset: {name: d}\n"
+    config = read(text, tmp_path, (("student", "model_id"), "s", "--student"))
+    assert (config.teacher.model_id, config.student.model_id) == ("t", "s")
+
+
+def test_plain_values_give_the_same_and_are_left_as_they_were() -> None:
+    values: dict[str, Any] = {"teacher": {"repo_id": "t"}, "student": {"model_id": "s"}, "dataset": {"name": "d"}}
+    assert parse_config(values).teacher.model_id == "t"
+    assert values["teacher"] == {"repo_id": "t"}
+
+
+def test_the_trackers_are_those_of_accelerate() -> None:
+    from typing import get_args
+
+    from accelerate.utils import LoggerType
+
+    from entrenar_core.config.schema import Tracker
+
+    assert set(get_args(Tracker)) == {str(kind.value) for kind in LoggerType} - {"all"}
+
+
+def test_the_choices_of_a_divergence_are_the_table_of_divergences() -> None:
+    from typing import get_args
+
+    assert set(get_args(DistillationSection.model_fields["divergence"].annotation)) == set(DIVERGENCES)
+
+
+NAMES = st.sampled_from(
+    [*DistillationConfig.model_fields, "model_id", "finetune", "method", "init_from", "teacher_layers", "epochs"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["probe", "full"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values=st.dictionaries(NAMES, VALUES, max_size=6))
+def test_any_mapping_is_a_configuration_or_a_mistake(values: dict[str, Any]) -> None:
+    try:
+        parse_config(values)
+    except ConfigError as error:
+        assert all(problem.message for problem in error.problems)
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> dict[str, Any]:
+    """A right configuration with some settings replaced by anything."""
+    values: dict[str, Any] = {"teacher": {"model_id": "t"}, "student": {"model_id": "s"}, "dataset": {"name": "d"}}
+    for section, field in DistillationConfig.model_fields.items():
+        kind = field.annotation
+        for name in draw(st.lists(st.sampled_from(sorted(getattr(kind, "model_fields", {"x": 0}))), max_size=3)):
+            values.setdefault(section, {})[name] = draw(VALUES)
+    return values
+
+
+@given(values=nearly_right())
+def test_any_value_of_any_setting_is_accepted_or_a_mistake_that_names_it(values: dict[str, Any]) -> None:
+    try:
+        parse_config(values)
+    except ConfigError as error:
+        assert all("`" in problem.message for problem in error.problems)
+
+
+TOKENS = ["teacher", ":", " ", "\n", "  ", "- ", "[", "]", "{", "}", ",", "&a", "*a", "<<", "!!int", "!!set", "!!bool"]
+YAML_LIKE = st.lists(
+    st.sampled_from([*TOKENS, "? ", "|", ">", "'", '"', "#", "---", "...", "%", "\t", "1e-4", "~", "=", "!x", "@"])
+    | st.text(string.printable, max_size=3)
+    | st.characters(),
+    max_size=25,
+).map("".join)
+
+
+@given(text=YAML_LIKE)
+def test_any_text_is_a_document_or_a_mistake(text: str) -> None:
+    document = parse_document(text, "f.yaml")
+    assert document.values or document.problems or text.strip()
+    for problem in document.problems:
+        assert problem.where is not None
+        assert problem.where.startswith("f.yaml")

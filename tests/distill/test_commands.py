@@ -1,0 +1,197 @@
+"""`run` and `validate` as a person meets them: their output in all modes, their flags, and what they import."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entrenar_distill.validation import validate
+from tiny_jobs import Models, classification, language, merged, write_config
+
+Program = Callable[[Sequence[str] | None], int]
+Capture = pytest.CaptureFixture[str]
+HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "accelerate", "matplotlib", "numpy", "safetensors")
+
+
+@pytest.fixture
+def config(models: Models, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "distill.yaml", classification(models, tmp_path))
+
+
+def document(program: Program, capsys: Capture, *argv: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert program([*map(str, argv), "--json"]) == 0, capsys.readouterr().err
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_a_run_keeps_the_promises_of_all_modes(
+    program: Program, check_output: Callable[..., Any], config: Path, models: Models
+) -> None:
+    out = str(config.parent / "out")
+    report = check_output(
+        program,
+        ["run", str(config), "--force"],
+        values={
+            "task": "sequence-classification",
+            "output_dir": out,
+            "dataset": "rows.jsonl",
+            "train_rows": 36,
+            "eval_rows": 4,
+            "steps": 5,
+            "selected_step": 5,
+            "seed": 42,
+            "baseline_scores": None,
+            "perplexity_ratio": None,
+            "warnings": [],
+        },
+        shows=["Scores", "teacher", "student, distilled", "majority class", "Retention", "36 training rows", out],
+        lines=["Steps\t5, the weights are those of step 5"],
+        quiet=[out],
+        repeatable=False,
+    )
+    assert report["teacher"]["name"] == str(models.classifier)
+    assert report["student_scores"].keys() == report["teacher_scores"].keys()
+    assert (Path(out) / "model.safetensors").is_file()
+
+
+def test_a_run_of_a_language_model_shows_perplexity(
+    program: Program, capsys: Capture, models: Models, tmp_path: Path
+) -> None:
+    file = write_config(tmp_path / "lm.yaml", language(models, tmp_path))
+    assert program(["run", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "perplexity" in shown
+    assert "× the teacher's" in shown
+    assert "majority class" not in shown
+
+
+def test_validate_keeps_the_promises_of_all_modes(
+    program: Program, check_output: Callable[..., Any], config: Path
+) -> None:
+    report = check_output(
+        program,
+        ["validate", str(config)],
+        values={"config": str(config)},
+        shows=["is valid", "✓ ok", "2 layers of 32", "text, label"],
+        lines=["teacher\t✓ ok\tbert, 2 layers of 32"],
+        quiet=[],
+    )
+    assert [check["name"] for check in report["checks"]] == ["settings", "teacher", "student", "columns", "output"]
+    assert {check["status"] for check in report["checks"]} == {"ok"}
+    assert not (config.parent / "out").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    program: Program, check_output: Callable[..., Any], config: Path
+) -> None:
+    before = sorted(config.parent.rglob("*"))
+    check_output(
+        program,
+        ["run", str(config), "--dry-run"],
+        values={"steps": 5, "train_rows": 36, "eval_rows": 4, "examples_per_step": 8, "resumes_from_step": None},
+        shows=["Plan", "0.5 × KL(T=2) + 0.5 × CE", "nothing was trained or written"],
+        lines=["Steps\t5 of 8 examples, from the beginning"],
+        quiet=[str(config.parent / "out")],
+    )
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_the_plan_is_what_the_run_does(program: Program, capsys: Capture, config: Path) -> None:
+    plan = document(program, capsys, "run", config, "--dry-run")
+    report = document(program, capsys, "run", config)
+    assert {key: report[key] for key in ("task", "steps", "train_rows", "eval_rows", "dataset", "output_dir")} == {
+        key: plan[key] for key in ("task", "steps", "train_rows", "eval_rows", "dataset", "output_dir")
+    }
+    assert report["student"]["parameters"] == plan["student_parameters"]
+
+
+def test_flags_replace_what_the_file_says(
+    program: Program, capsys: Capture, config: Path, models: Models, tmp_path: Path
+) -> None:
+    job = merged(json.loads(config.read_text()), {"student": {"hidden_size": None, "num_layers": None}})
+    job["student"] = {"model_id": str(models.classifier)}
+    file = write_config(tmp_path / "other.yaml", job)
+    flags = ["--teacher", models.other_classifier, "--student", models.small_classifier, "--output", tmp_path / "there"]
+    limits = ["--seed", 7, "--max-steps", 2, "--baseline", "--set", "training.batch_size=4"]
+    plan = document(program, capsys, "run", "--config", file, *flags, *limits, "--dry-run")
+    assert plan["teacher"] == str(models.other_classifier)
+    assert plan["student"] == str(models.small_classifier)
+    assert plan["output_dir"] == str(tmp_path / "there")
+    assert (plan["steps"], plan["examples_per_step"]) == (2, 4)
+    report = document(program, capsys, "run", "--config", file, *flags, *limits)
+    assert (report["seed"], report["steps"]) == (7, 2)
+    assert report["baseline_scores"] is not None
+
+
+@pytest.mark.parametrize("command", [["run", "--dry-run"], ["validate"]])
+def test_a_file_may_be_an_argument_or_an_option(program: Program, config: Path, command: list[str]) -> None:
+    assert program([*command, str(config)]) == program([*command, "--config", str(config)]) == 0
+    assert program([*command, str(config), "--config", str(config)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "{config}", "--config", "other.yaml"], "two configurations"),
+        (["validate", "{config}", "--config", "other.yaml"], "two configurations"),
+        (["run", "{config}", "--resume", "--force"], "--force replaces it"),
+        (["run"], "there is nothing to run"),
+        (["validate"], "validate needs a configuration"),
+        (["run", "{config}", "--max-steps", "0"], "--max-steps"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    program: Program, capsys: Capture, config: Path, argv: list[str], message: str
+) -> None:
+    assert program([item.format(config=config) for item in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert "\nhint: " in err
+    assert not (config.parent / "out").exists()
+
+
+def test_a_complete_run_is_resumed_by_telling_its_report(program: Program, capsys: Capture, config: Path) -> None:
+    first = document(program, capsys, "run", config)
+    weights = (config.parent / "out" / "model.safetensors").stat()
+    assert document(program, capsys, "run", config, "--resume") == first
+    assert (config.parent / "out" / "model.safetensors").stat() == weights
+
+
+def test_validate_says_that_a_complete_run_is_in_the_way(program: Program, capsys: Capture, config: Path) -> None:
+    assert program(["run", str(config)]) == 0
+    checks = document(program, capsys, "validate", config)["checks"]
+    assert "--resume or --force" in checks[-1]["detail"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["validate", "{config}"]])
+def test_light_commands_import_nothing_heavy(config: Path, argv: list[str]) -> None:
+    code = (
+        "import sys; from entrenar_distill.cli import main; status = main(sys.argv[1:]); "
+        f"print(sorted(set(sys.modules) & {set(HEAVY)!r}), file=sys.stderr); sys.exit(status)"
+    )
+    argv = [item.format(config=config) for item in argv]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_module_is_the_program(config: Path) -> None:
+    command = [sys.executable, "-m", "entrenar_distill", "validate", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["config"] == str(config)
+
+
+def test_validate_is_a_function_too(models: Models, tmp_path: Path) -> None:
+    from entrenar_core import parse_config
+
+    report = validate(parse_config(classification(models, tmp_path)), "this job")
+    assert report.config == "this job"
+    assert {check.status for check in report.checks} == {"ok"}

@@ -1,0 +1,100 @@
+"""A run that is killed, stopped or interrupted anywhere, and resumed, ends with the bits of one that never stopped."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import log, losses, manifest, run, start, wait_until, weights, write_job, write_models
+
+# Everything that has a state: dropout, evaluations, the best weights, patience, and a second training.
+EVERYTHING: dict[str, Any] = {
+    "training": {"epochs": 3, "eval_every": 3, "select": "best", "early_stopping": {"patience": 4}, "baseline": True},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A job that was not stopped, and how long it took in seconds."""
+    job = write_job(tmp_path_factory.mktemp("unbroken"), models, **EVERYTHING)
+    began = time.perf_counter()
+    assert run(job) == 0, log(job)
+    return job, time.perf_counter() - began
+
+
+def kill_when(job: Path, happened: Callable[[], object]) -> bool:
+    """Resumes the job and kills it once something has happened; whether that came before its end."""
+    process = start(job, "--resume")
+    if wait_until(happened, process):
+        os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), log(job)
+    return process.exitcode != 0
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    until = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > until
+
+
+def assert_same(job: Path, reference: Path) -> None:
+    assert manifest(job)["status"] == "complete"
+    assert weights(job) == weights(reference)
+    assert losses(job) == losses(reference)
+    last = sorted((job.parent / "out" / "baseline" / "checkpoints").glob("step-*"))[-1]
+    twin = reference.parent / "out" / "baseline" / "checkpoints" / last.name
+    assert (last / "model.safetensors").read_bytes() == (twin / "model.safetensors").read_bytes()
+    assert [path.name for path in (job.parent / "out").rglob(".*") if path.name != ".lock"] == []
+
+
+def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_no_trace(
+    models: Path, unbroken: tuple[Path, float], tmp_path: Path
+) -> None:
+    job = write_job(tmp_path, models, **EVERYTHING)
+    out = tmp_path / "out"
+    assert kill_when(job, lambda: (out / "checkpoints" / "step-00000004").is_dir())
+    assert kill_when(job, lambda: list((out / "baseline" / "checkpoints").glob(".step-*.partial")))
+    assert kill_when(job, lambda: list(out.glob(".*result*")))
+    assert run(job, "--resume") == 0, log(job)
+    assert_same(job, unbroken[0])
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_no_trace(
+    models: Path, unbroken: tuple[Path, float], tmp_path: Path
+) -> None:
+    chance, kills, complete = random.Random(7), 0, 0
+    while kills < 20 or complete == 0:
+        job = write_job(tmp_path / str(complete), models, **EVERYTHING)
+        while kills < 20 and kill_when(job, after(chance.uniform(0.2, 1.0) * unbroken[1])):
+            kills += 1
+        assert run(job, "--resume") == 0, log(job)
+        assert_same(job, unbroken[0])
+        complete += 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_the_same_bits(
+    models: Path, unbroken: tuple[Path, float], tmp_path: Path, number: signal.Signals
+) -> None:
+    job = write_job(tmp_path, models, **EVERYTHING)
+    process = start(job)
+    assert wait_until(lambda: (tmp_path / "out" / "checkpoints" / "step-00000004").is_dir(), process)
+    os.kill(process.pid or 0, number)
+    process.join()
+    assert process.exitcode == 130, log(job)
+    assert "--resume" in log(job) and "and saved" in log(job) and "Traceback" not in log(job)
+    assert manifest(job)["status"] == "interrupted"
+    newest = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))[-1]
+    assert f"stopped after step {int(newest.name.removeprefix('step-'))} of" in log(job)
+    assert run(job, "--resume") == 0, log(job)
+    assert_same(job, unbroken[0])
