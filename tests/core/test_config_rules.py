@@ -80,7 +80,6 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     ({"training": {"early_stopping": {"patience": 1}}}, "`training.early_stopping` needs `training.eval_every`"),
     ({"training": {"select": "best"}}, "`training.select: best` needs `training.eval_every`"),
-    ({"training": {"warmup_steps": 5, "max_steps": 5}}, "`training.warmup_steps` 5 is not less than"),
     (
         {"training": {"baseline": True}, "distillation": {"alpha": 0}},
         "`training.baseline` compares with training on the labels alone",
@@ -121,7 +120,7 @@ def test_a_broken_rule_is_the_one_mistake(changed: dict[str, Any], message: str)
         {"dataset": {"name": "d", "num_proc": 2}, "training": {"dataloader_workers": 2, "group_by_length": True}},
         {"dataset": {"name": "d", "prompt_column": "p", "completion_column": "c"}},
         {"training": {"select": "best", "early_stopping": {"patience": 1}, "eval_every": 5}},
-        {"training": {"warmup_steps": 4, "max_steps": 5}},
+        {"training": {"warmup_steps": 1000, "max_steps": 2}},  # a short trial of a long recipe
         {"training": {"baseline": True}},
         {"training": {"baseline": False}, "distillation": {"alpha": 0}},
         {"teacher": {"model_id": "t", "finetune": {"method": "full"}}, "task": "sequence-classification"},
@@ -134,7 +133,7 @@ def test_what_stays_within_the_rules_is_accepted(changed: dict[str, Any]) -> Non
 def test_a_value_of_the_wrong_type_breaks_no_rule() -> None:
     wrong = {"hidden_size": "64", "num_layers": 2, "num_heads": 0}
     with pytest.raises(ConfigError) as caught:
-        parse_config(values(student=wrong, training={"warmup_steps": "x", "max_steps": 5}))
+        parse_config(values(student=wrong, training={"warmup_steps": "x"}))
     assert [problem.message for problem in caught.value.problems] == [
         "`student.hidden_size` should be a whole number, at least 1, not '64'",
         "`student.num_heads` should be a whole number, at least 1, not 0",

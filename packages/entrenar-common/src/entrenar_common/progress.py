@@ -77,12 +77,15 @@ class Task:
     @property
     def status(self) -> str:
         """`120/1,000 steps, 3.4/s, 4m 10s left, loss 2.31`, as far as these are known."""
-        return ", ".join(part for part in (self.done, self.rate, self.left, self.note) if part)
+        parts = (self.done or duration(self.elapsed_s), self.rate, self.left, self.note)
+        return ", ".join(part for part in parts if part)
 
     @property
     def done(self) -> str:
         if self.unit == "bytes":
             return size(self.completed) + (f" of {size(self.total)}" if self.total is not None else "")
+        if self.total is None and not self.unit and not self.completed:
+            return ""  # a task that only takes its time
         total = f"/{self.total:,.0f}" if self.total is not None else ""
         return f"{self.completed:,.0f}{total} {self.unit}".rstrip()
 
@@ -151,7 +154,8 @@ class _Log:
         if task.complete:
             if self._due_s.pop(task, None) is not None and elapsed_s >= WORTH_A_LINE_S:
                 note = f", {task.note}" if task.note else ""
-                output.note(f"{task.description}: {task.done} in {duration(elapsed_s)}{note}")
+                took = f"{task.done} in {duration(elapsed_s)}" if task.done else duration(elapsed_s)
+                output.note(f"{task.description}: {took}{note}")
         elif elapsed_s >= self._due_s.get(task, FIRST_LINE_S):
             self._due_s[task] = elapsed_s + min(max(FIRST_LINE_S, elapsed_s / 10), LONGEST_PAUSE_S)
             output.note(f"{task.description}: {task.status}")

@@ -125,7 +125,8 @@ def finetuned_model(
     )
     if settings.method == "head":
         model.base_model.requires_grad_(False)
-    rows = prepared.rows.train.filter(lambda row: row["label"] >= 0, load_from_cache_file=False)
+    train = prepared.rows.train
+    rows = train.select([index for index, label in enumerate(train["label"]) if label >= 0])
     tokens = tokenize_rows(
         rows,
         prepared.teacher_tokenizer,

@@ -119,13 +119,12 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
 
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
     found = config.task or infer_task(teacher, student)
-    if found == "causal-lm" or found == "sequence-classification":
-        return found
-    if config.teacher.finetune is not None:
+    if found == "causal-lm":
+        return "causal-lm"
+    if found == "sequence-classification" or config.teacher.finetune is not None:
         return "sequence-classification"
-    raise UsageError(
-        "the task cannot be told from the models", "set `task: causal-lm` or `task: sequence-classification`"
-    )
+    known = "`task: causal-lm` or `task: sequence-classification`"
+    raise UsageError("the task cannot be told from the models", f"set {known}")
 
 
 def _known_labels(

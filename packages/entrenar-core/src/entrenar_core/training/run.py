@@ -108,7 +108,7 @@ class Run:
         ).total_steps
         tokens = self.prepared.train_tokens
         if not main and not self.config.dataset.streaming and not self.prepared.causal:
-            tokens = tokens.filter(lambda row: row["labels"] >= 0, load_from_cache_file=False)
+            tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if label >= 0])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
         section = self.config.distillation
         objective = Objective(self.prepared.causal, alpha, section.temperature, section.divergence)
