@@ -95,11 +95,11 @@ def _dataset(dataset: Mapping[str, Any]) -> Iterator[Broken]:
         yield Broken(
             ("dataset",), "`dataset` does not say which data", "give a `name`, or the `path` of a file or folder"
         )
-    if source == "local" and "path" not in dataset:
+    elif source == "local" and "path" not in dataset:
         yield Broken(("dataset", "source"), "`dataset.source: local` needs `dataset.path`", None)
-    if source in ("builtin", "huggingface") and "name" not in dataset:
+    elif source in ("builtin", "huggingface") and "name" not in dataset:
         yield Broken(("dataset", "source"), f"`dataset.source: {source}` needs `dataset.name`", None)
-    if source in ("builtin", "huggingface") and "path" in dataset:
+    elif source in ("builtin", "huggingface") and "path" in dataset:
         yield Broken(
             ("dataset", "path"),
             f"`dataset.path` is a local file, and `dataset.source` is {source}",

@@ -87,15 +87,14 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     tokenizer = (
         load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
     )
-    needs_teacher = config.distillation.alpha > 0
     reads_tokens = task == "causal-lm" or config.dataset.streaming
-    if needs_teacher and reads_tokens and student is not None:
+    if reads_tokens and student is not None:
         require_one_vocabulary(teacher_tokenizer, tokenizer)
     rows = load_rows(
         config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher, student)
     )
     _check_finetuning(config, task, teacher, rows)
-    length = _longest(config, teacher, student, reads_tokens and needs_teacher)
+    length = _longest(config, teacher, student, reads_tokens)
     tokenized = {
         name: tokenize_rows(data, tokenizer, task=task, config=config.dataset, max_length=length)
         for name, data in (("train", rows.train), ("evaluation", rows.evaluation))

@@ -1,0 +1,160 @@
+"""The gradient of an optimiser step does not depend on how its rows were cut into micro-batches or padded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_models import tiny_bert, tiny_llama
+from torch import Tensor
+
+from entrenar_core.config.schema import TrainingConfig
+from entrenar_core.data.collating import IGNORED, Batch, Collator
+from entrenar_core.training.batches import StoredBatches
+from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.signals import StopRequest
+from entrenar_core.training.step import Counts, DistillationStep, Objective
+
+CUTS = [(1, 8), (2, 4), (8, 1)]
+Side = Literal["left", "right"]
+Row = dict[str, Any]
+Gradients = Mapping[str, Tensor]
+
+
+def loaded(task: str, folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    return kind.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "causal-lm": (
+            tiny_llama(folder / "llama-teacher", seed=1, initializer_range=0.2),
+            tiny_llama(folder / "llama", seed=2, initializer_range=0.1),
+        ),
+        "sequence-classification": (
+            tiny_bert(folder / "bert-teacher", num_labels=3, seed=1, initializer_range=0.2),
+            tiny_bert(folder / "bert", num_labels=3, seed=2, initializer_range=0.1, hidden_dropout_prob=0.0,
+                      attention_probs_dropout_prob=0.0),
+        ),
+    }  # fmt: skip
+
+
+def ragged_rows(task: str, num_rows: int = 8) -> list[Row]:
+    """Rows of 1 to 19 tokens. Of a classifier every third has no label; of a language model some tokens are a prompt."""
+    random = torch.Generator().manual_seed(0)
+    rows: list[Row] = []
+    for index, length in enumerate([5, 1, 19, 3, 8, 2, 13, 7][:num_rows]):
+        ids = torch.randint(5, 200, (length,), generator=random).tolist()
+        prompt = index % 4
+        tokens = [IGNORED] * min(prompt, length) + ids[prompt:]
+        labels = tokens if task == "causal-lm" else IGNORED if index % 3 == 0 else index % 3
+        rows.append({"input_ids": ids, "labels": labels, "row": index, "length": length})
+    return rows
+
+
+def gradients(
+    task: str,
+    folders: tuple[Path, Path],
+    out: Path,
+    *,
+    cut: tuple[int, int],
+    side: Side = "right",
+    teacher_weight: float = 0.5,
+    **training: Any,
+) -> Gradients:
+    """Those that the first step of the real loop gives to its optimiser."""
+    accelerator = Accelerator(cpu=True)
+    teacher, student = loaded(task, folders[0]).eval(), loaded(task, folders[1])
+
+    def teacher_logits(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = teacher(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        return logits
+
+    settings = TrainingConfig(
+        batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None, **training
+    )
+    loop = Loop(
+        DistillationStep(student, Objective(task == "causal-lm", teacher_weight, 2.0, "forward_kl")),
+        StoredBatches(ragged_rows(task), Collator(0, side), settings),
+        teacher_logits,
+        accelerator,
+        LoopSettings(settings, out, checkpoint_every=9, keep=1, evaluate=_unused, score=_unused),
+        (),
+        StopRequest(),
+    )
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        found.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
+
+    loop.optimizer.optimizer.register_step_pre_hook(keep)
+    loop.run(resume=False)
+    return found
+
+
+def _unused(*_: object) -> Any:
+    raise AssertionError("nothing is evaluated here")
+
+
+def difference(actual: Gradients, expected: Gradients) -> float:
+    """max|Δg| / max|g|"""
+    assert actual.keys() == expected.keys() and expected
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3
+    return max(float((actual[name] - expected[name]).abs().max()) for name in expected) / largest
+
+
+# A model with absolute positions, as BERT is, reads a row that is padded on the left as another one.
+CASES = [("causal-lm", "right"), ("causal-lm", "left"), ("sequence-classification", "right")]
+
+
+@pytest.mark.parametrize(("task", "side"), CASES)
+@pytest.mark.parametrize("teacher_weight", [0.0, 0.5, 1.0])
+def test_one_by_eight_two_by_four_and_eight_by_one_give_one_gradient(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path, task: str, side: Side, teacher_weight: float
+) -> None:
+    one, two, eight = (
+        gradients(task, models[task], tmp_path / str(cut), cut=cut, side=side, teacher_weight=teacher_weight)
+        for cut in CUTS
+    )
+    assert difference(two, eight) <= 1e-6
+    assert difference(one, eight) <= 1e-6
+
+
+def test_the_side_of_the_padding_does_not_reach_the_gradient(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    left, right = (
+        gradients("causal-lm", models["causal-lm"], tmp_path / side, cut=(8, 1), side=side) for side in ("left", "right")
+    )
+    assert difference(left, right) <= 2e-6  # rotary angles are of other positions, which rounds differently
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_recomputed_activations_give_the_same_gradient(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path, task: str
+) -> None:
+    plain, recomputed = (
+        gradients(task, models[task], tmp_path / str(on), cut=(8, 1), gradient_checkpointing=on) for on in (False, True)
+    )
+    assert difference(recomputed, plain) <= 1e-6
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_means_of_micro_batches_would_not_pass(models: dict[str, tuple[Path, Path]], tmp_path: Path, task: str) -> None:
+    whole = gradients(task, models[task], tmp_path, cut=(8, 1), teacher_weight=0.0)
+    student = loaded(task, models[task][1]).train()
+    batches = StoredBatches(ragged_rows(task), Collator(0), TrainingConfig(batch_size=2, gradient_accumulation=4))
+    step = DistillationStep(student, Objective(task == "causal-lm", 0.0, 2.0, "forward_kl"))
+    for batch in next(batches.steps(0)):
+        (step(batch, None, Counts(batch.num_soft, batch.num_hard)).loss / 4).backward()
+    means = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    assert difference(means, whole) > 1e-2
