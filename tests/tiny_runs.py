@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,11 @@ from tiny_models import tiny_bert
 
 WORDS = "the quick brown fox jumps over a lazy dog the teacher gives the student soft targets".split()
 CLASSES = ("animal", "river", "school")
-PRELOADED = ["transformers.models.bert.modeling_bert", "entrenar_core.training.distillation", "entrenar_distill.running"]
+PRELOADED = [
+    "transformers.models.bert.modeling_bert",
+    "entrenar_core.training.distillation",
+    "entrenar_distill.running",
+]
 
 
 def write_rows(file: Path, num_rows: int = 40, *, seed: int = 0, unlabelled_every: int = 4) -> Path:
@@ -70,7 +75,9 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _program(arguments: Sequence[str], log: str) -> None:
+def _program(arguments: Sequence[str], log: str, file_bytes: int | None) -> None:
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor for a process
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -82,16 +89,20 @@ def _program(arguments: Sequence[str], log: str) -> None:
     sys.exit(main(list(arguments)))
 
 
-def start(job: Path, *arguments: str) -> BaseProcess:
-    """`entrenar-distill run JOB …` in a process of its own, its output appended to `log` beside the job."""
-    process = _context().Process(target=_program, args=(["run", str(job), *arguments], str(job.with_name("log"))))
+def start(job: Path, *arguments: str, file_bytes: int | None = None) -> BaseProcess:
+    """`entrenar-distill run JOB …` in a process of its own, its output appended to `log` beside the job.
+
+    With `file_bytes`, no file that it writes can become longer, as if the disk were full.
+    """
+    program = (["run", str(job), *arguments], str(job.with_name("log")), file_bytes)
+    process = _context().Process(target=_program, args=program)
     process.start()
     return process
 
 
-def run(job: Path, *arguments: str) -> int:
+def run(job: Path, *arguments: str, file_bytes: int | None = None) -> int:
     """The exit status of `entrenar-distill run JOB …`."""
-    process = start(job, *arguments)
+    process = start(job, *arguments, file_bytes=file_bytes)
     process.join()
     assert process.exitcode is not None
     return process.exitcode

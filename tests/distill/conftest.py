@@ -1,7 +1,6 @@
 """The program in this process, and the models of its jobs."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 

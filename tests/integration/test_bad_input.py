@@ -185,9 +185,7 @@ def test_a_language_model_does_not_learn_from_a_classifier(refused: Refused, mod
     refused(job | {"task": "causal-lm"}, 1)
 
 
-def test_a_teacher_without_a_head_knows_nothing_of_the_labels(
-    refused: Refused, models: Models, tmp_path: Path
-) -> None:
+def test_a_teacher_without_a_head_knows_nothing_of_the_labels(refused: Refused, models: Models, tmp_path: Path) -> None:
     encoder = tiny_bert(tmp_path / "encoder")
     job = classification(models, tmp_path, teacher={"model_id": str(encoder)}, task="sequence-classification")
     assert "finetune" in refused(job, 1)

@@ -45,7 +45,7 @@ def evaluation_texts(job: dict[str, Any]) -> tuple[list[str], list[int]]:
 def test_a_classifier_gives_the_accuracy_of_the_report(models: Models, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    job = classification(models, tmp_path, training={"epochs": 3}, dataset={"eval_fraction": 0.5})
+    job = classification(models, tmp_path, training={"epochs": 12}, dataset={"eval_fraction": 0.5})
     report = run(job)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -64,7 +64,7 @@ def test_a_classifier_gives_the_accuracy_of_the_report(models: Models, tmp_path:
     assert report.student_scores.cross_entropy == pytest.approx(nats / len(texts), rel=1e-4)
     assert report.student_scores.agreement == pytest.approx(agreeing / len(texts))
     assert report.retention == pytest.approx(report.student_scores.accuracy / report.teacher_scores.accuracy)
-    assert report.final_loss < report.initial_loss
+    assert report.student_scores.accuracy > report.student_before.accuracy
 
 
 def test_a_language_model_gives_the_perplexity_of_the_report(models: Models, tmp_path: Path) -> None:
@@ -94,6 +94,7 @@ def test_a_language_model_gives_the_perplexity_of_the_report(models: Models, tmp
         report.student_scores.perplexity / report.teacher_scores.perplexity  # type: ignore[operator]
     )
     assert report.retention is None
+    assert report.final_loss < report.initial_loss
 
 
 def test_the_files_agree_with_each_other(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +157,10 @@ def test_no_weights_of_the_teacher_are_in_the_result(models: Models, tmp_path: P
     assert not [
         name
         for name, tensor in student.items()
-        if name in teacher and tensor.shape == teacher[name].shape and tensor.any() and tensor.equal(teacher[name])
+        if name in teacher
+        and tensor.shape == teacher[name].shape
+        and tensor.any()
+        and tensor.equal(teacher[name])
         and not tensor.eq(tensor.flatten()[0]).all()
     ]
 
@@ -168,7 +172,9 @@ def test_a_student_of_given_sizes_has_them(models: Models, tmp_path: Path) -> No
     assert (config["hidden_size"], config["num_hidden_layers"]) == (24, 3)
     assert (config["num_attention_heads"], config["intermediate_size"]) == (3, 40)
     assert config["model_type"] == "bert"
-    assert report.student.parameters == json.loads((tmp_path / "out" / "report.json").read_text())["student"]["parameters"]
+    assert (
+        report.student.parameters == json.loads((tmp_path / "out" / "report.json").read_text())["student"]["parameters"]
+    )
 
 
 def test_a_student_of_all_layers_starts_as_its_teacher(models: Models, tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_a_teacher_that_is_no_better_than_the_student_alone_is_told(models: Mode
 def test_a_fitted_teacher_knows_the_data_and_is_kept(
     models: Models, tmp_path: Path, home: Path, finetune: dict[str, Any]
 ) -> None:
-    encoder = tiny_bert(tmp_path / "encoder")
+    encoder = tiny_bert(tmp_path / "encoder", initializer_range=0.3)
     job = classification(
         models, tmp_path, teacher={"model_id": str(encoder), "finetune": finetune}, training={"max_steps": 1}
     )

@@ -47,11 +47,33 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved tensors into a model of the same build."""
+    """Copies saved tensors into a model of the same build.
+
+    Raises:
+        KeyError, ValueError: it is of another build.
+    """
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in tensors.items():
+            if state[name].shape != tensor.shape:  # `copy_` would broadcast
+                raise ValueError(f"{name} is {tuple(tensor.shape)} and not {tuple(state[name].shape)}")
             state[name].copy_(tensor)
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Puts the best weights of a run's checkpoints into its model.
+
+    Raises:
+        TrainingError: they are damaged or gone.
+    """
+    file = folder / "best" / "model.safetensors"
+    try:
+        load_tensors(model, load_file(file))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"the best weights in {file} are damaged: {error}",
+            "start again with --force, or set `training.select: last`",
+        ) from error
 
 
 def save_checkpoint(

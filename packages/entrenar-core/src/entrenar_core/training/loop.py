@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from entrenar_core.config.schema import TrainingConfig
@@ -26,8 +26,8 @@ from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.checkpoints import (
     Progress,
+    load_best,
     load_checkpoint,
-    load_tensors,
     random_state,
     save_checkpoint,
     saved_tensors,
@@ -119,7 +119,7 @@ class Loop:
                 break
             began = time.perf_counter()  # evaluations and checkpoints are not training
         if self.training.select == "best" and self.progress.best_step is not None:
-            load_tensors(self.student, load_file(checkpoints / "best" / "model.safetensors"))
+            load_best(checkpoints, self.student)
         self.student.eval()
         return self.progress
 
@@ -141,10 +141,12 @@ class Loop:
                 self.accelerator.backward(parts.loss * self.accelerator.num_processes)
                 sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
         loss, soft, hard = self._summed(sums).tolist()
-        self._require_finite(loss, micro_batches, checkpoints)
+        self._require_finite("loss", loss, micro_batches, checkpoints)
         norm = None
         if self.training.max_grad_norm is not None:
             norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm))
+            if self.accelerator.scaler is None:  # a scaler leaves such a step out and lowers its scale
+                self._require_finite("gradient norm", norm, micro_batches, checkpoints)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return _StepResult(loss, soft, hard, norm), examples
@@ -154,15 +156,15 @@ class Loop:
             return values
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[no-any-return]
 
-    def _require_finite(self, loss: float, micro_batches: list[Batch], checkpoints: Path) -> None:
-        if math.isfinite(loss):
+    def _require_finite(self, what: str, value: float, micro_batches: list[Batch], checkpoints: Path) -> None:
+        if math.isfinite(value):
             return
         rows = [row for batch in micro_batches for row in batch.rows_B.tolist()]
         shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         saved = complete_checkpoints(checkpoints)
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint before it"
         raise TrainingError(
-            f"the loss is {loss} at step {self.progress.step + 1}, in the batch of rows {shown}; {kept}",
+            f"the {what} is {value} at step {self.progress.step + 1}, in the batch of rows {shown}; {kept}",
             "lower `training.learning_rate`, clip with `training.max_grad_norm`, or look at these rows of the data set",
         )
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -169,13 +170,19 @@ class Metrics:
             aside.replace(file)
 
     def add(self, **line: Any) -> None:
-        """Appends a line.
+        """Appends a line; a number that is infinite or none is null, for JSON has no word for it.
 
         Raises:
             OutputError: it cannot be written.
         """
         with writing(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+            stream.write(json.dumps(_json_numbers(line), allow_nan=False) + "\n")
+
+
+def _json_numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _json_numbers(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

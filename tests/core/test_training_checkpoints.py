@@ -1,0 +1,259 @@
+"""Checkpoints and run folders: whole or not there, never fewer than one good one, and never another run's."""
+
+import json
+import os
+import random
+import signal
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from entrenar_core.errors import OutputError, TrainingError, UsageError
+from entrenar_core.training.checkpoints import (
+    Progress,
+    load_checkpoint,
+    load_tensors,
+    random_state,
+    save_checkpoint,
+    saved_tensors,
+    set_random_state,
+)
+from entrenar_core.training.files import new_folder, write_json, write_text
+from entrenar_core.training.run_folder import Metrics, RunFolder, check_usable, complete_checkpoints, read_metrics
+
+MANIFEST: dict[str, Any] = {
+    "config": {"training": {"learning_rate": 0.1, "seed": 1, "log_every": 10}, "output": {"keep": 2}},
+    "fingerprints": {"teacher": "a" * 64},
+}
+
+
+def trained(seed: int = 0) -> tuple[nn.Linear, torch.optim.AdamW]:
+    """A model whose optimiser has a state."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
+    model, optimizer = trained(seed)
+    progress = Progress(step=step, best_step=1, best_score=0.5, final_loss=1.25)
+    return save_checkpoint(
+        folder, model, optimizer, progress, keep=keep, random_states=[random_state()], scaler={"scale": 2.0}
+    )
+
+
+def test_a_checkpoint_brings_back_weights_moments_chance_and_progress(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    path = save(tmp_path, 7, seed=1)
+    expected = (random.random(), float(np.random.rand()), torch.rand(3))  # noqa: NPY002 - the global generator
+    other, its_optimizer = trained(2)
+    progress = load_checkpoint(path, other, its_optimizer, rank=0)
+    assert progress == Progress(step=7, best_step=1, best_score=0.5, final_loss=1.25)
+    actual = (random.random(), float(np.random.rand()), torch.rand(3))  # noqa: NPY002
+    assert actual[:2] == expected[:2] and torch.equal(actual[2], expected[2])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+    for mine, its in zip(optimizer.state.values(), its_optimizer.state.values(), strict=True):
+        assert mine.keys() == its.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def test_tied_weights_are_saved_once_and_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    assert list(saved_tensors(model)) == ["0.weight"]
+    load_tensors(model, {"0.weight": torch.eye(2)})
+    assert torch.equal(model[1].weight, torch.eye(2)) and model[1].weight is model[0].weight
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
+    for step in (2, 4, 6, 10):
+        save(tmp_path, step, keep)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [
+        f"step-{step:08d}" for step in (2, 4, 6, 10)[-keep:]
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_none_of_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2, keep=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("entrenar_core.training.checkpoints.save_file", full)
+    with pytest.raises(OutputError, match="step-00000004 cannot be written: No space left"):
+        save(tmp_path, 4, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random-0.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "zeroed"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    path = save(tmp_path, 3)
+    whole = (path / name).read_bytes()
+    if damage == "gone":
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(whole[: len(whole) // 2] if damage == "cut" else bytes(len(whole)))
+    with pytest.raises(TrainingError, match="step-00000003 is damaged") as error:
+        load_checkpoint(path, *trained(), rank=0)
+    assert "delete that folder" in str(error.value.hint)
+
+
+def test_a_checkpoint_of_another_model_is_an_error_not_a_broadcast(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    model = nn.Linear(3, 5)
+    with pytest.raises(TrainingError, match="step-00000003"):
+        load_checkpoint(path, model, torch.optim.AdamW(model.parameters()), rank=0)
+
+
+def test_fewer_random_states_than_ranks_says_how_many_there_were(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="was made by 1 processes"):
+        load_checkpoint(save(tmp_path, 3), *trained(), rank=1)
+
+
+def test_the_random_state_survives_json() -> None:
+    state = random_state()
+    expected = [random.gauss(0, 1), random.random()]
+    set_random_state({"tensors": state["tensors"], "plain": json.loads(json.dumps(state["plain"]))})
+    assert [random.gauss(0, 1), random.random()] == expected
+
+
+def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-00000009").mkdir()
+    (tmp_path / ".step-00000008.partial").mkdir()
+    save(tmp_path, 3)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000003"]
+    assert complete_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    with pytest.raises(ZeroDivisionError), new_folder(path) as aside:
+        (aside / "half").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    for text in ("first", "second"):
+        with new_folder(path) as aside:
+            (aside / text).write_text(text)
+            assert not (path / text).exists()
+    assert [file.name for file in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "before")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file", {"loss": float("nan")})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder cannot be written"):
+        write_text(tmp_path / "folder", "text")
+    assert (tmp_path / "file").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_metrics_line_that_was_cut_off_is_dropped_and_steps_to_be_run_again_are_too(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    metrics = Metrics(file, up_to_step=None)
+    for step in (1, 2, 3):
+        metrics.add(step=step, loss=0.5)
+    with file.open("a") as stream:
+        stream.write('{"step": 4, "lo')
+    assert [line["step"] for line in read_metrics(file)] == [1, 2, 3]
+    Metrics(file, up_to_step=2).add(step=3, loss=0.25)
+    assert [(line["step"], line["loss"]) for line in read_metrics(file)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.open(MANIFEST, resume=False, force=False)
+    for resume, force in ((True, False), (False, True), (False, False)):
+        with pytest.raises(UsageError, match="in use by another run"):
+            RunFolder(tmp_path).open(MANIFEST, resume=resume, force=force)
+    first.finish("interrupted")
+    second = RunFolder(tmp_path)
+    second.open(MANIFEST, resume=True, force=False)
+    second.close()
+
+
+def changed(section: str, key: str, value: Any) -> Mapping[str, Any]:
+    config: dict[str, Any] = MANIFEST["config"]
+    return {**MANIFEST, "config": {**config, section: {**config[section], key: value}}}
+
+
+def test_a_run_of_other_settings_is_not_resumed_and_the_setting_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open(MANIFEST, resume=False, force=False)
+    folder.finish("interrupted")
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UsageError, match=r"`training.learning_rate` \(0.1 → 0.2\)"):
+        RunFolder(tmp_path).open(changed("training", "learning_rate", 0.2), resume=True, force=False)
+    with pytest.raises(UsageError, match="`teacher`"):
+        RunFolder(tmp_path).open({**MANIFEST, "fingerprints": {"teacher": "b"}}, resume=True, force=False)
+    assert (tmp_path / "run.json").read_bytes() == before
+    for section, key, value in (("training", "log_every", 1), ("output", "keep", 9)):
+        harmless = RunFolder(tmp_path)
+        harmless.open(changed(section, key, value), resume=True, force=False)
+        harmless.close()
+
+
+def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open(MANIFEST, resume=False, force=False)
+    save(tmp_path / "checkpoints", 3)
+    folder.finish("complete")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds a complete run") as error:
+        check_usable(tmp_path, resume=False, force=False)
+    assert "--resume" in str(error.value.hint) and "--force" in str(error.value.hint)
+    again = RunFolder(tmp_path)
+    again.open(MANIFEST, resume=False, force=True)
+    again.close()
+    assert complete_checkpoints(tmp_path / "checkpoints") == []
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="thesis.tex"):
+            check_usable(tmp_path, resume=False, force=force)
+    with pytest.raises(OutputError, match="is not a folder"):
+        check_usable(tmp_path / "thesis.tex", resume=False, force=True)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(OutputError, match="cannot be read"):
+        check_usable(tmp_path, resume=True, force=False)
+
+
+def test_a_stop_is_remembered_and_a_second_one_stops_at_once() -> None:
+    from entrenar_core.training.signals import StopRequest
+
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="is not writable"):
+        check_usable(tmp_path / "out", resume=False, force=False)
+    tmp_path.chmod(stat.S_IRWXU)
