@@ -18,9 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tiny_models import tiny_bert
 
-WORDS = "the quick brown fox jumps over a lazy dog the teacher gives the student soft targets".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "the",
+    "teacher",
+    "gives",
+    "the",
+    "student",
+    "soft",
+    "targets",
+]
 CLASSES = ("animal", "river", "school")
 PRELOADED = [
     "transformers.models.bert.modeling_bert",

@@ -55,12 +55,13 @@ def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
 def test_a_checkpoint_brings_back_weights_moments_chance_and_progress(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     path = save(tmp_path, 7, seed=1)
-    expected = (random.random(), float(np.random.rand()), torch.rand(3))  # noqa: NPY002 - the global generator
+    expected = (random.random(), float(np.random.rand()), torch.rand(3))
     other, its_optimizer = trained(2)
     progress = load_checkpoint(path, other, its_optimizer, rank=0)
     assert progress == Progress(step=7, best_step=1, best_score=0.5, final_loss=1.25)
-    actual = (random.random(), float(np.random.rand()), torch.rand(3))  # noqa: NPY002
-    assert actual[:2] == expected[:2] and torch.equal(actual[2], expected[2])
+    actual = (random.random(), float(np.random.rand()), torch.rand(3))
+    assert actual[:2] == expected[:2]
+    assert torch.equal(actual[2], expected[2])
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
     for mine, its in zip(optimizer.state.values(), its_optimizer.state.values(), strict=True):
@@ -73,7 +74,8 @@ def test_tied_weights_are_saved_once_and_stay_tied() -> None:
     model[1].weight = model[0].weight
     assert list(saved_tensors(model)) == ["0.weight"]
     load_tensors(model, {"0.weight": torch.eye(2)})
-    assert torch.equal(model[1].weight, torch.eye(2)) and model[1].weight is model[0].weight
+    assert torch.equal(model[1].weight, torch.eye(2))
+    assert model[1].weight is model[0].weight
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
@@ -218,7 +220,8 @@ def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds a complete run") as error:
         check_usable(tmp_path, resume=False, force=False)
-    assert "--resume" in str(error.value.hint) and "--force" in str(error.value.hint)
+    assert "--resume" in str(error.value.hint)
+    assert "--force" in str(error.value.hint)
     again = RunFolder(tmp_path)
     again.open(MANIFEST, resume=False, force=True)
     again.close()

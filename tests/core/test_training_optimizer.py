@@ -83,11 +83,11 @@ class Lookup(nn.Module):
 
     def __init__(self, seed: int, causal: bool) -> None:
         super().__init__()
-        self.table_VV = torch.randn(7, 7, generator=torch.Generator().manual_seed(seed)) * 2  # noqa: N815
+        self.table_VV = torch.randn(7, 7, generator=torch.Generator().manual_seed(seed)) * 2
         self.causal = causal
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # noqa: ARG002
-        logits_BTV = self.table_VV[input_ids]  # noqa: N806
+        logits_BTV = self.table_VV[input_ids]
         return SimpleNamespace(logits=logits_BTV if self.causal else logits_BTV[:, 0])
 
 

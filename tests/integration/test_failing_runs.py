@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+
 from tiny_runs import log, manifest, run, start, wait_until, weights, write_job, write_models
 
 
@@ -23,9 +24,12 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_when_there_is_room(models: 
     job = write_job(tmp_path, models)
     out = tmp_path / "out"
     assert run(job, file_bytes=100_000) == 1  # the student's weights fit, its optimiser's do not
-    assert "step-00000002 cannot be written: " in log(job) and "File too large" in log(job)
-    assert "hint: free space" in log(job) and "Traceback" not in log(job)
-    assert hidden(out) == [] and list((out / "checkpoints").iterdir()) == []
+    assert "step-00000002 cannot be written: " in log(job)
+    assert "File too large" in log(job)
+    assert "hint: free space" in log(job)
+    assert "Traceback" not in log(job)
+    assert hidden(out) == []
+    assert list((out / "checkpoints").iterdir()) == []
     assert manifest(job)["status"] == "interrupted"
     assert not (out / "model.safetensors").exists()
     assert run(job, "--resume") == 0, log(job)
@@ -44,11 +48,15 @@ def test_a_loss_that_is_not_a_number_names_step_and_rows_and_keeps_the_last_chec
     job = write_job(tmp_path, models, training=changes, output={"checkpoint_every": 1, "keep": 1})
     assert run(job) == 1
     saved = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
-    assert len(saved) == 1 and saved[0].startswith("step-")
+    assert len(saved) == 1
+    assert saved[0].startswith("step-")
     step = int(saved[0].removeprefix("step-")) + 1
-    assert f" at step {step}, in the batch of rows " in log(job) and saved[0] in log(job)
-    assert "training.learning_rate" in log(job) and "Traceback" not in log(job)
-    assert hidden(tmp_path / "out") == [] and not (tmp_path / "out" / "model.safetensors").exists()
+    assert f" at step {step}, in the batch of rows " in log(job)
+    assert saved[0] in log(job)
+    assert "training.learning_rate" in log(job)
+    assert "Traceback" not in log(job)
+    assert hidden(tmp_path / "out") == []
+    assert not (tmp_path / "out" / "model.safetensors").exists()
     kept = load_file(tmp_path / "out" / "checkpoints" / saved[0] / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
@@ -62,7 +70,8 @@ def test_a_teacher_that_says_nan_stops_the_run_at_its_first_step(models: Path, t
     job = write_job(tmp_path, broken)
     assert run(job) == 1
     assert "the loss is nan at step 1, in the batch of rows" in log(job)
-    assert "there was no checkpoint before it" in log(job) and "Traceback" not in log(job)
+    assert "there was no checkpoint before it" in log(job)
+    assert "Traceback" not in log(job)
 
 
 def test_a_folder_in_use_and_a_run_of_other_settings_are_refused(models: Path, tmp_path: Path) -> None:
@@ -80,4 +89,5 @@ def test_a_folder_in_use_and_a_run_of_other_settings_are_refused(models: Path, t
     newest = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))[-1]
     (newest / "optimizer.safetensors").write_bytes(b"")
     assert run(job, "--resume") == 1
-    assert f"{newest} is damaged" in log(job) and "Traceback" not in log(job)
+    assert f"{newest} is damaged" in log(job)
+    assert "Traceback" not in log(job)

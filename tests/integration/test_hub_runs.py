@@ -16,7 +16,7 @@ from tiny_models import tiny_llama
 
 TEACHER, STUDENT = "meta-llama/Llama-2-7b", "TinyLlama/TinyLlama-1.1B"
 SUITE = Path(__file__).parent.parent / "fixtures" / "configs" / "suite.yaml"
-SHORT = ("training.batch_size=2", "training.warmup_steps=1")
+SHORT = ("training.batch_size=2", "training.warmup_steps=1", "dataset.name=Salesforce/wikitext")
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -44,7 +44,7 @@ def served(hub: HubServer, folders: tuple[Path, Path]) -> HubServer:
     hub.add(TEACHER, folders[0])
     hub.add(STUDENT, folders[1])
     lines = [{"text": "" if i % 5 == 0 else f"{(ANIMALS, PLACES)[i % 2][: 20 + i % 20]} {i}"} for i in range(700)]
-    hub.add("wikitext", {"data/train-00000-of-00001.parquet": parquet(lines)}, kind="dataset")
+    hub.add("Salesforce/wikitext", {"data/train-00000-of-00001.parquet": parquet(lines)}, kind="dataset")
     return hub
 
 
@@ -73,7 +73,7 @@ def test_the_documented_run_ends_with_a_student(served: HubServer, config: Path,
     done = entrenar(tmp_path, "run", *names, "--max-steps", "2", *settings(*SHORT), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["task"], report["dataset"], report["steps"]) == ("causal-lm", "wikitext", 2)
+    assert (report["task"], report["dataset"], report["steps"]) == ("causal-lm", "Salesforce/wikitext", 2)
     assert report["teacher"]["name"].startswith(TEACHER)
     assert report["student"]["name"] == STUDENT
     assert report["output_dir"] == "distilled-model"

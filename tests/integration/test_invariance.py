@@ -7,7 +7,6 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_models import tiny_bert, tiny_llama
 from torch import Tensor
 
 from entrenar_core.config.schema import TrainingConfig
@@ -16,6 +15,7 @@ from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import Counts, DistillationStep, Objective
+from tiny_models import tiny_bert, tiny_llama
 
 CUTS = [(1, 8), (2, 4), (8, 1)]
 Side = Literal["left", "right"]
@@ -106,7 +106,8 @@ def _unused(*_: object) -> Any:
 
 def difference(actual: Gradients, expected: Gradients) -> float:
     """max|Δg| / max|g|"""
-    assert actual.keys() == expected.keys() and expected
+    assert actual.keys() == expected.keys()
+    assert expected
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert largest > 1e-3
     return max(float((actual[name] - expected[name]).abs().max()) for name in expected) / largest

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tiny_runs import log, losses, manifest, run, write_job, write_models
 
 # 36 training rows in batches of 5: the ranks' parts are of 2 and 3 rows, and of the last row one rank has nothing.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tiny_runs import log, losses, manifest, run, start, wait_until, weights, write_job, write_models
 
 # Everything that has a state: dropout, evaluations, the best weights, patience, and a second training.
@@ -68,7 +69,7 @@ def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_
     assert_same(job, unbroken[0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twenty_kills_at_random_moments_leave_no_trace(
     models: Path, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -92,7 +93,9 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_the_same_bits(
     os.kill(process.pid or 0, number)
     process.join()
     assert process.exitcode == 130, log(job)
-    assert "--resume" in log(job) and "and saved" in log(job) and "Traceback" not in log(job)
+    assert "--resume" in log(job)
+    assert "and saved" in log(job)
+    assert "Traceback" not in log(job)
     assert manifest(job)["status"] == "interrupted"
     newest = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))[-1]
     assert f"stopped after step {int(newest.name.removeprefix('step-'))} of" in log(job)

@@ -1,4 +1,4 @@
-"""Every setting changes what happens: a table names the test that shows it, and here are those of training and output."""
+"""Every setting changes what happens: a table names the test that shows it. Here are those of training and output."""
 
 import ast
 import itertools
@@ -160,6 +160,7 @@ class Watch(Callback):
         self.evaluations[step] = scores
 
     def on_checkpoint(self, step: int, path: str) -> None:
+        assert Path(path).name == f"step-{step:08}"
         self.checkpoints.append(step)
 
 
@@ -281,7 +282,7 @@ def test_gradient_checkpointing_computes_layers_twice(models: Models, tmp_path: 
     losses, counts = [], []
     for switch in (False, True):
         job["training"]["gradient_checkpointing"] = switch
-        with calls_of("BertLayer", training=True) as calls:
+        with calls_of("BertIntermediate", training=True) as calls:
             losses.append([step.loss for step in run(job)[1].steps])
         counts.append(len(calls))
     assert counts == [2, 4]
