@@ -1,8 +1,10 @@
 """Accelerator, student and batches, as the configuration describes them."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -43,16 +45,20 @@ def make_accelerator(config: DistillationConfig) -> Accelerator:
             f"install the package that brings {missing[0]}, or remove it from `training.trackers`",
         )
     AcceleratorState._reset_state()
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         accelerator = Accelerator(
             mixed_precision=config.training.mixed_precision,
             log_with=list(config.training.trackers) or None,
             project_dir=config.output.dir / "trackers",
+            cpu=launched and not torch.cuda.is_available(),  # else accelerate takes torchrun's processes for strangers
         )
     except ValueError as error:
         raise UsageError(
             f"`training.mixed_precision: {config.training.mixed_precision}`: {error}", "use bf16 or no on this machine"
         ) from None
+    if config.training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UsageError("`training.mixed_precision: fp16` needs a GPU", "use bf16 or no on this machine")
     if accelerator.distributed_type not in (
         DistributedType.NO,
         DistributedType.MULTI_CPU,

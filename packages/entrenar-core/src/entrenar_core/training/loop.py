@@ -21,6 +21,7 @@ from torch import Tensor
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch
 from entrenar_core.errors import Interrupted, TrainingError
+from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
 from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
@@ -80,7 +81,8 @@ class Loop:
         self.accelerator, self.settings, self.training = accelerator, settings, settings.training
         self.callbacks, self.stop = (callbacks if accelerator.is_main_process else ()), stop
         if self.training.gradient_checkpointing:
-            self.student.gradient_checkpointing_enable()  # type: ignore[operator]
+            with quietly():
+                self.student.gradient_checkpointing_enable()  # type: ignore[operator]
         self.model, self.optimizer = accelerator.prepare(step_module, make_optimizer(self.student, self.training))
         self.progress = Progress()
 
