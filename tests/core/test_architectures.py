@@ -18,6 +18,7 @@ WANTED = {
     "num_kv_heads": 2,
     "intermediate_size": 56,
     "vocab_size": 131,
+    "max_positions": 96,
 }
 # Outside of the table's sizes: the width of a head, which follows from the others only in some families.
 FURTHER: dict[str, dict[str, int]] = {
@@ -140,11 +141,12 @@ def test_gguf_metadata_gives_the_same_sizes() -> None:
         "gptneox.embedding_length": 32,
         "gptneox.attention.head_count": 4,
         "gptneox.feed_forward_length": 128,
+        "gptneox.context_length": 2048,
         "tokenizer.ggml.tokens": SkippedArray("string", 5000),
     }
     architecture = architecture_of_gguf(metadata)
     assert architecture.family == "gpt_neox"
-    assert tuple(getattr(architecture, size) for size in SIZES) == (3, 32, 4, 4, 128, 5000)
+    assert tuple(getattr(architecture, size) for size in SIZES) == (3, 32, 4, 4, 128, 5000, 2048)
     assert architecture_of_gguf(metadata | {"tokenizer.ggml.tokens": ("a", "b")}).vocab_size == 2
     assert architecture_of_gguf({"general.architecture": "llama"}).family == "llama"
     assert architecture_of_gguf({}) == Architecture(None, None)

@@ -76,7 +76,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"dataset": {"name": "d", "completion_column": "c"}}, "`dataset.completion_column` needs `dataset.prompt_column`"),
     (
         {"dataset": {"name": "d", "prompt_column": "p", "completion_column": "c", "messages_column": "m"}},
-        "rows are prompts with completions, or chats",
+        "`dataset.prompt_column` and `dataset.messages_column` are two kinds of rows",
     ),
     ({"training": {"early_stopping": {"patience": 1}}}, "`training.early_stopping` needs `training.eval_every`"),
     ({"training": {"select": "best"}}, "`training.select: best` needs `training.eval_every`"),

@@ -22,7 +22,7 @@ TOTAL, WARMUP, PEAK = 20, 4, 0.5
 @pytest.mark.parametrize(
     ("schedule", "after"),
     [
-        ("constant", lambda done: 1.0),
+        ("constant", lambda _done: 1.0),
         ("linear", lambda done: 1.0 - done),
         ("cosine", lambda done: math.cos(math.pi * done / 2) ** 2),
     ],

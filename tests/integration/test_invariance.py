@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
 
 
 def ragged_rows(task: str, num_rows: int = 8) -> list[Row]:
-    """Rows of 1 to 19 tokens. Of a classifier every third has no label; of a language model some tokens are a prompt."""
+    """Rows of 1 to 19 tokens. Of a classifier every third has no label; of a language model some are a prompt."""
     random = torch.Generator().manual_seed(0)
     rows: list[Row] = []
     for index, length in enumerate([5, 1, 19, 3, 8, 2, 13, 7][:num_rows]):

@@ -155,7 +155,7 @@ def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:
     if "prompt_column" in dataset and "messages_column" in dataset:
         yield Broken(
             ("dataset", "messages_column"),
-            "rows are prompts with completions, or chats",
+            "`dataset.prompt_column` and `dataset.messages_column` are two kinds of rows",
             "keep `prompt_column` or `messages_column`",
         )
 
