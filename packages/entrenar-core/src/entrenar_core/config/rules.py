@@ -69,14 +69,17 @@ def _student(student: Mapping[str, Any]) -> Iterator[Broken]:
         yield Broken(("student",), f"a student given by sizes needs `student.{missing[0]}` too", None)
     yield from _divisible(student, "hidden_size", "num_heads")
     yield from _divisible(student, "num_heads", "num_kv_heads")
-    if "model_id" not in student:
-        for key in SOURCE:
-            if key in student:
-                yield Broken(
-                    ("student", key),
-                    f"`student.{key}` is about a model that is fetched, and there is no `student.model_id`",
-                    "remove it",
-                )
+    yield from _sourceless(student)
+
+
+def _sourceless(student: Mapping[str, Any]) -> Iterator[Broken]:
+    for key in SOURCE:
+        if key in student and "model_id" not in student:
+            yield Broken(
+                ("student", key),
+                f"`student.{key}` is about a model that is fetched, and there is no `student.model_id`",
+                "remove it",
+            )
 
 
 def _divisible(student: Mapping[str, Any], whole: str, part: str) -> Iterator[Broken]:

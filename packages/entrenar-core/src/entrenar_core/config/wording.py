@@ -67,15 +67,22 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[Path, type[Section] | None]:
     owners: list[type[Section]] = [DistillationConfig]
     inside: list[type[Section]] = [DistillationConfig]
     for part in loc:
-        chosen = [section for section in inside if len(inside) > 1 and part in _tags(section)]
-        if chosen:
+        if chosen := _tagged(inside, part):
             inside = chosen
             continue
         path = (*path, part)
         if isinstance(part, str):
             owners = inside
-            inside = [kind for owner in owners for kind in _sections(owner.model_fields.get(part))]
+            inside = _inside(owners, part)
     return path, owners[0] if owners else None
+
+
+def _tagged(sections: list[type[Section]], tag: str | int) -> list[type[Section]]:
+    return [section for section in sections if len(sections) > 1 and tag in _tags(section)]
+
+
+def _inside(owners: list[type[Section]], name: str) -> list[type[Section]]:
+    return [kind for owner in owners for kind in _sections(owner.model_fields.get(name))]
 
 
 def _sections(field: FieldInfo | None) -> list[type[Section]]:

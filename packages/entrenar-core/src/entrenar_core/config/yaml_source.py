@@ -132,37 +132,44 @@ def _places(root: yaml.Node, name: str) -> tuple[dict[Path, str], list[Problem]]
         node, path, merged = stack.pop()
         if len(path) > MOST_DEEP:
             return {}, [_too_deep(name)]
-        for key, place, child in _children(node):
-            seen += 1
-            if seen > MOST_NODES:
-                return {}, [Problem(f"more than {MOST_NODES:,} values, counting what aliases repeat", where=name)]
-            if key is None:
-                stack.append((child, path, True))
-                continue
-            if (*path, key) not in places:
-                places[(*path, key)] = _where(place, name)
-            elif merged:
-                continue  # the key stands beside the merge, and wins
-            else:
+        children = list(_children(node))
+        seen += len(children)
+        if seen > MOST_NODES:
+            return {}, [Problem(f"more than {MOST_NODES:,} values, counting what aliases repeat", where=name)]
+        stack += [(child, path, True) for key, _, child in children if key is None]
+        for key, place, child in _fresh(children, path, places if merged else {}):
+            if (*path, key) in places:
                 problems.append(_at(place, name, f"`{key}` is given twice"))
+            places.setdefault((*path, key), _where(place, name))
             stack.append((child, (*path, key), False))
     return places, problems
+
+
+def _fresh(
+    children: list[tuple[str | int | None, yaml.Node, yaml.Node]], path: Path, taken: dict[Path, str]
+) -> list[tuple[str | int, yaml.Node, yaml.Node]]:
+    """The children that have a key of their own, without those that it is `taken` from: beside a merge, a key wins."""
+    return [(key, place, child) for key, place, child in children if key is not None and (*path, key) not in taken]
 
 
 def _children(node: yaml.Node) -> Iterator[tuple[str | int | None, yaml.Node, yaml.Node]]:
     """Key, the node that stands for its place, and value; the key is None for what `<<` merges in."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if key.tag.endswith(":merge"):
-                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    yield None, key, source
-            else:
-                if isinstance(key, yaml.ScalarNode):
-                    key.tag = "tag:yaml.org,2002:str"  # the name of a setting is a text, also `1:` and `null:`
-                yield str(key.value), key, value
+            yield from _entries(key, value)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield index, item, item
+
+
+def _entries(key: yaml.Node, value: yaml.Node) -> Iterator[tuple[str | None, yaml.Node, yaml.Node]]:
+    if key.tag.endswith(":merge"):
+        for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            yield None, key, source
+        return
+    if isinstance(key, yaml.ScalarNode):
+        key.tag = "tag:yaml.org,2002:str"  # the name of a setting is a text, also `1:` and `null:`
+    yield str(key.value), key, value
 
 
 def _where(node: yaml.Node, name: str) -> str:

@@ -99,9 +99,15 @@ class Loop:
         checkpoints = self.settings.folder / "checkpoints"
         metrics = None
         if self.accelerator.is_main_process:
-            kept = self.progress.step if resume else 0
-            metrics = Metrics(self.settings.folder / "metrics.jsonl", up_to_step=kept)
+            metrics = Metrics(self.settings.folder / "metrics.jsonl", up_to_step=self.progress.step)
         self.model.train()
+        self._steps(metrics, checkpoints)
+        if self.training.select == "best" and self.progress.best_step is not None:
+            load_best(checkpoints, self.student)
+        self.student.eval()
+        return self.progress
+
+    def _steps(self, metrics: Metrics | None, checkpoints: Path) -> None:
         last = self.batches.total_steps if not self.progress.stopped_early else self.progress.step
         steps = self.batches.steps(self.progress.step) if self.progress.step < last else iter(())
         began = time.perf_counter()
@@ -120,10 +126,6 @@ class Loop:
             if done:
                 break
             began = time.perf_counter()  # evaluations and checkpoints are not training
-        if self.training.select == "best" and self.progress.best_step is not None:
-            load_best(checkpoints, self.student)
-        self.student.eval()
-        return self.progress
 
     def _step(self, micro_batches: list[Batch], checkpoints: Path) -> tuple[_StepResult, int]:
         rate = learning_rate(self.progress.step, self.batches.total_steps, self.training)
@@ -132,26 +134,34 @@ class Loop:
         mine = [sum(b.num_soft for b in micro_batches), sum(b.num_hard for b in micro_batches)]
         mine.append(sum(len(b.rows_B) for b in micro_batches if b.num_soft or b.num_hard))
         soft_count, hard_count, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
+        loss, soft, hard = self._summed(self._backward(micro_batches, Counts(soft_count, hard_count))).tolist()
+        self._require_finite("loss", loss, micro_batches, checkpoints)
+        norm = self._clip(micro_batches, checkpoints)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return _StepResult(loss, soft, hard, norm), examples
+
+    def _backward(self, micro_batches: list[Batch], counts: Counts) -> Tensor:
+        """Gradients of the whole step; returns this rank's share of the loss, its soft and its hard part."""
         sums = torch.zeros(3, device=self.accelerator.device)
         for index, cpu_batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 batch = cpu_batch.to(self.accelerator.device)
                 logits = self.teacher_logits(batch) if self.teacher_logits and self.objective.alpha > 0 else None
-                parts = self.model(batch, logits, Counts(soft_count, hard_count))
+                parts = self.model(batch, logits, counts)
                 # DDP averages gradients over ranks, and this loss is already a share of the whole
                 self.accelerator.backward(parts.loss * self.accelerator.num_processes)
                 sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
-        loss, soft, hard = self._summed(sums).tolist()
-        self._require_finite("loss", loss, micro_batches, checkpoints)
-        norm = None
-        if self.training.max_grad_norm is not None:
-            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm))
-            if self.accelerator.scaler is None:  # a scaler leaves such a step out and lowers its scale
-                self._require_finite("gradient norm", norm, micro_batches, checkpoints)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return _StepResult(loss, soft, hard, norm), examples
+        return sums
+
+    def _clip(self, micro_batches: list[Batch], checkpoints: Path) -> float | None:
+        if self.training.max_grad_norm is None:
+            return None
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm))
+        if self.accelerator.scaler is None:  # a scaler leaves such a step out and lowers its scale
+            self._require_finite("gradient norm", norm, micro_batches, checkpoints)
+        return norm
 
     def _summed(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:

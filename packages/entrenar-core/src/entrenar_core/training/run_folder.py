@@ -109,11 +109,7 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
         UsageError: it holds something that the run would overwrite.
         OutputError: it is not a folder, or cannot be written.
     """
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is not a folder", "choose another --output")
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise OutputError(f"{nearest} is not writable", "choose another --output")
+    _require_writable(path)
     manifest = read_manifest(path)
     if manifest is None:
         others = [item.name for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
@@ -127,6 +123,14 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
         raise UsageError(
             f"{path} holds {ended}", "give --resume to go on with it, --force to replace it, or another --output"
         )
+
+
+def _require_writable(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is not a folder", "choose another --output")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise OutputError(f"{nearest} is not writable", "choose another --output")
 
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
