@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from entrenar_core.data.tokenizing import IGNORED
+
 _TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B")
 
 
