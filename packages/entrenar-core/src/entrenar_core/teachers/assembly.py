@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import ProbeFinetuning
+from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.loading import load_model
 from entrenar_core.reports import Scores
@@ -65,7 +66,9 @@ def make_teacher(
     live = LiveTeacher(model, accelerator)
     if prepared.teacher_reads_tokens:
         return ReadyTeacher(live, evaluate(model), parameter_count(model), model)
-    teacher, scores = _precomputed(prepared, accelerator, lambda **inputs: model(**inputs).logits)
+    teacher, scores = _precomputed(
+        prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask)
+    )
     return ReadyTeacher(teacher, scores, parameter_count(model), model)
 
 
@@ -93,17 +96,13 @@ def _precomputed(
     rows, training = prepared.rows, prepared.config.training
     train = rows.train if prepared.config.distillation.alpha > 0 else rows.train.select([])
     both = [*train, *rows.evaluation]
-    pad = prepared.teacher_tokenizer.pad_token_id
-    assert isinstance(pad, int), "load_tokenizer gives a pad token"
-    with accelerator.autocast():
-        logits_NC = classify(
-            forward,
-            prepared.teacher_tokenizer,
-            [row["text"] for row in both],
-            pad_token_id=pad,
-            batch_size=training.eval_batch_size or training.batch_size,
-            max_length=readable_length(prepared),
-            device=accelerator.device,
-        )
+    logits_NC = classify(
+        forward,
+        prepared.teacher_tokenizer,
+        [row["text"] for row in both],
+        batch_size=training.eval_batch_size or training.batch_size,
+        max_length=readable_length(prepared),
+        accelerator=accelerator,
+    )
     labels_N = torch.tensor([row["label"] for row in rows.evaluation])
     return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from entrenar_core.data.collating import Batch
+from entrenar_core.models.calling import logits_of
+from entrenar_core.teachers.reading import in_order, text_batches
 
 
 class PrecomputedTeacher:
@@ -41,7 +45,7 @@ class LiveTeacher:
     def logits(self, batch: Batch) -> Tensor:
         """(B, T, V) of a language model, (B, C) of a classifier."""
         with self.accelerator.autocast():
-            return self.model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits  # type: ignore[no-any-return]
+            return logits_of(self.model, batch.input_ids_BT, batch.attention_mask_BT)
 
 
 Teacher = PrecomputedTeacher | LiveTeacher
@@ -50,24 +54,18 @@ Teacher = PrecomputedTeacher | LiveTeacher
 @torch.no_grad()
 def classify(
     forward: Callable[..., Tensor],
-    tokenizer: Callable[..., dict[str, list[list[int]]]],
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    pad_token_id: int,
     batch_size: int,
     max_length: int,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> Tensor:
-    """Logits (N, C) in 32 bits, in the order of `texts`. `forward` takes ids and mask (B, T)."""
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda row: (len(ids[row]), texts[row]))
-    parts = []
-    for start in range(0, len(order), batch_size):
-        batch = [ids[row] for row in order[start : start + batch_size]]
-        width = max(map(len, batch))
-        ids_BT = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in batch], device=device)
-        mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=device)
-        parts.append(forward(input_ids=ids_BT, attention_mask=mask_BT).float().cpu())
-    logits_NC = torch.empty(len(texts), parts[0].shape[-1])
-    logits_NC[torch.tensor(order)] = torch.cat(parts)
-    return logits_NC
+    """Logits (N, C) in 32 bits, in the order of `texts`; the processes share the work. `forward` takes ids and mask
+    (B, T).
+    """
+    batches = text_batches(tokenizer, texts, batch_size=batch_size, max_length=max_length)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    with accelerator.autocast():
+        read = [(batch, forward(**batch.inputs(accelerator.device)).cpu()) for batch in mine]
+    return in_order(gather_object(read))

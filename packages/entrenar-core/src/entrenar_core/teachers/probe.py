@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrenar_core.errors import DataError, ModelError, OutputError
+from entrenar_core.teachers.reading import in_order, text_batches
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 15))
 """The penalties that cross-validation tries, from 0.1 down to 1e-7, two a decade."""
@@ -50,10 +51,10 @@ class ProbeClassifier(nn.Module):
         return F.linear(_pooled(self.body, input_ids, attention_mask), self.weight_CH, self.bias_C)
 
 
-def _pooled(body: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of the hidden states under the mask, of length 1; zero for a row without tokens."""
-    hidden_BTH = body(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
-    keep_BT1 = mask_BT.bool().unsqueeze(-1)
+def _pooled(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, H): mean of the hidden states under the mask, of length 1; zero for a row without tokens."""
+    hidden_BTH = body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+    keep_BT1 = attention_mask.bool().unsqueeze(-1)
     sum_BH = hidden_BTH.masked_fill(~keep_BT1, 0.0).sum(1)
     return F.normalize(sum_BH / keep_BT1.sum(1).clamp(min=1), dim=-1)
 
@@ -70,39 +71,20 @@ def embed(
 ) -> Tensor:
     """Embeddings (texts, H) in 32 bits, in the order of `texts`: mean-pooled over the tokens, of length 1.
 
-    Batches hold texts of similar length, and which ones depends on the texts alone and not on their order, so that a
-    text's embedding has the same bits whenever the same texts are embedded.
-
     Raises:
         ModelError: the model gives numbers that are not finite.
     """
     if not texts:
         raise DataError("there are no texts to embed", "check the rows of the data set")
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda row: (len(ids[row]), texts[row]))
     was_training, body = model_body.training, model_body.to(device).eval()
-    batches = []
     try:
-        for start in range(0, len(order), batch_size):
-            rows = [ids[row] for row in order[start : start + batch_size]]
-            ids_BT, mask_BT = _padded(rows, tokenizer.pad_token_id or 0)
-            batches.append(_pooled(body, ids_BT.to(device), mask_BT.to(device)).cpu())
+        batches = text_batches(tokenizer, texts, batch_size=batch_size, max_length=max_length)
+        embeddings_NH = in_order((batch, _pooled(body, **batch.inputs(device))) for batch in batches)
     finally:
         body.train(was_training)
-    sorted_NH = torch.cat(batches)
-    if not sorted_NH.isfinite().all():
+    if not embeddings_NH.isfinite().all():
         raise ModelError("the teacher's embeddings are not all finite numbers", "load it with `dtype: float32`")
-    embeddings_NH = torch.empty_like(sorted_NH)
-    embeddings_NH[torch.tensor(order)] = sorted_NH
     return embeddings_NH
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T), padded on the right, where positions of every family stay what they are."""
-    width = max([1, *map(len, rows)])
-    ids_BT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids_BT, mask_BT
 
 
 def fit_probe(

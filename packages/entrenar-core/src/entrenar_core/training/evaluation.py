@@ -18,6 +18,7 @@ from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy, forward_kl
 from entrenar_core.losses.hard import IGNORED
+from entrenar_core.models.calling import logits_of
 from entrenar_core.reports import Scores
 from entrenar_core.training.step import counted
 
@@ -59,34 +60,30 @@ def evaluate(
     ):
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
-            logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+            logits = logits_of(model, batch.input_ids_BT, batch.attention_mask_BT)
         student_NV, labels_N = counted(logits, batch, causal)
         teacher_NV = None if teacher_logits is None else counted(teacher_logits(batch), batch, causal)[0]
-        sums += _sums(student_NV, labels_N, teacher_NV).cpu()
+        sums += _sums(student_NV, labels_N, teacher_NV)
     model.train(training)
-    return _scores(
-        accelerator.reduce(sums.to(accelerator.device, torch.float64)).cpu(),
-        len(rows),
-        causal,
-        teacher_logits is not None,
-    )
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
+    return _scores(sums, len(rows), causal, teacher_logits is not None)
 
 
 def _sums(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
-    """Targets, cross-entropy, correct; and compared rows, KL, agreeing."""
-    sums = torch.zeros(6, dtype=torch.float64, device=student_NV.device)
+    """Targets, cross-entropy, correct; and compared rows, KL, agreeing. In 64 bits, so on the CPU: not every device
+    has them.
+    """
+    sums = torch.zeros(6, dtype=torch.float64)
     for start in range(0, len(student_NV), _ROWS):
         student, labels = student_NV[start : start + _ROWS], labels_N[start : start + _ROWS]
-        counts = labels != IGNORED
-        sums[0] += counts.sum()
-        sums[1] += cross_entropy(student, labels).double().sum()
-        sums[2] += (student.argmax(-1) == labels)[counts].sum()
+        of_rows = [labels != IGNORED, cross_entropy(student, labels), student.argmax(-1) == labels]
         if teacher_NV is not None:
             width = min(student.shape[-1], teacher_NV.shape[-1])
             teacher, same = teacher_NV[start : start + _ROWS, :width], student[:, :width]
-            sums[3] += len(student)
-            sums[4] += forward_kl(same, teacher).double().sum()
-            sums[5] += (same.argmax(-1) == teacher.argmax(-1)).sum()
+            agree = same.argmax(-1) == teacher.argmax(-1)
+            of_rows += [torch.ones_like(agree), forward_kl(same, teacher), agree]
+        sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
 
 

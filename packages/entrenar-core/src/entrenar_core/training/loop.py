@@ -81,7 +81,7 @@ class Loop:
         self.accelerator, self.settings, self.training = accelerator, settings, settings.training
         self.callbacks, self.stop = (callbacks if accelerator.is_main_process else ()), stop
         if self.training.gradient_checkpointing:
-            with quietly():
+            with quietly():  # its former name, which warns, is the one that every supported version has
                 self.student.gradient_checkpointing_enable()  # type: ignore[operator]
         self.model, self.optimizer = accelerator.prepare(step_module, make_optimizer(self.student, self.training))
         self.progress = Progress()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses import DIVERGENCES, hard_sum, soften, sum_over
+from entrenar_core.models.calling import logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class DistillationStep(nn.Module):
             teacher_logits: (B, V) or (B, T, V); None where alpha is 0.
             counts: of the whole optimiser step. A term that nothing counts for is zero.
         """
-        logits = self.student(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
         student_NV, labels_N = counted(logits, batch, self.objective.causal)
         soft = hard = student_NV.sum() * 0.0  # a graph for ranks that have nothing to count
         if self.objective.alpha > 0:
