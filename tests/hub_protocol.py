@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 JSON = {"Content-Type": "application/json"}
 _ROUTES = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+?)"
+    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+(?:/(?!revision/|tree/|paths-info/)[^/]+)?)"
     r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<inside>.+))?)?"
 )
-_RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+_RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
 class _Refused(Exception):

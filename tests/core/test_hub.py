@@ -105,6 +105,22 @@ def test_a_format_chooses_among_copies(hub: HubServer, llama_folder: Path, ggufs
     assert hub.fetched() == {"x.gguf"}
 
 
+def test_code_is_fetched_only_where_it_is_trusted(hub: HubServer, llama_folder: Path) -> None:
+    hub.add("org/llama", files_of(llama_folder) | {"own.py": b"1 / 0", "layers/attention.py": b"2 / 0"})
+    assert not list(fetch().path.rglob("*.py"))
+    assert hub.fetched() == MODEL_FILES
+    hub.forget()
+    artifact = fetch(trust_remote_code=True)
+    assert hub.fetched() == {"own.py", "layers/attention.py"}
+    assert (artifact.path / "layers" / "attention.py").read_bytes() == b"2 / 0"
+
+
+def test_a_name_without_an_organisation_is_a_repository_too(hub: HubServer, llama_folder: Path) -> None:
+    hub.add("gpt2", llama_folder)
+    assert fetch("gpt2").architecture.num_layers == 2
+    assert {file.name for file in list_files("gpt2", revision="main")} >= MODEL_FILES
+
+
 def test_a_pickle_is_not_even_fetched_unless_allowed(hub: HubServer) -> None:
     hub.add("org/old", {"pytorch_model.bin": b"a pickle", "config.json": b'{"model_type": "bert"}'})
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle") as refused:

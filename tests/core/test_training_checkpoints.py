@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from entrenar_core.errors import OutputError, TrainingError, UsageError
 from entrenar_core.training.checkpoints import (
     Progress,
+    load_best,
     load_checkpoint,
     load_tensors,
     random_state,
@@ -121,6 +123,29 @@ def test_a_checkpoint_of_another_model_is_an_error_not_a_broadcast(tmp_path: Pat
     model = nn.Linear(3, 5)
     with pytest.raises(TrainingError, match="step-00000003"):
         load_checkpoint(path, model, torch.optim.AdamW(model.parameters()), rank=0)
+
+
+def test_weights_of_another_shape_or_of_fewer_names_are_not_loaded() -> None:
+    model = nn.Linear(3, 5)
+    before = saved_tensors(model)["weight"].clone()
+    with pytest.raises(ValueError, match=r"weight is \(1, 3\) and not \(5, 3\)"):
+        load_tensors(model, {"weight": torch.ones(1, 3), "bias": torch.ones(5)})
+    with pytest.raises(KeyError, match="bias is missing"):
+        load_tensors(model, {"weight": torch.ones(5, 3)})
+    assert (model.weight == before).all()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "another model's"])
+def test_best_weights_that_are_damaged_are_named(tmp_path: Path, damage: str) -> None:
+    model, file = nn.Linear(3, 5), tmp_path / "best" / "model.safetensors"
+    file.parent.mkdir()
+    if damage != "gone":
+        save_file(saved_tensors(nn.Linear(3, 5) if damage == "cut" else nn.Linear(2, 5)), file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(TrainingError, match=r"best weights in .*best/model\.safetensors are damaged") as raised:
+        load_best(tmp_path, model)
+    assert "training.select: last" in str(raised.value.hint)
 
 
 def test_fewer_random_states_than_ranks_says_how_many_there_were(tmp_path: Path) -> None:

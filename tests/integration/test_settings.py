@@ -257,14 +257,13 @@ def test_weight_decay_shrinks_weights_and_spares_norms(models: Models, tmp_path:
 def test_a_clipped_gradient_moves_less(models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, training={"weight_decay": 0.0})
     changes = []
-    for limit in (1e-12, 1.0):
+    for limit in (1e-12, 1e9, None):
         job["training"]["max_grad_norm"] = limit
         report, watch = run(job)
         assert all(step.grad_norm is not None and step.grad_norm > 1e-6 for step in watch.steps)
         changes.append(abs(report.student_scores.cross_entropy - report.student_before.cross_entropy))
     assert changes[0] < 0.01 * changes[1]
-    job["training"]["max_grad_norm"] = None
-    assert all(step.grad_norm is None for step in run(job)[1].steps)
+    assert changes[1] == changes[2], "null clips nothing"
 
 
 def test_autocast_computes_in_bf16_and_keeps_the_weights_in_fp32(models: Models, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ Index = Annotated[int, Field(strict=True, ge=0, title="a whole number, at least 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, allow_inf_nan=False, title="a number above 0")]
 Fraction = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False, title="a number between 0 and 1")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False, title="a number from 0 to 1")]
 Probability = Annotated[
@@ -53,7 +54,7 @@ class GradientFinetuning(Section):
 
     method: Literal["head", "full"]
     epochs: Count = Field(3, description="Passes over the labelled rows.")
-    learning_rate: Positive = Field(5e-5, description="Peak learning rate.")
+    learning_rate: Rate = Field(5e-5, description="Peak learning rate.")
     batch_size: Count = Field(32, description="Labelled rows in an optimiser step.")
 
 
@@ -175,7 +176,7 @@ class TrainingConfig(Section):
     batch_size: Count = Field(32, description="Rows in a forward and backward pass, over all processes together.")
     gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")
     eval_batch_size: Count | None = Field(None, description="Rows in an evaluation pass; `batch_size` if not given.")
-    learning_rate: Positive = Field(1e-4, description="Peak learning rate of AdamW.")
+    learning_rate: Rate = Field(1e-4, description="Peak learning rate of AdamW.")
     weight_decay: NonNegative = Field(0.01, description="AdamW's decay of weights; norms and biases are spared.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     warmup_steps: Index = Field(0, description="Optimiser steps over which the learning rate rises from 0.")

@@ -22,6 +22,7 @@ def fetch_model(
     format: WeightFormat | None = None,  # noqa: A002 - as the setting is called
     files: Sequence[str] | None = None,
     allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     token: str | None = None,
     cache_dir: Path | None = None,
     offline: bool | None = None,
@@ -30,6 +31,8 @@ def fetch_model(
     retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
 ) -> ModelArtifact:
     """The model that a reference means, on this machine; what lies here already touches no network.
+
+    A repository's Python files are fetched where they are trusted, and never run here.
 
     Raises:
         AccessError: the repository is gated or private.
@@ -53,17 +56,23 @@ def fetch_model(
             )
     commit, remote = listing(client, repository)
     weights = choose_weights(remote.keys(), where=str(reference), format=format, files=files, allow_pickle=allow_pickle)
-    needed = _needed(client, repository, commit, remote, weights)
+    code = [name for name in remote if name.endswith(".py")] if trust_remote_code else []
+    needed = _needed(client, repository, commit, remote, weights, code)
     folder = fetch_files(client, repository, commit, needed, progress)
     return inspect_folder(folder, files=weights.names, allow_pickle=allow_pickle, reference=reference, commit=commit)
 
 
 def _needed(
-    client: Client, repository: Repository, commit: str, remote: Mapping[str, RemoteFile], weights: Weights
+    client: Client,
+    repository: Repository,
+    commit: str,
+    remote: Mapping[str, RemoteFile],
+    weights: Weights,
+    code: Sequence[str],
 ) -> list[RemoteFile]:
     """The chosen weights with what belongs to them; an index is fetched to know its shards."""
     names = [] if weights.format is WeightFormat.GGUF else [name for name in COMPANIONS if name in remote]
-    names += weights.names
+    names += [*code, *weights.names]
     for index in weights.indices:
         folder = fetch_files(client, repository, commit, [remote[index]])
         names += shards_of(folder, index)

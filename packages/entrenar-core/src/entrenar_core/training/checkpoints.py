@@ -53,6 +53,8 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         KeyError, ValueError: it is of another build.
     """
     state = model.state_dict(keep_vars=True)
+    if absent := saved_tensors(model).keys() - tensors.keys():
+        raise KeyError(f"{min(absent)} is missing")
     with torch.no_grad():
         for name, tensor in tensors.items():
             if state[name].shape != tensor.shape:  # `copy_` would broadcast

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import Interrupted, TrainingError
+from entrenar_core.errors import Interrupted
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
 from entrenar_core.training.batches import Batches
@@ -34,6 +34,7 @@ from entrenar_core.training.checkpoints import (
     saved_tensors,
 )
 from entrenar_core.training.files import new_folder
+from entrenar_core.training.finite import largest, require_finite
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
 from entrenar_core.training.run_folder import Metrics, complete_checkpoints
 from entrenar_core.training.signals import StopRequest
@@ -59,7 +60,7 @@ class _StepResult(NamedTuple):
     loss: float
     soft: float
     hard: float
-    grad_norm: float | None
+    grad_norm: float
 
 
 class Loop:
@@ -90,7 +91,7 @@ class Loop:
         """Trains to the last step, to early stopping, or until stopped; leaves the selected weights in the student.
 
         Raises:
-            TrainingError: the loss is not a number.
+            TrainingError: the loss, the gradient or a weight is not a finite number.
             Interrupted: the user stopped the run; a checkpoint holds all that was done.
             OutputError: a checkpoint cannot be written.
         """
@@ -120,6 +121,7 @@ class Loop:
             done = done or self.progress.stopped_early
             stopped = self._stopped()
             if done or stopped or self.progress.step % self.settings.checkpoint_every == 0:
+                require_finite("largest weight", largest(self.student), self.progress.step, micro_batches, checkpoints)
                 self._save(checkpoints)
             if stopped and not done:
                 raise Interrupted(f"stopped after step {self.progress.step} of {last}, and saved")
@@ -135,7 +137,7 @@ class Loop:
         mine.append(sum(len(b.rows_B) for b in micro_batches if b.num_soft or b.num_hard))
         soft_count, hard_count, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
         loss, soft, hard = self._summed(self._backward(micro_batches, Counts(soft_count, hard_count))).tolist()
-        self._require_finite("loss", loss, micro_batches, checkpoints)
+        require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
         norm = self._clip(micro_batches, checkpoints)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -155,30 +157,17 @@ class Loop:
                 sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
         return sums
 
-    def _clip(self, micro_batches: list[Batch], checkpoints: Path) -> float | None:
-        if self.training.max_grad_norm is None:
-            return None
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm))
+    def _clip(self, micro_batches: list[Batch], checkpoints: Path) -> float:
+        limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         if self.accelerator.scaler is None:  # a scaler leaves such a step out and lowers its scale
-            self._require_finite("gradient norm", norm, micro_batches, checkpoints)
+            require_finite("gradient norm", norm, self.progress.step + 1, micro_batches, checkpoints)
         return norm
 
     def _summed(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[no-any-return]
-
-    def _require_finite(self, what: str, value: float, micro_batches: list[Batch], checkpoints: Path) -> None:
-        if math.isfinite(value):
-            return
-        rows = [row for batch in micro_batches for row in batch.rows_B.tolist()]
-        shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-        saved = complete_checkpoints(checkpoints)
-        kept = f"the last good checkpoint is {saved[-1]}" if saved else "there was no checkpoint before it"
-        raise TrainingError(
-            f"the {what} is {value} at step {self.progress.step + 1}, in the batch of rows {shown}; {kept}",
-            "lower `training.learning_rate`, clip with `training.max_grad_norm`, or look at these rows of the data set",
-        )
 
     def _advance(self, result: _StepResult, examples: int, step_s: float) -> None:
         self.progress = dataclasses.replace(
@@ -197,7 +186,7 @@ class Loop:
             soft=result.soft if alpha > 0 else None,
             hard=result.hard if alpha < 1 else None,
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            grad_norm=result.grad_norm if result.grad_norm is None or math.isfinite(result.grad_norm) else None,
+            grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             examples=self.progress.examples,
         )
         self.latest = step_metrics

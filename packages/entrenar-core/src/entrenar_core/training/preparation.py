@@ -66,6 +66,7 @@ def fetch(source: ModelSource, model_id: str, progress: Any = None) -> ModelArti
         format=WeightFormat(source.format) if source.format else None,
         files=source.files,
         allow_pickle=source.allow_pickle,
+        trust_remote_code=source.trust_remote_code,
         progress=progress,
     )
 
