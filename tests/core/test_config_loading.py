@@ -65,7 +65,7 @@ def test_ten_mistakes_are_reported_at_once_in_the_order_of_the_file(tmp_path: Pa
         "distill.yaml:7:3: `student.drpout` is not a setting",
         "distill.yaml:10:3: `dataset.streaming` should be true or false, not 'yes'",
         "distill.yaml:11:3: `dataset.max_rows` should be a whole number, at least 1, not 1.5",
-        "distill.yaml:13:3: `training.learning_rate` should be a number above 0, not '1e-4x'",
+        "distill.yaml:13:3: `training.learning_rate` should be a number above 0, at most 1e30, not '1e-4x'",
         "distill.yaml:15:3: `epochs` is given twice",
         "distill.yaml:16:3: `training.early_stopping` is a group of settings, not 3",
         "distill.yaml:17:1: `epocs` is not a setting",

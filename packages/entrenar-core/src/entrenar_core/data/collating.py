@@ -65,23 +65,22 @@ class Collator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Rows whose `labels` is a list are of a language model, others of a classifier."""
-        length = max(len(row["input_ids"]) for row in rows)
-        input_ids_BT = self._padded([row["input_ids"] for row in rows], length, self.pad_token_id)
-        attention_mask_BT = self._padded([[1] * len(row["input_ids"]) for row in rows], length, 0)
+        input_ids_BT = self._padded([row["input_ids"] for row in rows], self.pad_token_id)
+        attention_mask_BT = self._padded([[1] * len(row["input_ids"]) for row in rows], 0)
         rows_B = torch.tensor([row["row"] for row in rows])
         if not isinstance(rows[0]["labels"], list):
             labels_B = torch.tensor([row["labels"] for row in rows])
             targets_B = torch.ones(len(rows), dtype=torch.bool)
             return Batch(input_ids_BT, attention_mask_BT, labels_B, targets_B, rows_B)
-        labels_BT = self._padded([row["labels"] for row in rows], length, IGNORED)
+        labels_BT = self._padded([row["labels"] for row in rows], IGNORED)
         predicted_BT = torch.zeros_like(labels_BT, dtype=torch.bool)  # a token that follows a token of its own row
         predicted_BT[:, 1:] = attention_mask_BT[:, :-1].bool()
         labels_BT = labels_BT.masked_fill(~predicted_BT, IGNORED)
         return Batch(input_ids_BT, attention_mask_BT, labels_BT, labels_BT != IGNORED, rows_B)
 
-    def _padded(self, values: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
-        padded = torch.full((len(values), length), filler)
-        for index, row in enumerate(values):
-            start = length - len(row) if self.padding_side == "left" else 0
-            padded[index, start : start + len(row)] = torch.tensor(row, dtype=padded.dtype)
-        return padded
+    def _padded(self, values: Sequence[list[int]], filler: int) -> Tensor:
+        length = max(map(len, values))
+        fillers = [[filler] * (length - len(row)) for row in values]
+        if self.padding_side == "left":
+            return torch.tensor([before + row for row, before in zip(values, fillers, strict=True)])
+        return torch.tensor([row + after for row, after in zip(values, fillers, strict=True)])

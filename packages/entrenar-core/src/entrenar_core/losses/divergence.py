@@ -8,9 +8,11 @@ Shapes: V classes or vocabulary, N rows that count.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,12 +34,30 @@ def forward_kl(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     Covers the teacher's modes; zero exactly when the distributions agree. A token that the teacher rules out
     (logit −inf) contributes nothing.
 
+    It is differentiable in the student alone, once.
+
     Source: Hinton, Vinyals & Dean 2015, eq. 2, without its T², which `soften` applies.
     """
-    student_log_p_NV = at_least_fp32(student_logits_NV).log_softmax(-1)
-    teacher_log_p_NV = at_least_fp32(teacher_logits_NV).log_softmax(-1)
-    difference_NV = torch.where(teacher_log_p_NV.isneginf(), 0.0, teacher_log_p_NV - student_log_p_NV)
-    return (teacher_log_p_NV.exp() * difference_NV).sum(-1)
+    student_NV, teacher_NV = at_least_fp32(student_logits_NV), at_least_fp32(teacher_logits_NV)
+    return _ForwardKL.apply(student_NV, teacher_NV)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ForwardKL(torch.autograd.Function):
+    """The gradient in the student's logits is p_S − p_T, which is at hand when the value is: nothing else is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+        student_log_p_NV, teacher_log_p_NV = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+        teacher_p_NV = teacher_log_p_NV.exp()
+        terms_NV = teacher_log_p_NV.sub_(student_log_p_NV).mul_(teacher_p_NV).masked_fill_(teacher_p_NV == 0, 0.0)
+        ctx.save_for_backward(student_log_p_NV.exp_().sub_(teacher_p_NV))
+        return terms_NV.sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        (difference_NV,) = ctx.saved_tensors
+        return difference_NV * grad_N.unsqueeze(-1), None
 
 
 def soften(divergence: Divergence, temperature: float) -> Divergence:

@@ -28,7 +28,10 @@ class Batches(Protocol):
 
 
 class _RankRows:
-    """Rows by index. An index below 0 is a row that fills a rank's empty share: it must not count."""
+    """Rows by index, a whole batch at a time, which Arrow reads several times faster than row by row.
+
+    An index below 0 is a row that fills a rank's empty share: it must not count.
+    """
 
     def __init__(self, rows: Any, collator: Collator) -> None:
         self.rows, self.collator = rows, collator
@@ -36,11 +39,11 @@ class _RankRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Any], bool]:
-        return self.rows[index if index >= 0 else -1 - index], index >= 0
-
-    def collate(self, items: Sequence[tuple[dict[str, Any], bool]]) -> Batch:
-        return _collated([row for row, _ in items], counts=items[0][1], collator=self.collator)
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        counts = indices[0] >= 0
+        columns = self.rows[list(indices) if counts else [-1 - index for index in indices]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return _collated(rows, counts=counts, collator=self.collator)
 
 
 def _collated(rows: Sequence[dict[str, Any]], *, counts: bool, collator: Collator) -> Batch:
@@ -83,7 +86,7 @@ class StoredBatches:
         loader: DataLoader[Any] = DataLoader(
             self.view,  # type: ignore[arg-type]
             batch_sampler=shares,
-            collate_fn=self.view.collate,
+            collate_fn=_as_it_is,
             num_workers=self.training.dataloader_workers,
             generator=torch.Generator(),  # it draws a seed for workers, which must not move the run's random state
         )
@@ -120,6 +123,10 @@ class StreamedBatches:
         while batch := list(itertools.islice(rows, self.training.batch_size)):
             mine = share(range(len(batch)), self.rank, self.world_size)
             yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=self.collator)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

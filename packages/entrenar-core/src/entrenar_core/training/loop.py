@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch
@@ -84,7 +85,9 @@ class Loop:
         if self.training.gradient_checkpointing:
             with quietly():  # its former name, which warns, is the one that every supported version has
                 self.student.gradient_checkpointing_enable()  # type: ignore[operator]
-        self.model, self.optimizer = accelerator.prepare(step_module, make_optimizer(self.student, self.training))
+        self.model = accelerator.prepare(step_module)
+        self.optimizer = make_optimizer(self.student, self.training)
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.progress = Progress()
 
     def run(self, *, resume: bool) -> Progress:
@@ -138,9 +141,7 @@ class Loop:
         soft_count, hard_count, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
         loss, soft, hard = self._summed(self._backward(micro_batches, Counts(soft_count, hard_count))).tolist()
         require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
-        norm = self._clip(micro_batches, checkpoints)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self._update(micro_batches, checkpoints)
         return _StepResult(loss, soft, hard, norm), examples
 
     def _backward(self, micro_batches: list[Batch], counts: Counts) -> Tensor:
@@ -157,11 +158,23 @@ class Loop:
                 sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
         return sums
 
-    def _clip(self, micro_batches: list[Batch], checkpoints: Path) -> float:
+    def _update(self, micro_batches: list[Batch], checkpoints: Path) -> float:
+        """Clips, steps the optimiser and forgets the gradient, whose norm before clipping it returns.
+
+        accelerate's wrapper of the optimiser does the same, and looks for packages in every step.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
-        if self.accelerator.scaler is None:  # a scaler leaves such a step out and lowers its scale
+        norm = float(clip_grad_norm_(self.trained, limit))
+        if scaler is None:
             require_finite("gradient norm", norm, self.progress.step + 1, micro_batches, checkpoints)
+            self.optimizer.step()
+        else:  # leaves a step out whose scaled gradient overflowed, and lowers its scale
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.optimizer.zero_grad()
         return norm
 
     def _summed(self, values: Tensor) -> Tensor:
@@ -246,7 +259,7 @@ class Loop:
             path = save_checkpoint(
                 folder,
                 self.student,
-                _inner(self.optimizer),
+                self.optimizer,
                 self.progress,
                 keep=self.settings.keep,
                 random_states=states,
@@ -261,10 +274,5 @@ class Loop:
         if checkpoints:
             rank = self.accelerator.process_index
             self.progress = load_checkpoint(
-                checkpoints[-1], self.student, _inner(self.optimizer), rank=rank, scaler=self.accelerator.scaler
+                checkpoints[-1], self.student, self.optimizer, rank=rank, scaler=self.accelerator.scaler
             )
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser itself, out of accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
