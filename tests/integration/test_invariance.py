@@ -95,7 +95,7 @@ def gradients(
     def keep(*_: object) -> None:
         found.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
 
-    loop.optimizer.optimizer.register_step_pre_hook(keep)
+    loop.optimizer.register_step_pre_hook(keep)
     loop.run(resume=False)
     return found
 

@@ -332,7 +332,7 @@ def test_eval_every_sets_the_evaluations(models: Models, tmp_path: Path, every: 
 
 
 def test_the_selected_weights_are_the_last_or_the_best(models: Models, tmp_path: Path) -> None:
-    training = {"eval_every": 1, "epochs": 2, "learning_rate": 0.3, "schedule": "constant"}
+    training = {"eval_every": 1, "epochs": 2, "learning_rate": 1.0, "schedule": "constant"}
     for select in ("last", "best"):
         report, watch = run(language(models, tmp_path, training={**training, "select": select}))
         best = min(watch.evaluations, key=lambda step: watch.evaluations[step].cross_entropy)
