@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import TrainingConfig
@@ -91,22 +92,15 @@ class Lookup(nn.Module):
         return SimpleNamespace(logits=logits_BTV if self.causal else logits_BTV[:, 0])
 
 
-class Rows(list[dict[str, Any]]):
-    """Rows whose column of lengths can be asked for, as in a data set."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
-
-
-def rows(causal: bool) -> Rows:
+def rows(causal: bool) -> Dataset:
     chance = np.random.default_rng(3)
-    made = Rows()
+    made: list[dict[str, Any]] = []
     for index, length in enumerate([4, 9, 1, 6, 2, 3, 8]):
         ids = chance.integers(0, 7, length).tolist()
         tokens = [IGNORED, *ids[1:]] if index % 2 else ids
         labels = tokens if causal else IGNORED if index == 3 else index % 7
         made.append({"input_ids": ids, "labels": labels, "row": index, "length": length})
-    return made
+    return Dataset.from_list(made)
 
 
 def log_softmax(logits: Any) -> Any:

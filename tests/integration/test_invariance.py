@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import Tensor
 
 from entrenar_core.config.schema import TrainingConfig
@@ -83,7 +84,7 @@ def gradients(
     )
     loop = Loop(
         DistillationStep(student, Objective(task == "causal-lm", teacher_weight, 2.0, "forward_kl")),
-        StoredBatches(ragged_rows(task), Collator(0, side), settings),
+        StoredBatches(Dataset.from_list(ragged_rows(task)), Collator(0, side), settings),
         teacher_logits,
         accelerator,
         LoopSettings(settings, out, checkpoint_every=9, keep=1, evaluate=_unused, score=_unused),
@@ -154,7 +155,9 @@ def test_recomputed_activations_give_the_same_gradient(
 def test_means_of_micro_batches_would_not_pass(models: dict[str, tuple[Path, Path]], tmp_path: Path, task: str) -> None:
     whole = gradients(task, models[task], tmp_path, cut=(8, 1), teacher_weight=0.0)
     student = loaded(task, models[task][1]).train()
-    batches = StoredBatches(ragged_rows(task), Collator(0), TrainingConfig(batch_size=2, gradient_accumulation=4))
+    batches = StoredBatches(
+        Dataset.from_list(ragged_rows(task)), Collator(0), TrainingConfig(batch_size=2, gradient_accumulation=4)
+    )
     step = DistillationStep(student, Objective(task == "causal-lm", 0.0, 2.0, "forward_kl"))
     for batch in next(batches.steps(0)):
         (step(batch, None, Counts(batch.num_soft, batch.num_hard)).loss / 4).backward()
