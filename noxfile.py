@@ -143,8 +143,9 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every link of the documentation leads somewhere."""
+    """Every link of the documentation leads somewhere, and its reference is what the program says of itself."""
     run(session, "python", "tools/check_links.py")
+    run(session, "python", "tools/reference.py", "--check")
 
 
 @nox.session

@@ -5,6 +5,7 @@ of the workspace.
 """
 
 import os
+import re
 import subprocess
 import tarfile
 import tomllib
@@ -40,9 +41,10 @@ for script in entry_points(group="console_scripts"):
 """
 
 
-def uv(*arguments: str | Path) -> None:
+def uv(*arguments: str | Path) -> str:
     done = subprocess.run([ROOT / "tools/uv", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,20 @@ def test_every_program_answers(installed: Path, tmp_path: Path) -> None:
     for script in scripts:
         assert "Usage" in run(tmp_path, installed / script, "--help")
         assert WORKSPACE["project"]["version"] in run(tmp_path, installed / script, "--version")
+
+
+def test_the_lines_of_the_readme_install_all_of_it(tmp_path: Path) -> None:
+    """As far as finding everything that would be installed; `--no-sources` is how pip sees the packages."""
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"(uv )?pip install ", line)]
+    assert len(lines) == 2
+    uv("venv", "--quiet", tmp_path / "env")
+    for line in lines:
+        as_pip = ["--no-sources"] if line.startswith("pip") else []
+        told = uv(
+            "pip", "install", "--dry-run", "--python", tmp_path / "env", *as_pip, *line.split("install ")[1].split()
+        )
+        found = {re.split(r"==| @ ", row.removeprefix(" + "))[0] for row in told.splitlines()}
+        assert {"entrenar", "torch", *PACKAGES} <= found
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -43,7 +43,7 @@ class Section(BaseModel):
 class ProbeFinetuning(Section):
     """Fits a linear head on the teacher's frozen, mean-pooled, normalised embeddings of the labelled rows."""
 
-    method: Literal["probe"]
+    method: Literal["probe"] = Field(description="Leaves the teacher as it is.")
     l2: Positive | None = Field(
         None, description="Strength of the L2 penalty; chosen by cross-validation if not given."
     )
@@ -52,7 +52,7 @@ class ProbeFinetuning(Section):
 class GradientFinetuning(Section):
     """Trains the teacher's classification head, or the whole teacher, on the labelled rows."""
 
-    method: Literal["head", "full"]
+    method: Literal["head", "full"] = Field(description="What is trained.")
     epochs: Count = Field(3, description="Passes over the labelled rows.")
     learning_rate: Rate = Field(5e-5, description="Peak learning rate.")
     batch_size: Count = Field(32, description="Labelled rows in an optimiser step.")
@@ -91,7 +91,8 @@ class InitFrom(Section):
     """Starts the student as a copy of some of the teacher's layers."""
 
     teacher_layers: Annotated[int | tuple[int, ...], BeforeValidator(_layers)] = Field(
-        description="Indices of the teacher's layers to copy, in order, or how many, spaced evenly."
+        title="a whole number, or a list of them",
+        description="Indices of the teacher's layers to copy, in order, or how many, spaced evenly.",
     )
 
 
