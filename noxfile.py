@@ -27,8 +27,14 @@ PURE = [
     "packages/entrenar-core/src/entrenar_core/units.py",
     "packages/entrenar-core/src/entrenar_core/references.py",
     "packages/entrenar-core/src/entrenar_core/architectures/__init__.py",
+    "packages/entrenar-core/src/entrenar_core/config/rules.py",
+    "packages/entrenar-core/src/entrenar_core/config/wording.py",
+    "packages/entrenar-core/src/entrenar_core/config/yaml_source.py",
+    "packages/entrenar-core/src/entrenar_core/data/ordering.py",
+    "packages/entrenar-core/src/entrenar_core/losses/divergence.py",
     "packages/entrenar-common/src/entrenar_common/tables.py",
     "packages/entrenar-common/src/entrenar_common/plots.py",
+    "packages/entrenar-distill/src/entrenar_distill/views.py",
 ]
 COGNITIVE_COMPLEXITY = 15
 

@@ -34,7 +34,7 @@ def _scores(report: RunReport) -> Table:
     rows.append(("student, before training", *_cells(report.student_before, causal)))
     if report.majority_accuracy is not None:
         rows.append(("majority class", percent(report.majority_accuracy), "–"))
-    notes = [f"on {report.eval_rows:,} held-out rows of {report.dataset}, seed {report.seed}"]
+    notes = [f"on {_rows(report.eval_rows, 'held-out')} of {report.dataset}, seed {report.seed}"]
     return Table("Scores", columns, tuple(rows), tuple(notes))
 
 
@@ -56,7 +56,7 @@ def _facts(report: RunReport) -> Table:
             **ratio,
             "Teacher": _model(report.teacher),
             "Student": _model(report.student),
-            "Data": f"{report.train_rows:,} training rows{_labelled(report.labelled_rows)}",
+            "Data": f"{_rows(report.train_rows, 'training')}{_labelled(report.labelled_rows)}",
             "Steps": f"{report.steps:,}, the weights are those of step {report.selected_step:,}",
             "Loss": f"{report.initial_loss:.4f} → {report.final_loss:.4f}",
             "Speed": f"{report.examples_per_s:,.0f} examples/s, {duration(report.train_s)} of training",
@@ -67,6 +67,10 @@ def _facts(report: RunReport) -> Table:
 
 def _model(facts: ModelFacts) -> str:
     return f"{facts.name}, {count(facts.parameters)} parameters, {size(facts.weight_bytes)} on disk"
+
+
+def _rows(number: int, which: str) -> str:
+    return f"{number:,} {which} row{'' if number == 1 else 's'}"
 
 
 def _labelled(rows: int | None) -> str:
@@ -82,7 +86,7 @@ def plan(report: Plan) -> Table:
             "Task": report.task,
             "Teacher": f"{report.teacher} ({report.teacher_architecture})",
             "Student": f"{report.student}, {count(report.student_parameters)} parameters",
-            "Data": f"{report.dataset}: {report.train_rows:,} training rows{_labelled(report.labelled_rows)}, "
+            "Data": f"{report.dataset}: {_rows(report.train_rows, 'training')}{_labelled(report.labelled_rows)}, "
             f"{report.eval_rows:,} for evaluation",
             "Loss": report.loss,
             "Steps": f"{report.steps:,} of {report.examples_per_step} examples, from {begins}",

@@ -26,11 +26,11 @@ class Batch:
     batch is made, so that no step waits for the device.
     """
 
-    input_ids_BT: Tensor  # noqa: N815
-    attention_mask_BT: Tensor  # noqa: N815
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
     labels: Tensor
     targets: Tensor
-    rows_B: Tensor  # noqa: N815
+    rows_B: Tensor
     num_soft: int = field(init=False)
     num_hard: int = field(init=False)
 

@@ -32,8 +32,8 @@ _KIND = "entrenar linear probe 1"
 class Probe:
     """A linear classifier in 32 bits, and the L2 penalty that it was fitted with."""
 
-    weight_CH: Tensor  # noqa: N815 - the shape
-    bias_C: Tensor  # noqa: N815
+    weight_CH: Tensor
+    bias_C: Tensor
     l2: float
 
 
