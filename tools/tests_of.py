@@ -1,7 +1,8 @@
 """Prints the unit tests of the files named, or of those that changed since the last commit, one a line.
 
-A module is tested by files of its name: `entrenar_core/losses/kernel.py` by `test_kernel.py` and `test_kernel_*.py`,
-anywhere in `tests/core/`, and by `test_losses.py`, a test of the whole folder.
+A module is tested by files of its name, anywhere in `tests/core/`: `entrenar_core/losses/kernel.py` by
+`test_kernel.py`, `test_losses_kernel.py` and those that go on with `_…`, and by `test_losses.py`, a test of the whole
+folder. Where there are none of its own, by all that begin with `test_losses_`.
 """
 
 import subprocess
@@ -17,22 +18,28 @@ def changed_files() -> list[str]:
     return [name for output in outputs for name in output.split("\0") if name]
 
 
-def patterns_of(path: PurePosixPath) -> list[str]:
-    """Patterns of the test files that belong to a file; itself, where it is one."""
+def tests_of(files: Iterable[str]) -> list[str]:
+    """The test files that exist, relative to the working folder, which is the root of the workspace."""
+    return sorted({test for file in files for test in _tests_of_one(PurePosixPath(file))})
+
+
+def _tests_of_one(path: PurePosixPath) -> list[str]:
+    """The test files that belong to a file; itself, where it is one."""
     match path.parts:
         case ("tests", *_) if path.match("test_*.py"):
-            return [str(path)]
+            return _found("", str(path))
         case ("packages", package, "src", _, *folders, _) if path.suffix == ".py":
-            names = [path.stem, f"{path.stem}_*", *folders]
-            return [f"tests/{package.removeprefix('entrenar-')}/**/test_{name}.py" for name in names]
+            inside = f"tests/{package.removeprefix('entrenar-')}/**/test_"
+            full = "_".join([*folders, path.stem])
+            own = _found(inside, f"{path.stem}.py", f"{path.stem}_*.py", f"{full}.py", f"{full}_*.py")
+            own = own or _found(inside, *(f"{folder}_*.py" for folder in folders))
+            return own + _found(inside, *(f"{folder}.py" for folder in folders))
         case _:
             return []
 
 
-def tests_of(files: Iterable[str]) -> list[str]:
-    """The test files that exist, relative to the working folder, which is the root of the workspace."""
-    patterns = [pattern for file in files for pattern in patterns_of(PurePosixPath(file))]
-    return sorted({str(found) for pattern in patterns for found in Path().glob(pattern)})
+def _found(before: str, *names: str) -> list[str]:
+    return [str(found) for name in names for found in Path().glob(before + name)]
 
 
 if __name__ == "__main__":

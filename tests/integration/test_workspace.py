@@ -169,6 +169,15 @@ def test_the_tests_of_a_named_module_are_found(checkout: Path) -> None:
     assert found_for(checkout, "packages/entrenar-core/src/entrenar_core/units.py") == ["tests/core/test_units.py"]
 
 
+def test_a_module_without_tests_of_its_own_has_those_of_its_folder(checkout: Path) -> None:
+    for name in ("test_data_files.py", "test_data_files_packed.py", "test_data_order.py", "test_database.py"):
+        (checkout / "tests/core" / name).write_text("")
+    data = "packages/entrenar-core/src/entrenar_core/data"
+    files, order = "tests/core/test_data_files.py", "tests/core/test_data_order.py"
+    assert found_for(checkout, f"{data}/files.py") == [files, "tests/core/test_data_files_packed.py"]
+    assert found_for(checkout, f"{data}/chance.py") == [files, "tests/core/test_data_files_packed.py", order]
+
+
 @pytest.mark.slow
 def test_tier_1_fails_when_the_tests_of_what_changed_are_slow(checkout: Path) -> None:
     for name in ("noxfile.py", "pyproject.toml"):
