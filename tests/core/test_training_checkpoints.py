@@ -1,6 +1,7 @@
 """Checkpoints and run folders: whole or not there, never fewer than one good one, and never another run's."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -19,15 +20,17 @@ from torch import nn
 from entrenar_core.errors import OutputError, TrainingError, UsageError
 from entrenar_core.training.checkpoints import (
     Progress,
+    forget_best,
     load_best,
     load_checkpoint,
     load_tensors,
     random_state,
+    save_best,
     save_checkpoint,
     saved_tensors,
     set_random_state,
 )
-from entrenar_core.training.files import new_folder, write_json, write_text
+from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
 from entrenar_core.training.run_folder import Metrics, RunFolder, check_usable, complete_checkpoints, read_metrics
 
 MANIFEST: dict[str, Any] = {
@@ -47,11 +50,11 @@ def trained(seed: int = 0) -> tuple[nn.Linear, torch.optim.AdamW]:
     return model, optimizer
 
 
-def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
+def save(folder: Path, step: int, keep: int = 2, seed: int = 0, processes: int = 1) -> Path:
     model, optimizer = trained(seed)
     progress = Progress(step=step, best_step=1, best_score=0.5, final_loss=1.25)
     return save_checkpoint(
-        folder, model, optimizer, progress, keep=keep, random_states=[random_state()], scaler={"scale": 2.0}
+        folder, model, optimizer, progress, keep=keep, random_states=[random_state()] * processes, scaler={"scale": 2.0}
     )
 
 
@@ -137,20 +140,56 @@ def test_weights_of_another_shape_or_of_fewer_names_are_not_loaded() -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "another model's"])
 def test_best_weights_that_are_damaged_are_named(tmp_path: Path, damage: str) -> None:
-    model, file = nn.Linear(3, 5), tmp_path / "best" / "model.safetensors"
+    model, file = nn.Linear(3, 5), tmp_path / "best-00000004" / "model.safetensors"
     file.parent.mkdir()
     if damage != "gone":
         save_file(saved_tensors(nn.Linear(3, 5) if damage == "cut" else nn.Linear(2, 5)), file)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(TrainingError, match=r"best weights in .*best/model\.safetensors are damaged") as raised:
-        load_best(tmp_path, model)
+    with pytest.raises(
+        TrainingError, match=r"best weights in .*best-00000004/model\.safetensors are damaged"
+    ) as raised:
+        load_best(tmp_path, model, 4)
     assert "training.select: last" in str(raised.value.hint)
 
 
-def test_fewer_random_states_than_ranks_says_how_many_there_were(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="was made by 1 processes"):
-        load_checkpoint(save(tmp_path, 3), *trained(), rank=1)
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (3, 0), (3, 2)])
+def test_another_number_of_processes_is_refused_on_every_rank(tmp_path: Path, processes: int, rank: int) -> None:
+    path = save(tmp_path, 3, processes=2)
+    load_checkpoint(path, *trained(), rank=1, world_size=2)
+    with pytest.raises(TrainingError, match=f"made by 2 processes, and this run has {processes} process") as raised:
+        load_checkpoint(path, *trained(), rank=rank, world_size=processes)
+    assert "resume with 2 processes" in str(raised.value.hint)
+
+
+def test_moments_that_are_not_all_there_are_damage(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    save_file({}, path / "optimizer.safetensors")
+    with pytest.raises(TrainingError, match="step-00000003 is damaged: the optimiser has 0 tensors instead of 6"):
+        load_checkpoint(path, *trained())
+
+
+@pytest.mark.parametrize("step", ["3", 4, None, True])
+def test_a_state_of_another_step_than_the_folder_says_is_damage(tmp_path: Path, step: object) -> None:
+    path = save(tmp_path, 3)
+    state = json.loads((path / "state.json").read_text())
+    state["progress"]["step"] = step
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="step-00000003 is damaged: it is of step"):
+        load_checkpoint(path, *trained())
+
+
+def test_the_best_weights_and_those_that_the_newest_checkpoint_means_stay(tmp_path: Path) -> None:
+    model = nn.Linear(3, 5)
+    for step, keep in ((1, None), (2, 1), (3, 1)):
+        with torch.no_grad():
+            model.bias.fill_(step)
+        save_best(tmp_path, model, step, keep=keep)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000001", "best-00000003"]
+    load_best(tmp_path, model, 1)
+    assert (model.bias == 1).all()
+    forget_best(tmp_path, {3, None})
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000003"]
 
 
 def test_the_random_state_survives_json() -> None:
@@ -182,6 +221,31 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_files_of_a_folder_are_as_readable_as_the_others_here(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    with new_folder(tmp_path / "made") as aside:
+        save_file({"x": torch.ones(1)}, aside / "private.safetensors")
+        (aside / "private.safetensors").chmod(0o600)
+    assert (tmp_path / "made" / "private.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "mine").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    remove_folder(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "mine").exists()
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.ENOSPC, "free space"), (errno.ENOTDIR, "look at what is there")])
+def test_the_hint_is_about_space_only_where_space_is_short(tmp_path: Path, number: int, hint: str) -> None:
+    with pytest.raises(OutputError) as raised, writing(tmp_path):
+        raise OSError(number, os.strerror(number), str(tmp_path / "file"))
+    assert hint in str(raised.value.hint)
+    assert str(tmp_path / "file") in raised.value.message
+
+
 def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "before")
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -203,6 +267,13 @@ def test_a_metrics_line_that_was_cut_off_is_dropped_and_steps_to_be_run_again_ar
     assert [line["step"] for line in read_metrics(file)] == [1, 2, 3]
     Metrics(file, up_to_step=2).add(step=3, loss=0.25)
     assert [(line["step"], line["loss"]) for line in read_metrics(file)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+
+
+@pytest.mark.parametrize("line", [b"5", b'{"a": 1}', b'{"step": "1"}', b"\xff\xfe", b"[]"])
+def test_a_metrics_file_is_read_up_to_what_is_no_line_of_it(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 2}\n')
+    assert read_metrics(file) == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
@@ -242,8 +313,9 @@ def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.open(MANIFEST, resume=False, force=False)
     save(tmp_path / "checkpoints", 3)
-    folder.finish("complete")
-    (tmp_path / "notes.txt").write_text("mine")
+    folder.finish("complete", files=["chat_template.jinja", "../outside", "run.json"])
+    for name in ("notes.txt", "chat_template.jinja", "../outside"):
+        (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="holds a complete run") as error:
         check_usable(tmp_path, resume=False, force=False)
     assert "--resume" in str(error.value.hint)
@@ -252,7 +324,22 @@ def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
     again.open(MANIFEST, resume=False, force=True)
     again.close()
     assert complete_checkpoints(tmp_path / "checkpoints") == []
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text() == (tmp_path / "../outside").read_text() == "mine"
+    assert not (tmp_path / "chat_template.jinja").exists(), "it would be taken for the new student's"
+
+
+def test_a_run_that_was_killed_while_it_replaced_another_can_be_started_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open(MANIFEST, resume=False, force=False)
+    folder.finish("complete", files=["model.safetensors"])
+    (tmp_path / "model.safetensors").write_text("old")
+    (tmp_path / "checkpoints" / "step-00000001" / "state.json").mkdir(parents=True)
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**manifest, "status": "discarding"}))
+    again = RunFolder(tmp_path)
+    again.open(changed("training", "seed", 2), resume=True, force=False)
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -267,14 +354,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         check_usable(tmp_path, resume=True, force=False)
 
 
-def test_a_stop_is_remembered_and_a_second_one_stops_at_once() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_remembered_and_a_second_one_stops_at_once(number: signal.Signals) -> None:
     from entrenar_core.training.signals import StopRequest
 
     before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    told: list[str] = []
+    with StopRequest(lambda: told.append("stopping")) as stop:
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop.requested
+        assert told == ["stopping"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before

@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[Path, int]:
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["run", str(tmp_path / "none.yaml")]) == 1
+    assert main(["run", str(tmp_path / "none.yaml")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")

@@ -92,6 +92,7 @@ def run(command: list[str], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_models
+@pytest.mark.timeout(900)  # a page has up to six programs, and each imports torch
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if list(blocks(page, "console", "python"))], ids=lambda p: p.name
 )

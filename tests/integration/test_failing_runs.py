@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_a_number_names_step_and_rows_and_keeps_the_last_chec
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
-def test_a_teacher_that_says_nan_stops_the_run_at_its_first_step(models: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_says_nan_is_named_before_the_first_step(models: Path, tmp_path: Path) -> None:
     broken = write_models(tmp_path / "models")
     file = broken / "teacher" / "model.safetensors"
     save_file(
@@ -69,8 +69,9 @@ def test_a_teacher_that_says_nan_stops_the_run_at_its_first_step(models: Path, t
     )
     job = write_job(tmp_path, broken)
     assert run(job) == 1
-    assert "the loss is nan at step 1, in the batch of rows" in log(job)
-    assert "there was no checkpoint before it" in log(job)
+    assert "the logits of the teacher" in log(job)
+    assert "are not all finite numbers" in log(job)
+    assert "teacher.dtype: float32" in log(job)
     assert "Traceback" not in log(job)
 
 

@@ -1,6 +1,7 @@
 """Two processes under torchrun train the student that one process trains."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,38 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny_runs import log, losses, manifest, run, write_job, write_models
+from tiny_runs import log, losses, manifest, run, start, wait_until, write_job, write_models
 
 # 36 training rows in batches of 5: the ranks' parts are of 2 and 3 rows, and of the last row one rank has nothing.
-TRAINING = {"epochs": 2, "batch_size": 5, "eval_every": 5, "select": "best"}
+TRAINING = {"epochs": 4, "batch_size": 5, "gradient_accumulation": 2, "eval_every": 5, "select": "best"}
+
+
+def torchrun(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`entrenar-distill run JOB …` by two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    return subprocess.run(
+        [*launcher, "-m", "entrenar_distill", "run", str(job), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_do_not_go_on_with_the_run_of_one(tmp_path: Path) -> None:
+    job = write_job(tmp_path, write_models(tmp_path / "models"), training={"epochs": 40})
+    process = start(job)
+    assert wait_until(lambda: (tmp_path / "out" / "checkpoints" / "step-00000002").is_dir(), process)
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join()
+    done = torchrun(job, "--resume")
+    assert done.returncode == 1
+    assert "was made by 1 process, and this run has 2 processes" in done.stderr
+    assert "hint: resume with 1 process" in done.stderr
+    assert "internal error" not in done.stderr
+    assert run(job, "--resume", "--set", "training.epochs=40") == 0, log(job)
 
 
 @pytest.mark.slow
@@ -27,15 +56,7 @@ def test_two_ranks_with_uneven_and_empty_parts_equal_one_process(tmp_path: Path)
         write_job(tmp_path / name, models, student={"dropout": 0.0}, training=TRAINING) for name in ("one", "two")
     )
     assert run(one) == 0, log(one)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "entrenar_distill", "run", str(two)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = torchrun(two)
     assert done.returncode == 0, done.stderr
     assert (manifest(one)["environment"]["processes"], manifest(two)["environment"]["processes"]) == (1, 2)
     newest = sorted((two.parent / "out" / "checkpoints").glob("step-*"))[-1]

@@ -77,7 +77,10 @@ class Sink:
 
     def fail(self, failure: Failure) -> int:
         """Writes why the program stops to stderr, and returns its exit status."""
-        if failure.internal or not _silent_rank():  # a bug may strike one rank alone: then it must not be silent
+        if _silent_rank() and not failure.internal and failure.exit_status == 1 and not self.json:
+            # what strikes one rank alone must not be silent; what strikes all is told in full by the first
+            self._say(styles.redacted(styles.labelled(f"rank {os.environ['RANK']}", failure.message, colour=False)))
+        elif failure.internal or not _silent_rank():
             if self.json:
                 text = json.dumps(failure.as_json())
             else:

@@ -30,6 +30,12 @@ class Display(Callback):
         unit = "steps" if total_steps else ""
         self.task = self.progress.task(name, total=total_steps, unit=unit, completed=step)
 
+    def on_batch(self, done: int, total: int) -> None:
+        """Moves the line of a part without steps on."""
+        if self.task is not None and self.task.unit != "steps":
+            self.task.unit = "batches"
+            self.task.update(completed=done, total=total)
+
     def on_step(self, metrics: StepMetrics) -> None:
         """Moves the line on."""
         if self.task is not None:
@@ -50,6 +56,8 @@ class Display(Callback):
 
     def end(self) -> None:
         """Ends the lines that are open."""
+        if self.task is not None and self.task.unit == "batches":  # how long it took says more
+            self.task.unit, self.task.completed, self.task.total = "", 0, None
         for task in filter(None, (self.task, self.download)):
             task.end()
         self.task = self.download = None
@@ -57,6 +65,7 @@ class Display(Callback):
 
 def run(config: DistillationConfig, resume: bool, force: bool) -> RunReport:
     """Runs a distillation with its progress on stderr; raises as `distill`."""
+    _require_usable(config, resume, force)
     with ExitStack() as stack:
         display = Display(stack.enter_context(Progress()))
         display.on_phase("loading libraries")
@@ -70,8 +79,17 @@ def run(config: DistillationConfig, resume: bool, force: bool) -> RunReport:
     return report
 
 
+def _require_usable(config: DistillationConfig, resume: bool, force: bool) -> None:
+    """What stands in the way is told before torch is loaded."""
+    from entrenar_core.training.run_folder import check_usable, is_complete
+
+    if not resume or not is_complete(config.output.dir, config.model_dump(mode="json")):
+        check_usable(config.output.dir, resume=resume, force=force)
+
+
 def dry_run(config: DistillationConfig, resume: bool, force: bool) -> Plan:
     """The plan of a run; raises as `plan`."""
+    _require_usable(config, resume, force)
     with Progress() as progress:
         task = progress.task("reading models and data")
         from entrenar_core.training.distillation import plan

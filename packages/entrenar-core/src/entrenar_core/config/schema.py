@@ -17,13 +17,14 @@ Tracker = Literal[
 ]  # what accelerate's LoggerType offers; a test compares them
 
 # A title says in plain words what is accepted; errors quote it.
-Count = Annotated[int, Field(strict=True, ge=1, title="a whole number, at least 1")]
-Index = Annotated[int, Field(strict=True, ge=0, title="a whole number, at least 0")]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1 and below 2³¹")]
+Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number, at least 0 and below 2³¹")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, title="a number above 0, at most 1e30")]
 Fraction = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False, title="a number between 0 and 1")]
+Temperature = Annotated[float, Field(strict=True, ge=0.01, le=1000, title="a number from 0.01 to 1000")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False, title="a number from 0 to 1")]
 Probability = Annotated[
     float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, title="a number, at least 0 and below 1")
@@ -121,7 +122,9 @@ class StudentConfig(ModelSource):
 class DistillationSection(Section):
     """What the student learns from the teacher. loss = alpha · T² · KL(teacher ‖ student at T) + (1 − alpha) · CE."""
 
-    temperature: Positive = Field(2.0, description="Softens both distributions; T² restores the size of the gradient.")
+    temperature: Temperature = Field(
+        2.0, description="Softens both distributions; T² restores the size of the gradient."
+    )
     alpha: Share = Field(0.5, description="Weight of the teacher's soft targets; the labels get 1 − alpha.")
     divergence: Literal["forward_kl"] = Field("forward_kl", description="How far the student is from the teacher.")
 

@@ -145,4 +145,6 @@ def _mistake(file: Path, text: bytes, line: int) -> str | None:
         return f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}"
     except UnicodeDecodeError:
         return f"{file}:{line}: not text in UTF-8"
+    except RecursionError:
+        return f"{file}:{line}: lists or objects inside each other, deeper than can be read"
     return None

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 DEFAULT_FRACTION = 0.1
+_AT_ONCE = 1000  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,8 @@ def _rows(
             labels[row] = label
     train = _with_labels(data, labels, chosen)
     labelled = None if labels is None else sum(labels[row] != UNLABELLED for row in chosen)
-    fingerprint = fingerprinted((train, evaluation), names)
+    with reading(name_of(config)):  # bytes that are no text are found here
+        fingerprint = fingerprinted((train, evaluation), names)
     return Rows(train, evaluation, names, name_of(config), fingerprint, len(train), labelled)
 
 
@@ -244,6 +246,8 @@ def fingerprinted(parts: Iterable[Any], names: Sequence[str] | None) -> str:
     digest = hashlib.sha256(json.dumps(names).encode())
     for part in parts:
         digest.update(f"\n{len(part)}\n".encode())
-        for row in part:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+        for columns in part.iter(_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(columns, values, strict=True))
+                digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()

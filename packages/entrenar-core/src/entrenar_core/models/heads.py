@@ -68,6 +68,11 @@ def head_labels(artifact: ModelArtifact) -> tuple[str, ...] | None:
         raise ModelError(f"{artifact.reference}: `id2label` in its config is no table of names") from error
     if sorted(by_id) != list(range(len(by_id))):
         raise ModelError(f"{artifact.reference}: the ids in `id2label` of its config are not 0 to {len(by_id) - 1}")
+    if len(set(by_id.values())) < len(by_id):
+        raise ModelError(
+            f"{artifact.reference}: two classes in `id2label` of its config have one name",
+            "give each class a name of its own",
+        )
     return tuple(by_id[id_] for id_ in range(len(by_id)))
 
 

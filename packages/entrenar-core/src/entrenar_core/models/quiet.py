@@ -74,6 +74,8 @@ def explaining(what: str, name: object, hint: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch would advise to run whatever is inside
+        return "it holds something other than tensors, or is broken"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines) or type(error).__name__
     return reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 1]}…"

@@ -19,7 +19,8 @@ def read_weights(artifact: ModelArtifact) -> dict[str, Tensor]:
     """Every tensor of a safetensors or PyTorch artifact by name, on the CPU.
 
     Raises:
-        ModelError: a file is broken, holds something other than tensors, or has a name that another has too.
+        ModelError: a file is broken, holds something other than tensors of real numbers, or has a name that another
+            has too.
     """
     read = _pickled if artifact.format is WeightFormat.PYTORCH else _safetensors
     weights: dict[str, Tensor] = {}
@@ -28,6 +29,13 @@ def read_weights(artifact: ModelArtifact) -> dict[str, Tensor]:
         if twice := sorted(weights.keys() & tensors.keys()):
             raise ModelError(f"{twice[0]} is in several weight files of {artifact.reference}", _AGAIN)
         weights |= tensors
+    whole = [name for name, tensor in weights.items() if name.endswith("weight") and not tensor.is_floating_point()]
+    if whole:
+        raise ModelError(
+            f"{whole[0]} of {artifact.reference} holds whole numbers ({weights[whole[0]].dtype}): it is quantised in a "
+            "way that only its own library reads",
+            "take the model at 16 or 32 bits, or as GGUF",
+        )
     return weights
 
 

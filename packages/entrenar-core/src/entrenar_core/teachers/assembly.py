@@ -3,6 +3,7 @@
 Shapes: N texts, C classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import ProbeFinetuning
+from entrenar_core.errors import ModelError
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.loading import load_model
@@ -43,19 +45,38 @@ def make_teacher(
     accelerator: Accelerator,
     callbacks: Sequence[Callback],
     stop: StopRequest,
+    *,
     evaluate: Callable[[nn.Module], Scores],
+    on_batch: Callable[[int, int], None],
 ) -> ReadyTeacher:
     """Loads or fits the teacher. `evaluate` scores a model that reads the student's tokens.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or says what are no numbers.
         Interrupted, TrainingError: while it was fitted.
     """
+    ready = _made(prepared, accelerator, callbacks, stop, evaluate, on_batch)
+    if not math.isfinite(ready.scores.cross_entropy):
+        raise ModelError(
+            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
+            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
+        )
+    return ready
+
+
+def _made(
+    prepared: "Preparation",
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    stop: StopRequest,
+    evaluate: Callable[[nn.Module], Scores],
+    on_batch: Callable[[int, int], None],
+) -> ReadyTeacher:
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
-        teacher, scores = _precomputed(prepared, accelerator, classifier)
+        teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch)
         return ReadyTeacher(teacher, scores, parameter_count(classifier), None)
     if prepared.config.teacher.finetune is not None:
         model, kept = finetuned_model(prepared, accelerator, callbacks, stop)
@@ -67,7 +88,7 @@ def make_teacher(
     if prepared.teacher_reads_tokens:
         return ReadyTeacher(live, evaluate(model), parameter_count(model), model)
     teacher, scores = _precomputed(
-        prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask)
+        prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask), on_batch
     )
     return ReadyTeacher(teacher, scores, parameter_count(model), model)
 
@@ -91,7 +112,10 @@ def _loaded(prepared: "Preparation") -> "PreTrainedModel":
 
 
 def _precomputed(
-    prepared: "Preparation", accelerator: Accelerator, forward: Callable[..., Tensor]
+    prepared: "Preparation",
+    accelerator: Accelerator,
+    forward: Callable[..., Tensor],
+    on_batch: Callable[[int, int], None],
 ) -> tuple[PrecomputedTeacher, Scores]:
     rows, training = prepared.rows, prepared.config.training
     train = rows.train if prepared.config.distillation.alpha > 0 else rows.train.select([])
@@ -103,6 +127,7 @@ def _precomputed(
         batch_size=training.eval_batch_size or training.batch_size,
         max_length=readable_length(prepared),
         accelerator=accelerator,
+        on_batch=on_batch,
     )
     labels_N = torch.tensor([row["label"] for row in rows.evaluation])
     return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)

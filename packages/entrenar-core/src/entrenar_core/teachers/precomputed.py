@@ -60,12 +60,16 @@ def classify(
     batch_size: int,
     max_length: int,
     accelerator: Accelerator,
+    on_batch: Callable[[int, int], None],
 ) -> Tensor:
     """Logits (N, C) in 32 bits, in the order of `texts`; the processes share the work. `forward` takes ids and mask
-    (B, T).
+    (B, T); `on_batch` is told how many batches are done, and of how many.
     """
     batches = text_batches(tokenizer, texts, batch_size=batch_size, max_length=max_length)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    with accelerator.autocast():
-        read = [(batch, forward(**batch.inputs(accelerator.device)).cpu()) for batch in mine]
+    read = []
+    for done, batch in enumerate(mine):
+        on_batch(done, len(mine))
+        with accelerator.autocast():
+            read.append((batch, forward(**batch.inputs(accelerator.device)).cpu()))
     return in_order(gather_object(read))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import epoch_batches, share
+from entrenar_core.errors import DataError
 
 
 class Batches(Protocol):
@@ -106,17 +107,30 @@ class StreamedBatches:
         world_size: int = 1,
     ) -> None:
         self.epoch_rows, self.collator, self.training = epoch_rows, collator, training
+        self.num_rows = num_rows
         self.rank, self.world_size = rank, world_size
         step_rows = training.batch_size * training.gradient_accumulation
         self.total_steps = training.max_steps or training.epochs * math.ceil(num_rows / step_rows)
 
     def steps(self, first: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each optimiser step from `first` to the last."""
+        """This rank's micro-batches of each optimiser step from `first` to the last.
+
+        Raises:
+            DataError: a whole pass over the stream gave no row with a token to learn.
+        """
         return itertools.islice(self._all(), first, self.total_steps)
 
     def _all(self) -> Iterator[list[Batch]]:
         for epoch in itertools.count():
-            yield from _grouped(self._epoch(epoch), self.training.gradient_accumulation)
+            found = False
+            for micro_batches in _grouped(self._epoch(epoch), self.training.gradient_accumulation):
+                found = True
+                yield micro_batches
+            if not found:
+                raise DataError(
+                    f"of the {self.num_rows:,} rows of the stream, none has a token to learn",
+                    "raise `dataset.max_length`, or check the columns",
+                )
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         rows = self.epoch_rows(epoch)

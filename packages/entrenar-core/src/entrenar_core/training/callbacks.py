@@ -25,6 +25,9 @@ class Callback:
     def on_phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
         """A part of the run begins, such as `teacher`, `student` or `baseline`; some have a number of steps."""
 
+    def on_batch(self, done: int, total: int) -> None:
+        """The next batch of an evaluation, or of the texts that the teacher reads, begins."""
+
     def on_step(self, metrics: StepMetrics) -> None:
         """An optimiser step is done."""
 

@@ -1,9 +1,13 @@
 """The model card: what was made from what, with which settings, how good it is, and how to load it."""
 
+import re
+from pathlib import Path
+
 from entrenar_core.reports import RunReport, Scores
 from entrenar_core.units import count, size
 
 _LOADERS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
+_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _PIPELINES = {"causal-lm": "text-generation", "sequence-classification": "text-classification"}
 
 
@@ -15,7 +19,7 @@ def model_card(report: RunReport, settings: str) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: {_PIPELINES[report.task]}
-tags: [distillation, entrenar]
+{_base_models(report)}tags: [distillation, entrenar]
 ---
 
 # {report.student.name}, distilled from {report.teacher.name}
@@ -27,8 +31,7 @@ the outputs of a teacher of {count(report.teacher.parameters)} parameters ({size
 
 On {report.eval_rows:,} held-out rows of {report.dataset}, with seed {report.seed}:
 
-{_table(report)}
-{warnings}
+{_table(report)}{warnings}
 ## Data
 
 {report.dataset}: {report.train_rows:,} training rows{labelled}.
@@ -51,6 +54,13 @@ fingerprints of models and data and the versions of all packages.
 {settings.rstrip()}
 ```
 """
+
+
+def _base_models(report: RunReport) -> str:
+    """Models of the Hub, as it links them; other references mean nothing there."""
+    names = [facts.name.partition("@")[0] for facts in (report.student, report.teacher)]
+    known = [name for name in dict.fromkeys(names) if _ON_THE_HUB.fullmatch(name) and not Path(name).exists()]
+    return f"base_model: [{', '.join(known)}]\n" if known else ""
 
 
 def _table(report: RunReport) -> str:

@@ -6,7 +6,7 @@ position and the learning rate are functions of the step. Tensors are safetensor
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from entrenar_core.errors import TrainingError
 from entrenar_core.training.files import new_folder, remove_folder, write_json
-from entrenar_core.training.run_folder import complete_checkpoints
+from entrenar_core.training.run_folder import complete_checkpoints, step_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,37 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(tensor)
 
 
-def load_best(folder: Path, model: nn.Module) -> None:
-    """Puts the best weights of a run's checkpoints into its model.
+def save_best(folder: Path, model: nn.Module, step: int, *, keep: int | None) -> None:
+    """Writes `folder/best-…`, and then deletes others but that of step `keep`, which the newest checkpoint means.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with new_folder(best_folder(folder, step)) as aside:
+        save_file(saved_tensors(model), aside / "model.safetensors")
+    forget_best(folder, {step, keep})
+
+
+def best_folder(folder: Path, step: int) -> Path:
+    """Where the weights of a step lie, if they were the best."""
+    return folder / f"best-{step:08d}"
+
+
+def forget_best(folder: Path, keep: Collection[int | None]) -> None:
+    """Deletes the best weights of all steps but those."""
+    kept = {best_folder(folder, step) for step in keep if step is not None}
+    for old in folder.glob("best-*"):
+        if old not in kept:
+            remove_folder(old)
+
+
+def load_best(folder: Path, model: nn.Module, step: int) -> None:
+    """Puts the best weights of a run, which were those of `step`, into its model.
 
     Raises:
         TrainingError: they are damaged or gone.
     """
-    file = folder / "best" / "model.safetensors"
+    file = best_folder(folder, step) / "model.safetensors"
     try:
         load_tensors(model, load_file(file))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -93,13 +117,18 @@ def save_checkpoint(
     Raises:
         OutputError: it cannot be written; the checkpoints before it are left as they were.
     """
-    path = folder / f"step-{progress.step:08d}"
+    path = folder / step_name(progress.step)
     with new_folder(path) as aside:
         save_file(saved_tensors(model), aside / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), aside / "optimizer.safetensors")
+        moments = _optimizer_tensors(model, optimizer)
+        save_file(moments, aside / "optimizer.safetensors")
         for rank, state in enumerate(random_states):
             save_file(state["tensors"], aside / f"random-{rank}.safetensors")
-        others = {"random": [state["plain"] for state in random_states], "scaler": scaler}
+        others = {
+            "optimizer_tensors": len(moments),
+            "random": [state["plain"] for state in random_states],
+            "scaler": scaler,
+        }
         write_json(aside / "state.json", {"progress": asdict(progress), **others})
     for old in complete_checkpoints(folder)[:-keep]:
         remove_folder(old)
@@ -107,7 +136,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int, scaler: Any = None
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    scaler: Any = None,
 ) -> Progress:
     """Puts model, optimiser, scaler and this rank's random state back to where they were.
 
@@ -116,22 +151,38 @@ def load_checkpoint(
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if rank >= len(state["random"]):
-            made_by = len(state["random"])
-            raise TrainingError(
-                f"{path} was made by {made_by} processes",
-                f"resume with {made_by} processes, or start again with --force",
-            )
+        progress = _progress(path, state["progress"])
+        _require_as_many(path, len(state["random"]), world_size)
         load_tensors(model, load_file(path / "model.safetensors"))
-        _load_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
+        moments = load_file(path / "optimizer.safetensors")
+        if len(moments) != state["optimizer_tensors"]:
+            raise ValueError(f"the optimiser has {len(moments)} tensors instead of {state['optimizer_tensors']}")
+        _load_optimizer(model, optimizer, moments)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         set_random_state({"tensors": load_file(path / f"random-{rank}.safetensors"), "plain": state["random"][rank]})
-        return Progress(**state["progress"])
+        return progress
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
             f"checkpoint {path} is damaged: {error}", "delete that folder and resume from the one before it"
         ) from error
+
+
+def _progress(path: Path, values: Mapping[str, Any]) -> Progress:
+    progress = Progress(**values)
+    if type(progress.step) is not int or path.name != step_name(progress.step):
+        raise ValueError(f"it is of step {progress.step!r}")
+    return progress
+
+
+def _require_as_many(path: Path, made_by: int, world_size: int) -> None:
+    if made_by == 0:
+        raise ValueError("it holds no random state")
+    if made_by != world_size:
+        were, are = (f"{number} process{'' if number == 1 else 'es'}" for number in (made_by, world_size))
+        raise TrainingError(
+            f"{path} was made by {were}, and this run has {are}", f"resume with {were}, or start again with --force"
+        )
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

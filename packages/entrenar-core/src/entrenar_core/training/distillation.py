@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.errors import Interrupted
+from entrenar_core.errors import Interrupted, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
 from entrenar_core.reproducibility import environment
@@ -15,7 +15,7 @@ from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run
-from entrenar_core.training.run_folder import RunFolder, check_usable, complete_checkpoints, read_manifest
+from entrenar_core.training.run_folder import RunFolder, check_usable, is_complete, newest_step
 from entrenar_core.training.signals import StopRequest
 
 
@@ -41,8 +41,8 @@ def distill(
         EntrenarError: of the kind that fits. `Interrupted` after Ctrl-C: a checkpoint was saved.
     """
     folder = RunFolder(config.output.dir)
-    done = read_manifest(folder.path) if resume else None
-    if done is not None and done["status"] == "complete":
+    if resume and is_complete(config.output.dir, config.model_dump(mode="json")):
+        _note(callbacks, f"the run in {folder.path} is complete; this is its report")
         return read_report(folder.path)
     check_usable(folder.path, resume=resume, force=force)
     accelerator = make_accelerator(config)
@@ -56,7 +56,7 @@ def distill(
         folder.open(manifest, resume=resume, force=force)
     accelerator.wait_for_everyone()
     try:
-        with StopRequest() as stop:
+        with StopRequest(lambda: _note(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
             report = Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run()
     except BaseException as error:
         if accelerator.is_main_process:
@@ -73,14 +73,22 @@ def distill(
     return report
 
 
+def _note(callbacks: Sequence[Callback], text: str) -> None:
+    for callback in callbacks:
+        callback.on_note(text)
+
+
 def plan(config: DistillationConfig, *, resume: bool = False, force: bool = False) -> Plan:
     """What `distill` would do, found out without training or writing into the output folder; raises as `distill`."""
+    if resume and is_complete(config.output.dir, config.model_dump(mode="json")):
+        raise UsageError(
+            f"the run in {config.output.dir} is complete", "nothing would be done; --force starts it again"
+        )
     check_usable(config.output.dir, resume=resume, force=force)
     prepared = prepare(config)
     student = make_student(prepared)
     training = config.training
     batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
-    checkpoints = complete_checkpoints(config.output.dir / "checkpoints") if resume else []
     section = config.distillation
     return Plan(
         task=prepared.task,
@@ -96,7 +104,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         steps=batches.total_steps,
         loss=f"{section.alpha:g} × KL(T={section.temperature:g}) + {1 - section.alpha:g} × CE",
         output_dir=config.output.dir,
-        resumes_from_step=int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else None,
+        resumes_from_step=newest_step(config.output.dir) if resume else None,
     )
 
 

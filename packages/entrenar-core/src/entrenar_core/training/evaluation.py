@@ -27,6 +27,10 @@ _ROWS = 256
 """Rows of logits at a time: with a vocabulary of 150,000 tokens and three copies in fp32, under half a gigabyte."""
 
 
+def _watched_by_nobody(_done: int, _total: int) -> None:
+    pass
+
+
 def length_sorted_batches(
     rows: Any, collator: Collator, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
@@ -47,22 +51,35 @@ def evaluate(
     causal: bool,
     accelerator: Accelerator,
     teacher_logits: TeacherLogits | None = None,
+    vocabulary: int | None = None,
+    on_batch: Callable[[int, int], None] = _watched_by_nobody,
 ) -> Scores:
     """Scores `model` on all `rows`, in evaluation mode, and leaves it in the mode that it was in.
 
-    `model` maps `input_ids` and `attention_mask` to an object with `logits`. KL and agreement need the teacher.
+    Args:
+        model: maps `input_ids` and `attention_mask` to an object with `logits`.
+        rows: tokens of the evaluation rows.
+        collator: makes batches of them.
+        batch_size: rows in a batch, over all processes.
+        causal: whether it predicts tokens.
+        accelerator: where and with whom.
+        teacher_logits: what KL and agreement compare with.
+        vocabulary: tokens of the tokenizer; what a head has beyond them is padding.
+        on_batch: is told how many batches are done, and of how many.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(6, dtype=torch.float64)
-    for cpu_batch in length_sorted_batches(
-        rows, collator, batch_size, accelerator.process_index, accelerator.num_processes
+    batches = math.ceil(len(rows) / batch_size)
+    for done, cpu_batch in enumerate(
+        length_sorted_batches(rows, collator, batch_size, accelerator.process_index, accelerator.num_processes)
     ):
+        on_batch(done, batches)
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
             logits = logits_of(model, batch.input_ids_BT, batch.attention_mask_BT)
-        student_NV, labels_N = counted(logits, batch, causal)
-        teacher_NV = None if teacher_logits is None else counted(teacher_logits(batch), batch, causal)[0]
+        student_NV, labels_N = counted(logits, batch, causal, vocabulary)
+        teacher_NV = None if teacher_logits is None else counted(teacher_logits(batch), batch, causal, vocabulary)[0]
         sums += _sums(student_NV, labels_N, teacher_NV)
     model.train(training)
     if accelerator.num_processes > 1:
@@ -79,10 +96,9 @@ def _sums(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Te
         student, labels = student_NV[start : start + _ROWS], labels_N[start : start + _ROWS]
         of_rows = [labels != IGNORED, cross_entropy(student, labels), student.argmax(-1) == labels]
         if teacher_NV is not None:
-            width = min(student.shape[-1], teacher_NV.shape[-1])
-            teacher, same = teacher_NV[start : start + _ROWS, :width], student[:, :width]
-            agree = same.argmax(-1) == teacher.argmax(-1)
-            of_rows += [torch.ones_like(agree), forward_kl(same, teacher), agree]
+            teacher = teacher_NV[start : start + _ROWS]
+            agree = student.argmax(-1) == teacher.argmax(-1)
+            of_rows += [torch.ones_like(agree), forward_kl(student, teacher), agree]
         sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
 

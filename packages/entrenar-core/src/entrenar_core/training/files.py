@@ -5,10 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
 
 from entrenar_core.errors import OutputError
+
+_FULL = "free space or choose another `output.dir`"
 
 
 @contextlib.contextmanager
@@ -21,12 +24,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written: {reason}", "free space or choose another `output.dir`") from error
+        place = error.filename if isinstance(error.filename, str) and error.filename != str(path) else ""
+        reason = f"{error.strerror or error}{f' ({place})' if place else ''}"
+        hint = (
+            _FULL if error.errno in (ENOSPC, EDQUOT, EFBIG) else "look at what is there, or choose another `output.dir`"
+        )
+        raise OutputError(f"{path} cannot be written: {reason}", hint) from error
     except Exception as error:
         if "I/O error" not in str(error) and "os error" not in str(error):
             raise
-        raise OutputError(f"{path} cannot be written: {error}", "free space or choose another `output.dir`") from error
+        raise OutputError(f"{path} cannot be written: {error}", _FULL) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,7 +72,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         try:
             yield aside
+            readable = aside.stat().st_mode & 0o666  # as other files here; safetensors makes its own private
             for file in aside.rglob("*"):
+                if file.is_file():
+                    file.chmod(readable)
                 _sync(file)
             _sync(aside)
             if path.exists():
@@ -78,6 +88,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Deletes a folder so that a half-deleted one is not taken for a whole one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
     doomed = path.with_name(f".{path.name}.deleted")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

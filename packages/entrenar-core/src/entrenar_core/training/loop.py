@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -28,16 +27,17 @@ from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.checkpoints import (
     Progress,
+    forget_best,
     load_best,
     load_checkpoint,
     random_state,
+    save_best,
     save_checkpoint,
-    saved_tensors,
 )
-from entrenar_core.training.files import new_folder
 from entrenar_core.training.finite import largest, require_finite
+from entrenar_core.training.journal import Journal
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
-from entrenar_core.training.run_folder import Metrics, complete_checkpoints
+from entrenar_core.training.run_folder import complete_checkpoints
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import Counts, DistillationStep
 
@@ -55,6 +55,8 @@ class LoopSettings:
     evaluate: Callable[[], Scores]
     score: Callable[[Scores], float]
     """What selection and early stopping compare; more is better."""
+    name: str = "student"
+    """What is trained, as trackers call its series."""
 
 
 class _StepResult(NamedTuple):
@@ -81,7 +83,7 @@ class Loop:
         self.objective = step_module.objective
         self.batches, self.teacher_logits = batches, teacher_logits
         self.accelerator, self.settings, self.training = accelerator, settings, settings.training
-        self.callbacks, self.stop = (callbacks if accelerator.is_main_process else ()), stop
+        self.journal, self.stop = Journal(settings.name, accelerator, callbacks, settings.training.log_every), stop
         if self.training.gradient_checkpointing:
             with quietly():  # its former name, which warns, is the one that every supported version has
                 self.student.gradient_checkpointing_enable()  # type: ignore[operator]
@@ -89,6 +91,8 @@ class Loop:
         self.optimizer = make_optimizer(self.student, self.training)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.progress = Progress()
+        self.saved_best: int | None = None
+        """The step of the best weights that the newest checkpoint means."""
 
     def run(self, *, resume: bool) -> Progress:
         """Trains to the last step, to early stopping, or until stopped; leaves the selected weights in the student.
@@ -101,30 +105,30 @@ class Loop:
         if resume:
             self._restore()
         checkpoints = self.settings.folder / "checkpoints"
-        metrics = None
-        if self.accelerator.is_main_process:
-            metrics = Metrics(self.settings.folder / "metrics.jsonl", up_to_step=self.progress.step)
+        self.journal.open(self.settings.folder / "metrics.jsonl", self.progress.step)
         self.model.train()
-        self._steps(metrics, checkpoints)
+        self._steps(checkpoints)
         if self.training.select == "best" and self.progress.best_step is not None:
-            load_best(checkpoints, self.student)
+            load_best(checkpoints, self.student, self.progress.best_step)
         self.student.eval()
         return self.progress
 
-    def _steps(self, metrics: Metrics | None, checkpoints: Path) -> None:
+    def _steps(self, checkpoints: Path) -> None:
         last = self.batches.total_steps if not self.progress.stopped_early else self.progress.step
         steps = self.batches.steps(self.progress.step) if self.progress.step < last else iter(())
         began = time.perf_counter()
         for micro_batches in steps:
             result, examples = self._step(micro_batches, checkpoints)
-            self._advance(result, examples, time.perf_counter() - began)
-            done = self.progress.step >= last
-            self._log(metrics, done)
-            self._evaluate(metrics, done)
-            done = done or self.progress.stopped_early
+            done = self.progress.step + 1 >= last
+            self._advance(result, examples, time.perf_counter() - began, last=done)
             stopped = self._stopped()
-            if done or stopped or self.progress.step % self.settings.checkpoint_every == 0:
+            evaluates = self._evaluates(done)
+            if done or stopped or evaluates or self.progress.step % self.settings.checkpoint_every == 0:
                 require_finite("largest weight", largest(self.student), self.progress.step, micro_batches, checkpoints)
+            if evaluates:
+                self._evaluate()
+            done = done or self.progress.stopped_early
+            if done or stopped or self.progress.step % self.settings.checkpoint_every == 0:
                 self._save(checkpoints)
             if stopped and not done:
                 raise Interrupted(f"stopped after step {self.progress.step} of {last}, and saved")
@@ -182,7 +186,7 @@ class Loop:
             return values
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[no-any-return]
 
-    def _advance(self, result: _StepResult, examples: int, step_s: float) -> None:
+    def _advance(self, result: _StepResult, examples: int, step_s: float, *, last: bool) -> None:
         self.progress = dataclasses.replace(
             self.progress,
             step=self.progress.step + 1,
@@ -202,33 +206,15 @@ class Loop:
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             examples=self.progress.examples,
         )
-        self.latest = step_metrics
-        for callback in self.callbacks:
-            callback.on_step(step_metrics)
+        self.journal.step(step_metrics, self.progress.examples / max(self.progress.train_s, 1e-9), last=last)
 
-    def _log(self, metrics: Metrics | None, done: bool) -> None:
-        step = self.progress.step
-        if metrics is None or not (done or step == 1 or step % self.training.log_every == 0):
-            return
-        line = {
-            key: value
-            for key, value in dataclasses.asdict(self.latest).items()
-            if key != "total_steps" and value is not None
-        }
-        rate = self.progress.examples / max(self.progress.train_s, 1e-9)
-        metrics.add(**line, examples_per_s=round(rate, 2))
-        if self.accelerator.trackers:
-            self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step)
-
-    def _evaluate(self, metrics: Metrics | None, done: bool) -> None:
+    def _evaluates(self, done: bool) -> bool:
         every = self.training.eval_every
-        if every is None or (self.progress.step % every and not done):
-            return
+        return every is not None and (done or self.progress.step % every == 0)
+
+    def _evaluate(self) -> None:
         scores = self.settings.evaluate()
-        if metrics is not None:
-            metrics.add(step=self.progress.step, evaluation=dataclasses.asdict(scores))
-        for callback in self.callbacks:
-            callback.on_evaluate(self.progress.step, scores)
+        self.journal.evaluation(self.progress.step, scores)
         self._compare(self.settings.score(scores))
 
     def _compare(self, score: float) -> None:
@@ -236,8 +222,8 @@ class Loop:
         early, best = self.training.early_stopping, self.progress.best_score
         if best is None or score > best:
             if self.accelerator.is_main_process:
-                with new_folder(self.settings.folder / "checkpoints" / "best") as folder:
-                    save_file(saved_tensors(self.student), folder / "model.safetensors")
+                folder = self.settings.folder / "checkpoints"
+                save_best(folder, self.student, self.progress.step, keep=self.saved_best)
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_score=score)
         improved = best is None or score > best + (early.min_delta if early else 0.0)
         stale = 0 if improved else self.progress.stale_evaluations + 1
@@ -265,14 +251,20 @@ class Loop:
                 random_states=states,
                 scaler=scaler,
             )
-            for callback in self.callbacks:
-                callback.on_checkpoint(self.progress.step, str(path))
+            self.saved_best = self.progress.best_step
+            forget_best(folder, {self.saved_best})
+            self.journal.checkpoint(self.progress.step, path)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
         checkpoints = complete_checkpoints(self.settings.folder / "checkpoints")
         if checkpoints:
-            rank = self.accelerator.process_index
             self.progress = load_checkpoint(
-                checkpoints[-1], self.student, self.optimizer, rank=rank, scaler=self.accelerator.scaler
+                checkpoints[-1],
+                self.student,
+                self.optimizer,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                scaler=self.accelerator.scaler,
             )
+            self.saved_best = self.progress.best_step

@@ -50,6 +50,11 @@ class Preparation:
         """The classes, None for a language model."""
         return self.rows.label_names
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many ids the student's tokenizer has; None for a classifier. Heads may be padded beyond them."""
+        return max(self.tokenizer.get_vocab().values()) + 1 if self.causal else None
+
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
         return {
@@ -77,6 +82,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     Raises:
         EntrenarError: of the kind that fits; nothing has been trained or written.
     """
+    from entrenar_core.models.loading import load_config as load_model_config
     from entrenar_core.models.tokenizers import load_tokenizer, require_one_vocabulary
 
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
@@ -84,10 +90,16 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     task = _task(config, teacher, student)
     if problems := check_student(config.student, teacher.architecture, task=task):
         raise ConfigError(problems)
+    for artifact, source in ((teacher, config.teacher), (student, config.student)):
+        if artifact is not None:  # a mistake in a config is not told as one in a tokenizer
+            load_model_config(artifact, trust_remote_code=source.trust_remote_code)
     teacher_tokenizer = load_tokenizer(teacher, trust_remote_code=config.teacher.trust_remote_code)
     tokenizer = (
         load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
     )
+    _check_pad_token(teacher, teacher_tokenizer)
+    if student is not None:
+        _check_pad_token(student, tokenizer)
     reads_tokens = task == "causal-lm" or config.dataset.streaming
     if reads_tokens and student is not None:
         require_one_vocabulary(teacher_tokenizer, tokenizer)
@@ -115,6 +127,16 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         collator=Collator(pad),
         teacher_reads_tokens=reads_tokens,
     )
+
+
+def _check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """A token that was added to a tokenizer and not to its model has no embedding."""
+    pad, embeddings = tokenizer.pad_token_id, artifact.architecture.vocab_size
+    if isinstance(pad, int) and embeddings is not None and pad >= embeddings:
+        raise ModelError(
+            f"the pad token of {artifact.reference} has the id {pad}, and the model has {embeddings} embeddings",
+            "name a token that the model knows as `pad_token` in its tokenizer_config.json",
+        )
 
 
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:

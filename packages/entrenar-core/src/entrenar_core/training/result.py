@@ -5,10 +5,11 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from entrenar_core.errors import OutputError
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import ModelFacts, RunReport, Scores
@@ -52,8 +53,20 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
 
 
 def read_report(folder: Path) -> RunReport:
-    """The report of a complete run."""
-    document = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    """The report of a complete run.
+
+    Raises:
+        OutputError: it is gone or damaged.
+    """
+    try:
+        return _report(json.loads((folder / REPORT).read_text(encoding="utf-8")), folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{folder / REPORT} of the complete run is damaged: {error}", "give --force to run again"
+        ) from error
+
+
+def _report(document: dict[str, Any], folder: Path) -> RunReport:
     for name in ("teacher", "student"):
         document[name] = ModelFacts(**document[name])
     for name in ("teacher_scores", "student_before", "student_scores", "baseline_scores"):

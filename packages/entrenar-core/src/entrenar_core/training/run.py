@@ -1,13 +1,16 @@
 """The parts of a run, in order: teacher, student before training, training, baseline, result."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from entrenar_core.errors import Interrupted
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
@@ -16,10 +19,11 @@ from entrenar_core.training.assembly import make_batches, make_student, student_
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.evaluation import evaluate
+from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.result import write_result
-from entrenar_core.training.run_folder import Metrics, RunFolder, read_metrics
+from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep, Objective
 from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, warnings
@@ -46,36 +50,53 @@ class Run:
         self.callbacks = callbacks if accelerator.is_main_process else ()
         self.training = self.config.training
         self.eval_batch_size = self.training.eval_batch_size or self.training.batch_size
+        self.phase = ""
         if self.training.trackers:
-            accelerator.init_trackers("entrenar", config={"output": str(folder.path)})
+            settings = flat(self.config.model_dump(mode="json"))
+            accelerator.init_trackers("entrenar", config={name: str(value) for name, value in settings.items()})
 
     def run(self) -> RunReport:
         """Does everything, in order, each part going on from where it stopped if the run is resumed."""
         self._phase("teacher")
         ready = make_teacher(
-            self.prepared, self.accelerator, self.callbacks, self.stop, lambda model: self._evaluate(model, None)
+            self.prepared,
+            self.accelerator,
+            self.callbacks,
+            self.stop,
+            evaluate=lambda model: self._evaluate(model, None),
+            on_batch=self._watch,
         )
         teacher = ready.source
         student = make_student(self.prepared, ready.model)
         before = self._before(student, teacher)
         progress = self._train(student, teacher, self.config.distillation.alpha, "student")
-        scores = self._evaluate(student, teacher)
+        scores = self._final(student, teacher, progress)
         baseline = self._baseline() if self.training.baseline else None
         self._phase("result")
         report = self._report(progress, before, scores, baseline, ready, student)
         if self.accelerator.is_main_process:
             report = write_result(self.folder.path, self.prepared, student, report)
-            self.folder.finish("complete")
+            self.folder.finish("complete", files=list(report.files))
         if self.training.trackers:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
         return report
 
     def _phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
+        self.phase = name
         for callback in self.callbacks:
             callback.on_phase(name, total_steps, step)
 
-    def _evaluate(self, model: torch.nn.Module, teacher: Teacher | None) -> Scores:
+    def _watch(self, done: int, total: int) -> None:
+        """Between batches outside of the loop, which looks after itself, a run can be stopped at once."""
+        for callback in self.callbacks:
+            callback.on_batch(done, total)
+        if self.stop.requested:
+            raise Interrupted(f"stopped during {self.phase}; what was saved before is kept")
+
+    def _evaluate(
+        self, model: torch.nn.Module, teacher: Teacher | None, on_batch: Callable[[int, int], None] | None = None
+    ) -> Scores:
         return evaluate(
             model.to(self.accelerator.device),
             self.prepared.eval_tokens,
@@ -84,17 +105,28 @@ class Run:
             causal=self.prepared.causal,
             accelerator=self.accelerator,
             teacher_logits=teacher.logits if teacher else None,
+            vocabulary=self.prepared.vocabulary,
+            on_batch=on_batch or self._watch,
         )
+
+    def _final(self, student: torch.nn.Module, teacher: Teacher, progress: Progress) -> Scores:
+        """The scores of the selected weights, which a run that was stopped after them has told already."""
+        file = self.folder.path / "metrics.jsonl"
+        scores = self._evaluate(student, teacher)
+        if self.accelerator.is_main_process and not any(
+            line["step"] == progress.step and "evaluation" in line for line in read_metrics(file)
+        ):
+            journal = Journal("student", self.accelerator, self.callbacks, self.training.log_every)
+            journal.open(file, progress.step)
+            journal.evaluation(progress.step, scores)
+        return scores
 
     def _before(self, student: torch.nn.Module, teacher: Teacher) -> Scores:
         """The student's scores before the first step, measured once in the life of a run."""
         self._phase("student before training")
         file = self.folder.path / "metrics.jsonl"
-        first = (
-            [line for line in read_metrics(file) if line["step"] == 0 and "evaluation" in line] if self.resume else []
-        )
-        if first:
-            return Scores(**first[0]["evaluation"])
+        if self.resume and (told := _told_before(file)):
+            return told
         scores = self._evaluate(student, teacher)
         if self.accelerator.is_main_process:
             Metrics(file, up_to_step=None).add(step=0, evaluation=dataclasses.asdict(scores))
@@ -111,21 +143,24 @@ class Run:
             tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if label >= 0])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
         section = self.config.distillation
-        objective = Objective(self.prepared.causal, alpha, section.temperature, section.divergence)
+        objective = Objective(
+            self.prepared.causal, alpha, section.temperature, section.divergence, self.prepared.vocabulary
+        )
         set_seed(self.training.seed + rank)
         settings = LoopSettings(
             training=self.training.model_copy(update={"max_steps": steps}),
             folder=self.folder.path if main else self.folder.path / name,
             checkpoint_every=self.config.output.checkpoint_every or max(1, steps // 10),
             keep=self.config.output.keep,
-            evaluate=lambda: self._evaluate(student, teacher),
+            evaluate=lambda: self._evaluate(student, teacher, on_batch=lambda _done, _total: None),
             score=lambda scores: -scores.cross_entropy if self.prepared.causal else scores.accuracy,
+            name=name,
         )
         logits = teacher.logits if teacher else None
         loop = Loop(
             DistillationStep(student, objective), batches, logits, self.accelerator, settings, self.callbacks, self.stop
         )
-        self._phase(name, steps, loop.progress.step)
+        self._phase(name, steps, (newest_step(settings.folder) or 0) if self.resume else 0)
         progress = loop.run(resume=self.resume)
         self.accelerator.free_memory()
         return progress
@@ -148,6 +183,7 @@ class Run:
         rows, training, causal = self.prepared.rows, self.training, self.prepared.causal
         assert progress.initial_loss is not None, "a run has a step"
         assert progress.final_loss is not None, "a run has a step"
+        majority = None if causal else majority_accuracy(rows.evaluation["label"], rows.train["label"])
         best = progress.best_step if training.select == "best" else None
         return RunReport(
             task=self.prepared.task,
@@ -169,11 +205,19 @@ class Run:
             student_before=before,
             student_scores=scores,
             baseline_scores=baseline,
-            majority_accuracy=None if causal else majority_accuracy(rows.evaluation["label"], rows.train["label"]),
+            majority_accuracy=majority,
             retention=None if causal or not teacher.scores.accuracy else scores.accuracy / teacher.scores.accuracy,
             perplexity_ratio=perplexity_ratio(scores, teacher.scores),
             train_s=progress.train_s,
             examples_per_s=progress.examples / max(progress.train_s, 1e-9),
             files=(),
-            warnings=tuple(warnings(self.config, scores, baseline, teacher.scores)),
+            warnings=tuple(warnings(self.config, scores, baseline, teacher.scores, majority)),
         )
+
+
+def _told_before(file: Path) -> Scores | None:
+    for line in read_metrics(file):
+        if line["step"] == 0 and "evaluation" in line:
+            with contextlib.suppress(TypeError):  # not what was written there
+                return Scores(**line["evaluation"])
+    return None

@@ -13,6 +13,8 @@ from entrenar_core.errors import OutputError, UsageError
 from entrenar_core.training.files import remove_folder, write_json, writing
 
 MANIFEST = "run.json"
+DISCARDING = "discarding"
+"""The status of a run that is being replaced by another one."""
 _CHECKPOINT = re.compile(r"step-\d{8}")
 HARMLESS = {"output.dir", "output.keep", "training.dataloader_workers", "dataset.num_proc", "training.log_every"}
 """Settings that may differ between a run and its resumption: they do not change the student."""
@@ -27,10 +29,22 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     )
 
 
+def step_name(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step-{step:08d}"
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest whole checkpoint of the run in `folder`, None if there is none."""
+    found = complete_checkpoints(folder / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else None
+
+
 class RunFolder:
     """One run's folder, held by one process at a time.
 
-    `run.json` says `running`, `interrupted` or `complete`. Files that entrenar did not make are never touched.
+    `run.json` says `running`, `interrupted`, `complete`, or `discarding` while another run takes its place.
+    Files that entrenar did not make are never touched.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,10 +70,10 @@ class RunFolder:
                     f"{self.path} is in use by another run", "wait for it, or choose another --output"
                 ) from None
         before = read_manifest(self.path)
-        if before is not None and resume:
-            _require_same(before, manifest, self.path)
+        if before is not None and resume and before["status"] != DISCARDING:
+            require_same(before, manifest, self.path)
         elif before is not None:
-            self._discard()
+            self._discard(before)
         self.manifest = {**manifest, "status": "running"}
         write_json(self.path / MANIFEST, self.manifest)
 
@@ -75,14 +89,14 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def _discard(self) -> None:
+    def _discard(self, before: Mapping[str, Any]) -> None:
+        write_json(self.path / MANIFEST, {**before, "status": DISCARDING})  # what a kill leaves is still known
         with writing(self.path):
-            (self.path / MANIFEST).unlink()  # first: what is left of a half-discarded run is no run
             for name in ("checkpoints", "baseline", "teacher"):
-                if (self.path / name).is_dir():
+                if (self.path / name).exists():
                     remove_folder(self.path / name)
-            for name in ("metrics.jsonl", "report.json", "loss.svg"):
-                (self.path / name).unlink(missing_ok=True)
+            for name in {"metrics.jsonl", "report.json", "loss.svg", *before.get("files", ())} - {MANIFEST}:
+                (self.path / Path(name).name).unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -100,6 +114,20 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or "status" not in manifest:
         raise OutputError(f"{path / MANIFEST} is not the manifest of a run", "choose another --output")
     return manifest
+
+
+def is_complete(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the complete run of this very configuration.
+
+    Raises:
+        UsageError: it holds a complete run of other settings.
+        OutputError: its manifest cannot be read.
+    """
+    manifest = read_manifest(path)
+    if manifest is None or manifest["status"] != "complete":
+        return False
+    require_same(manifest, {"config": config}, path)
+    return True
 
 
 def check_usable(path: Path, *, resume: bool, force: bool) -> None:
@@ -133,25 +161,33 @@ def _require_writable(path: Path) -> None:
         raise OutputError(f"{nearest} is not writable", "choose another --output")
 
 
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Whether two manifests are of one run, as far as `now` says.
+
+    Raises:
+        UsageError: they are not; it names what differs.
+    """
     for part in ("config", "fingerprints"):
-        old, new = _flat(before.get(part, {})), _flat(now.get(part, {}))
+        if part not in now:
+            continue
+        old, new = flat(before.get(part, {})), flat(now.get(part, {}))
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in HARMLESS)
         if changed:
-            what = ", ".join(f"`{key}` ({_short(old.get(key))} → {_short(new.get(key))})" for key in changed[:5])
+            what = ", ".join(
+                f"`{key or part}` ({_short(old.get(key))} → {_short(new.get(key))})" for key in changed[:5]
+            )
             raise UsageError(
                 f"the run in {path} was made with other settings or inputs: {what}",
                 "resume with what it was made with, or give --force to start again",
             )
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
     if not isinstance(values, Mapping):
         return {prefix: values}
     return {
-        name: item
-        for key, value in values.items()
-        for name, item in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+        name: item for key, value in values.items() for name, item in flat(value, f"{prefix}.{key}".lstrip(".")).items()
     }
 
 
@@ -190,11 +226,14 @@ def _json_numbers(value: Any) -> Any:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut off by a kill is left out."""
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    """The lines of a metrics file up to one that is none, such as a last one that was cut off by a kill."""
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            break
+        lines.append(line)
     return lines

@@ -17,6 +17,8 @@ from entrenar_core.models.calling import logits_of
 class Objective:
     """loss = alpha · T² · D(teacher ‖ student at T) / soft count + (1 − alpha) · CE / hard count.
 
+    `vocabulary` is how many tokens the tokenizer has: heads are often padded beyond them, to different widths.
+
     Source: Hinton, Vinyals & Dean 2015. `alpha` 0 needs no teacher, 1 no labels.
     """
 
@@ -24,6 +26,7 @@ class Objective:
     alpha: float
     temperature: float
     divergence: str
+    vocabulary: int | None = None
 
 
 class Counts(NamedTuple):
@@ -58,23 +61,25 @@ class DistillationStep(nn.Module):
             counts: of the whole optimiser step. A term that nothing counts for is zero.
         """
         logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
-        student_NV, labels_N = counted(logits, batch, self.objective.causal)
+        student_NV, labels_N = counted(logits, batch, self.objective.causal, self.objective.vocabulary)
         soft = hard = student_NV.sum() * 0.0  # a graph for ranks that have nothing to count
         if self.objective.alpha > 0:
             assert teacher_logits is not None, "alpha > 0 needs a teacher"
-            teacher_NV = counted(teacher_logits, batch, self.objective.causal)[0]
-            width = min(student_NV.shape[-1], teacher_NV.shape[-1])  # padded vocabularies share their real part
+            teacher_NV = counted(teacher_logits, batch, self.objective.causal, self.objective.vocabulary)[0]
             divergence = soften(DIVERGENCES[self.objective.divergence], self.objective.temperature)
-            soft = soft + sum_over(divergence, student_NV[:, :width], teacher_NV[:, :width]).total / max(counts.soft, 1)
+            soft = soft + sum_over(divergence, student_NV, teacher_NV).total / max(counts.soft, 1)
         if self.objective.alpha < 1:
             hard = hard + hard_sum(student_NV, labels_N).total / max(counts.hard, 1)
         loss = self.objective.alpha * soft + (1 - self.objective.alpha) * hard
         return StepLoss(loss, soft.detach(), hard.detach())
 
 
-def counted(logits: Tensor, batch: Batch, causal: bool) -> tuple[Tensor, Tensor]:
-    """The logits (N, V) and labels (N,) of what counts. For a causal model, position t − 1 predicts token t."""
+def counted(logits: Tensor, batch: Batch, causal: bool, vocabulary: int | None = None) -> tuple[Tensor, Tensor]:
+    """The logits (N, V) and labels (N,) of what counts; V is the real vocabulary, without the padding of the head.
+
+    For a causal model, position t − 1 predicts token t.
+    """
     if not causal:
         return logits[batch.targets], batch.labels[batch.targets]
     targets_BT = batch.targets[:, 1:]
-    return logits[:, :-1][targets_BT], batch.labels[:, 1:][targets_BT]
+    return logits[:, :-1, :vocabulary][targets_BT], batch.labels[:, 1:][targets_BT]

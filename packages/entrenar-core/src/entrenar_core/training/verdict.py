@@ -1,10 +1,13 @@
 """What a report concludes from its scores."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.reports import Scores
+
+FEW_ROWS = 200
 
 
 def majority_accuracy(evaluation: Sequence[int], train: Sequence[int]) -> float:
@@ -13,13 +16,29 @@ def majority_accuracy(evaluation: Sequence[int], train: Sequence[int]) -> float:
     return sum(label == commonest[0][0] for label in evaluation) / len(evaluation) if commonest else 0.0
 
 
+def margin(accuracy: float, rows: int) -> float:
+    """Half the width of the 95 % interval of an accuracy that was measured on so many rows.
+
+    Source: Wilson 1927, the score interval.
+    """
+    z2 = 1.96**2
+    return 1.96 / (1 + z2 / rows) * math.sqrt(accuracy * (1 - accuracy) / rows + z2 / (4 * rows**2))
+
+
 def perplexity_ratio(scores: Scores, teacher: Scores) -> float | None:
     """Student ÷ teacher; None for a classifier."""
     return scores.perplexity / teacher.perplexity if scores.perplexity and teacher.perplexity else None
 
 
-def warnings(config: DistillationConfig, student: Scores, baseline: Scores | None, teacher: Scores) -> Iterator[str]:
-    """What a reader should know before believing the scores."""
+def warnings(
+    config: DistillationConfig, student: Scores, baseline: Scores | None, teacher: Scores, majority: float | None
+) -> Iterator[str]:
+    """What a reader should know before believing the scores. `majority` is the accuracy of the commonest class."""
+    if majority is not None and student.accuracy <= majority:
+        yield "the student is no better than always giving the commonest class"
+    if majority is not None and student.examples < FEW_ROWS:
+        points = 100 * margin(student.accuracy, student.examples)
+        yield f"{student.examples} evaluation rows are few: an accuracy is known to ±{points:.0f} points (95 %)"
     if baseline is not None:
         # compared by what the report shows: accuracy of classes, cross-entropy of tokens
         causal = student.perplexity is not None

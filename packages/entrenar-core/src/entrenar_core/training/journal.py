@@ -1,0 +1,54 @@
+"""What a training tells of itself as it goes: to `metrics.jsonl`, to experiment trackers, to callbacks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from entrenar_core.reports import Scores
+from entrenar_core.training.callbacks import Callback, StepMetrics
+from entrenar_core.training.run_folder import Metrics
+
+
+class Journal:
+    """One training's record; `name` is what trackers call its series. Processes but the main one say nothing."""
+
+    def __init__(self, name: str, accelerator: Accelerator, callbacks: Sequence[Callback], log_every: int) -> None:
+        self.name, self.accelerator, self.log_every = name, accelerator, log_every
+        self.callbacks = callbacks if accelerator.is_main_process else ()
+        self.metrics: Metrics | None = None
+
+    def open(self, file: Path, up_to_step: int) -> None:
+        """Goes on in `file` after that step."""
+        if self.accelerator.is_main_process:
+            self.metrics = Metrics(file, up_to_step=up_to_step)
+
+    def step(self, metrics: StepMetrics, examples_per_s: float, *, last: bool) -> None:
+        """An optimiser step; the file and the trackers get the first, every `log_every`th and the last."""
+        for callback in self.callbacks:
+            callback.on_step(metrics)
+        if self.metrics is None or not (last or metrics.step == 1 or metrics.step % self.log_every == 0):
+            return
+        line = {key: value for key, value in asdict(metrics).items() if key != "total_steps" and value is not None}
+        self.metrics.add(**line, examples_per_s=round(examples_per_s, 2))
+        self._track(metrics.step, {key: value for key, value in line.items() if key != "step"})
+
+    def evaluation(self, step: int, scores: Scores) -> None:
+        """The student was evaluated after a step."""
+        if self.metrics is not None:
+            self.metrics.add(step=step, evaluation=asdict(scores))
+            self._track(step, {f"evaluation/{key}": value for key, value in asdict(scores).items()})
+        for callback in self.callbacks:
+            callback.on_evaluate(step, scores)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint was written."""
+        for callback in self.callbacks:
+            callback.on_checkpoint(step, str(path))
+
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        if self.accelerator.trackers:
+            named = {f"{self.name}/{key}": value for key, value in values.items() if value is not None}
+            self.accelerator.log(named, step=step)
