@@ -1,0 +1,79 @@
+"""What a report concludes: exact where there is a formula, and silent where there is nothing to say."""
+
+import pytest
+from scipy.stats import binomtest
+
+from entrenar_core.config import parse_config
+from entrenar_core.reports import Scores
+from entrenar_core.training.verdict import majority_accuracy, margin, perplexity_ratio, warnings
+
+CONFIG = {"teacher": {"model_id": "a/b"}, "student": {"model_id": "c/d"}, "dataset": {"path": "x.jsonl"}}
+
+
+def scores(accuracy: float, examples: int = 500, perplexity: float | None = None) -> Scores:
+    return Scores(examples, examples, 1.0 - accuracy, accuracy, perplexity=perplexity)
+
+
+def told(
+    student: Scores, baseline: Scores | None = None, majority: float | None = 0.1, **training: object
+) -> list[str]:
+    config = parse_config({**CONFIG, "training": training})
+    return list(warnings(config, student, baseline, scores(0.8), majority))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 986])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_margin_is_half_of_wilsons_interval(rows: int, share: float) -> None:
+    right = round(share * rows)
+    interval = binomtest(right, rows).proportion_ci(0.95, "wilson")
+    assert margin(right / rows, rows) == pytest.approx((interval.high - interval.low) / 2, abs=1e-4)
+
+
+def test_a_good_student_of_many_rows_gives_nothing_to_say() -> None:
+    assert told(scores(0.7)) == []
+
+
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.2, True), (0.3, True), (0.31, False)])
+def test_a_student_that_is_no_better_than_the_commonest_class_is_told(accuracy: float, warned: bool) -> None:
+    assert (
+        "the student is no better than always giving the commonest class" in told(scores(accuracy), majority=0.3)
+    ) == (warned)
+
+
+def test_few_rows_are_told_with_their_margin() -> None:
+    assert told(scores(0.5, examples=12)) == ["12 evaluation rows are few: an accuracy is known to ±25 points (95 %)"]
+    assert told(scores(0.5, examples=200)) == []
+
+
+@pytest.mark.parametrize(
+    ("student", "baseline", "said"),
+    [
+        (0.7, 0.6, []),
+        (0.6, 0.6, ["the distilled student is no better than the one trained without a teacher"]),
+        (
+            0.7,
+            0.8,
+            ["the teacher is no better than the student trained without it: distilling from it is not worth while"],
+        ),
+    ],
+)
+def test_the_rival_without_a_teacher_is_compared(student: float, baseline: float, said: list[str]) -> None:
+    seed = "one seed: differences of a few points can be chance"
+    assert told(scores(student), scores(baseline)) == [*said, seed]
+
+
+def test_weights_selected_on_the_evaluation_rows_are_told() -> None:
+    (warning,) = told(scores(0.7), select="best", eval_every=5)
+    assert "optimistic" in warning
+
+
+def test_language_models_are_compared_by_cross_entropy_and_have_no_commonest_class() -> None:
+    student, baseline = scores(0.2, examples=9, perplexity=3.0), scores(0.1, examples=9, perplexity=4.0)
+    assert told(student, baseline, majority=None) == ["one seed: differences of a few points can be chance"]
+    assert perplexity_ratio(scores(0.5, perplexity=6.0), scores(0.5, perplexity=4.0)) == 1.5
+    assert perplexity_ratio(scores(0.5), scores(0.5)) is None
+
+
+def test_the_commonest_class_is_that_of_the_training_rows() -> None:
+    assert majority_accuracy([0, 0, 1, 2], [1, 1, 0, -1, -1, -1]) == 0.25
+    assert majority_accuracy([0, 1], [-1]) == 0.0
