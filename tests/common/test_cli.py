@@ -215,13 +215,18 @@ def test_the_token_is_in_no_message(program: Program, capsys: Capture, monkeypat
         assert "[token]" in out + err
 
 
-def test_only_a_bug_is_reported_by_a_later_process(
+def test_a_later_process_tells_failures_in_a_line_and_results_never(
     program: Program, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert program(["fail", "missing"]) == 1
     assert program(["noisy"]) == 0
     assert capsys.readouterr() == ("", "")
+    assert program(["fail", "missing"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: rank 1: ")
+    assert program(["fail", "missing", "--json"]) == 1
+    assert capsys.readouterr() == ("", ""), "one document, by the first process"
     assert program(["fail", "bug"]) == 70
     assert capsys.readouterr().err.startswith("error: internal error on rank 1: KeyError")
 

@@ -87,7 +87,7 @@ class Lookup(nn.Module):
         self.table_VV = torch.randn(7, 7, generator=torch.Generator().manual_seed(seed)) * 2
         self.causal = causal
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # noqa: ARG002
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         logits_BTV = self.table_VV[input_ids]
         return SimpleNamespace(logits=logits_BTV if self.causal else logits_BTV[:, 0])
 

@@ -7,6 +7,7 @@ from entrenar_core.config import parse_config
 from entrenar_core.reports import Scores
 from entrenar_core.training.verdict import majority_accuracy, margin, perplexity_ratio, warnings
 
+NOT_WORTH_IT = "the teacher is no better than the student trained without it: distilling from it is not worth while"
 CONFIG = {"teacher": {"model_id": "a/b"}, "student": {"model_id": "c/d"}, "dataset": {"path": "x.jsonl"}}
 
 
@@ -50,11 +51,7 @@ def test_few_rows_are_told_with_their_margin() -> None:
     [
         (0.7, 0.6, []),
         (0.6, 0.6, ["the distilled student is no better than the one trained without a teacher"]),
-        (
-            0.7,
-            0.8,
-            ["the teacher is no better than the student trained without it: distilling from it is not worth while"],
-        ),
+        (0.7, 0.8, [NOT_WORTH_IT]),
     ],
 )
 def test_the_rival_without_a_teacher_is_compared(student: float, baseline: float, said: list[str]) -> None:

@@ -79,7 +79,9 @@ class Sink:
         """Writes why the program stops to stderr, and returns its exit status."""
         if _silent_rank() and not failure.internal and failure.exit_status == 1 and not self.json:
             # what strikes one rank alone must not be silent; what strikes all is told in full by the first
-            self._say(styles.redacted(styles.labelled(f"rank {os.environ['RANK']}", failure.message, colour=False)))
+            self._say(
+                styles.redacted(styles.labelled("error", f"rank {os.environ['RANK']}: {failure.message}", colour=False))
+            )
         elif failure.internal or not _silent_rank():
             if self.json:
                 text = json.dumps(failure.as_json())

@@ -17,8 +17,8 @@ Tracker = Literal[
 ]  # what accelerate's LoggerType offers; a test compares them
 
 # A title says in plain words what is accepted; errors quote it.
-Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1 and below 2³¹")]
-Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number, at least 0 and below 2³¹")]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1")]
+Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number, at least 0")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
@@ -141,12 +141,12 @@ class DatasetConfig(Section):
     subset: Text | None = Field(None, description="Configuration of a Hub data set that has several.")
     revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
     path: Text | None = Field(
-        None, description="A parquet, json, jsonl, csv or txt file, a folder of them, or a pattern."
+        None, description="A parquet, json, jsonl, csv, tsv or txt file, a folder of them, or a pattern."
     )
     split: Text = Field("train", description="Split to train on.")
     eval_split: Text | None = Field(None, description="Split to evaluate on; else rows are held out of `split`.")
     eval_fraction: Fraction | None = Field(
-        None, description="Share of `split` held out for evaluation; 0.1 if not given."
+        None, description="Share of `split` held out for evaluation, of a classifier's labelled rows; 0.1 if not given."
     )
     eval_rows: Count | None = Field(
         None, description="At most this many evaluation rows; when streaming, the first rows."

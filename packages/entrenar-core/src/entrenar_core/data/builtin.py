@@ -85,7 +85,7 @@ BUILTIN_DATASETS: Mapping[str, BuiltinDataset] = MappingProxyType(
         for data in (
             BuiltinDataset(
                 "stdlib-docstrings",
-                "One-line summaries of Python's standard library; predict the module that each belongs to.",
+                "First paragraphs of docstrings of Python's standard library, each text once; predict the module.",
                 ("text", "label"),
                 _summaries,
             ),
