@@ -293,6 +293,22 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
+def test_weights_that_are_whole_numbers_are_not_taken_for_real_ones(copy: Any) -> None:
+    folder = copy("llama")
+    weights = {name: (tensor * 100).to(torch.int8) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"holds whole numbers \(torch\.int8\)") as raised:
+        load_model(inspect_folder(folder), CAUSAL)
+    assert "16 or 32 bits" in str(raised.value.hint)
+
+
+def test_two_classes_of_one_name_are_refused(copy: Any) -> None:
+    folder = copy("classifier")
+    artifact = edit_config(folder, id2label={"0": "a", "1": "b", "2": "a"}, label2id={"a": 0, "b": 1})
+    with pytest.raises(ModelError, match="two classes in `id2label` of its config have one name"):
+        head_labels(artifact)
+
+
 def test_code_of_a_model_runs_only_when_trusted(copy: Any, capfd: pytest.CaptureFixture[str]) -> None:
     folder = copy("llama")
     (folder / "own.py").write_text(CODE)

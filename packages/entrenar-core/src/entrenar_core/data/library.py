@@ -3,10 +3,11 @@
 import atexit
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 from entrenar_core.data.files import data_suffix, open_binary
 from entrenar_core.errors import DataError, EntrenarError
+
+DEEPEST = 200  # lists or objects inside each other
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 @cache
@@ -91,6 +95,8 @@ def _load(
     import datasets
 
     names = {split: [glob.escape(str(file.resolve())) for file in files[split]]}
+    if builder == "json":
+        require_shallow(files[split])
     with reading(name, files[split]):
         return datasets.load_dataset(
             builder, data_files=names, split=split, streaming=streaming, cache_dir=cache_folder(), **options
@@ -136,6 +142,30 @@ def bad_json(file: Path) -> str | None:
             return next((told for number, text in lines if (told := _mistake(file, text, number))), None)
     except (OSError, EOFError, ValueError):  # not a matter of JSON
         return None
+
+
+def require_shallow(files: Sequence[Path]) -> None:
+    """Arrow's reader of JSON ends the whole process over lists inside lists without end.
+
+    Raises:
+        DataError: a line is nested too deeply.
+    """
+    for file in files:
+        with suppress(OSError, EOFError, ValueError), open_binary(file) as stream:  # told where it is read
+            for number, line in enumerate(stream, start=1):
+                if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(line) > DEEPEST:
+                    raise DataError(
+                        f"{file}:{number}: lists or objects inside each other, more than {DEEPEST} deep",
+                        "a row is an object of texts and numbers",
+                    )
+
+
+def _depth(line: bytes) -> int:
+    import numpy as np
+
+    signs = np.frombuffer(_QUOTED.sub(b"", line), np.uint8)
+    steps = np.isin(signs, list(b"[{")).astype(np.int32) - np.isin(signs, list(b"]}"))
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _mistake(file: Path, text: bytes, line: int) -> str | None:
