@@ -45,6 +45,15 @@ def test_axes_span_the_data_and_do_not_begin_at_zero_by_themselves() -> None:
     assert float(numbers[-1]) == 2000
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 40])
+def test_what_is_counted_has_ticks_at_whole_numbers(last: int) -> None:
+    numbers = plot(*((step, 1 / (step + 1)) for step in range(last + 1))).splitlines()[-2].split()
+    assert all(number.isdecimal() for number in numbers)
+    assert (numbers[0], len(set(numbers))) == ("0", len(numbers))
+    halves = plot((0, 1.0), (0.5, 2.0), (1, 3.0)).splitlines()[-2].split()
+    assert any("." in number for number in halves)
+
+
 def test_one_point_is_seen() -> None:
     assert sum(line.count("●") for line in body(plot((3, 7.25)))) == 1
 

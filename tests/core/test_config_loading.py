@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrenar_core.config import DistillationConfig, load_config, parse_config
-from entrenar_core.config.loading import LARGEST_BYTES, Override
+from entrenar_core.config.loading import LARGEST_BYTES, Override, load_with_places
 from entrenar_core.config.schema import DistillationSection, TrainingConfig
+from entrenar_core.config.wording import place_given
 from entrenar_core.config.yaml_source import parse_document
-from entrenar_core.errors import ConfigError, NotFoundError, Problem
+from entrenar_core.errors import ConfigError, Problem, UsageError
 from entrenar_core.losses import DIVERGENCES
 
 SMALLEST = "teacher: {model_id: t}\nstudent: {model_id: s}\ndataset: {name: d}\n"
@@ -100,7 +101,11 @@ def test_an_unknown_setting_gets_a_suggestion(text: str, hint: str, tmp_path: Pa
         ("{}", "`teacher.finetune.method` is missing", "choose 'probe', 'head' or 'full'"),
         ("{method: bag}", "`teacher.finetune.method` cannot be 'bag'", "choose 'probe', 'head' or 'full'"),
         ("{method: full, epoch: 1}", "`teacher.finetune.epoch` is not a setting", "did you mean `epochs`?"),
-        ("{method: head, epochs: x}", "`teacher.finetune.epochs` should be a whole number, at least 1, not 'x'", ""),
+        (
+            "{method: head, epochs: x}",
+            "`teacher.finetune.epochs` should be a whole number, at least 1, not 'x'",
+            "",
+        ),
         ("{method: probe, l2: 0}", "`teacher.finetune.l2` should be a number above 0, not 0", "strength of the L2"),
         ("{method: probe, epochs: 2}", "`teacher.finetune.epochs` is not a setting", "did you mean `training.epochs`?"),
     ],
@@ -205,10 +210,27 @@ def test_a_file_that_is_no_configuration_is_one_mistake(content: bytes, message:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"absent\.yaml: no such file"):
+    with pytest.raises(UsageError, match=r"absent\.yaml: no such file"):
         load_config(tmp_path / "absent.yaml")
-    with pytest.raises(NotFoundError, match="Is a directory"):
+    with pytest.raises(UsageError, match="Is a directory"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "hint"),
+    [
+        ("c.yml", "c.yaml", "did you mean {folder}/c.yaml?"),
+        ("distil.yaml", "distill.yml", "did you mean {folder}/distill.yml?"),
+        ("c.yaml", "c.txt", "give the path of a YAML configuration"),
+        ("other.yaml", "c.yaml", "give the path of a YAML configuration"),
+        ("none/c.yaml", "c.yaml", "give the path of a YAML configuration"),
+    ],
+)
+def test_a_file_of_nearly_that_name_is_suggested(name: str, there: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / there).touch()
+    with pytest.raises(UsageError) as absent:
+        load_config(tmp_path / name)
+    assert absent.value.hint == hint.format(folder=tmp_path)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
@@ -241,6 +263,67 @@ def test_a_flag_replaces_a_mistake_of_the_file_and_a_wrong_flag_is_named(tmp_pat
     assert lines(text, tmp_path, whole) == [
         "--set training: `training.epochs` should be a whole number, at least 1, not 0"
     ]
+
+
+def flags(*settings: tuple[str, Any]) -> list[Override]:
+    return [(tuple(name.split(".")), value, f"--set {name}") for name, value in settings]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "line"),
+    [
+        ("", [("trainng.epochs", 3)], "--set trainng.epochs: `trainng` is not a setting"),
+        ("", [("student.lora.rank", 3)], "--set student.lora.rank: `student.lora` is not part of this version"),
+        (
+            "training: {epochs: 2}",
+            [("training.early_stopping.patience", 2)],
+            "--set training.early_stopping.patience: `training.early_stopping` needs `training.eval_every`",
+        ),
+        (
+            "training: {eval_every: 2}",
+            [("training.early_stopping.min_delta", 2)],
+            "--set training.early_stopping.min_delta: `training.early_stopping.patience` is missing",
+        ),
+        (
+            "training: {select: best, eval_every: 2}",
+            [("training.eval_every", None)],
+            "--set training.eval_every: `training.select: best` needs `training.eval_every`",
+        ),
+        (
+            "",
+            [("dataset.prompt_column", "query")],
+            "--set dataset.prompt_column: `dataset.prompt_column` needs `dataset.completion_column`",
+        ),
+    ],
+)
+def test_a_flag_that_breaks_a_rule_is_named(
+    text: str, settings: list[tuple[str, Any]], line: str, tmp_path: Path
+) -> None:
+    assert lines(SMALLEST + text, tmp_path, *flags(*settings)) == [line]
+
+
+def test_a_flag_that_contradicts_the_file_is_named(tmp_path: Path) -> None:
+    text = SMALLEST.replace("name: d", "name: d, messages_column: m")
+    pair = flags(("dataset.prompt_column", "q"), ("dataset.completion_column", "a"))
+    assert lines(text, tmp_path, *pair) == [
+        "--set dataset.prompt_column: `dataset.prompt_column` and `dataset.messages_column` are two kinds of rows"
+    ]
+    assert lines(SMALLEST + "training:\n  select: best\n  epochs: 1", tmp_path, *flags(("training.seed", 1))) == [
+        "distill.yaml:5:3: `training.select: best` needs `training.eval_every`"
+    ]
+
+
+def test_the_places_of_what_was_given_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "distill.yaml"
+    path.write_text(f"{SMALLEST}training:\n  epochs: 2\n")
+    given = flags(("training.seed", 1), ("output", {"keep": 3}), ("distillation.alpha", 1))
+    places = load_with_places(path, given).places
+    assert place_given(("training", "epochs"), places) == f"{path}:5:3"
+    assert place_given(("training", "seed"), places) == "--set training.seed"
+    assert place_given(("output", "keep"), places) == "--set output"
+    assert place_given(("training", "batch_size"), places) is None
+    assert place_given(("distillation", "temperature"), places) is None
+    assert place_given(("task",), places) is None
 
 
 def test_a_flag_inside_something_that_is_no_group_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from entrenar_core.config.schema import DatasetConfig
-from entrenar_core.data.columns import check_columns, peek_columns
+from entrenar_core.data.columns import check_columns, check_splits, peek_columns
 from entrenar_core.errors import DataError, NotFoundError
 
 CONTENTS = {
@@ -68,6 +68,40 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
         peek_columns(DatasetConfig(path=str(tmp_path / "none.csv")))
 
 
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("path", ["a.parquet{}", ".", "*"])
+def test_parquet_in_an_archive_is_refused(tmp_path: Path, ending: str, path: str) -> None:
+    (tmp_path / f"a.parquet{ending}").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\.parquet\S* is parquet, which is compressed inside") as packed:
+        peek_columns(DatasetConfig(path=str(tmp_path / path.format(ending))))
+    assert packed.value.hint == "unpack it"
+
+
+@pytest.mark.parametrize("path", ["a.docx", "."])
+def test_what_is_no_data_is_told_what_is_read(tmp_path: Path, path: str) -> None:
+    (tmp_path / "a.docx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"is not a data file|holds no data files") as refused:
+        peek_columns(DatasetConfig(path=str(tmp_path / path)))
+    assert refused.value.hint == (
+        "files that end in .parquet, .json, .jsonl, .csv, .tsv, .txt are read; "
+        "those of text also with .gz, .bz2, .xz, .zst behind it"
+    )
+
+
+def test_splits_are_those_of_the_file_names(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("a\n1\n")
+    assert check_splits(DatasetConfig(path=str(tmp_path), eval_split="test")) == []
+    assert check_splits(DatasetConfig(name="org/data", split="any")) == []
+    first, second = check_splits(DatasetConfig(path=str(tmp_path), split="dev", eval_split="validation"))
+    assert (first.message, first.where) == ("`dataset.split`: there is no split dev", "dataset.split")
+    assert second.where == "dataset.eval_split"
+    assert second.hint
+    assert "train, test" in second.hint or "test, train" in second.hint
+    (built_in,) = check_splits(DatasetConfig(name="stdlib-docs", eval_split="test"))
+    assert built_in.where == "dataset.eval_split"
+
+
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}))
     code = (
@@ -87,7 +121,10 @@ def test_a_column_that_is_not_there_gets_the_nearest_and_the_list() -> None:
     assert first.message == "`dataset.text_column`: the data has no column `txt`"
     assert first.hint == "did you mean `text`? the columns are text, id"
     assert second.hint == "the columns are text, id"
+    assert (first.where, second.where) == ("dataset.text_column", "dataset.label_column")
     assert check_columns(config, "sequence-classification", ("txt", "class")) == []
+    (alone,) = check_columns(DatasetConfig(path="x"), "causal-lm", ("messages",))
+    assert alone.hint == "the only column is messages"
 
 
 def test_a_setting_that_the_task_does_not_read_is_a_problem() -> None:

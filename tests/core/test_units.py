@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrenar_core.errors import UsageError
-from entrenar_core.units import count, duration, parse_count, parse_duration, parse_size, percent, size
+from entrenar_core.units import count, duration, parse_count, parse_duration, parse_size, percent, perplexity, size
 
 SIZES = st.integers(0, 10**33 - 10**30)
 COUNTS = st.integers(0, 10**15 - 10**13)
@@ -77,6 +77,22 @@ def test_a_duration_names_the_units_that_matter(seconds: float, text: str) -> No
 def test_a_share_is_a_percentage(fraction: float, text: str) -> None:
     assert percent(fraction) == text
     assert percent(fraction, decimals=0) == f"{float(text[:-2]):.0f} %"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7.389, "7.39"),
+        (1000, "1000.00"),
+        (999_999.99, "999999.99"),
+        (999_999.999, "1e+06"),
+        (2.5349e29, "2.53e+29"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_perplexity_is_short_however_large(value: float, text: str) -> None:
+    assert perplexity(value) == text
 
 
 @given(SIZES)

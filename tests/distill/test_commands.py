@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from entrenar_core.config.schema import ProbeFinetuning, TeacherConfig
+from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate
-from tiny_jobs import Models, classification, language, merged, write_config
+from tiny_jobs import Models, classification, language, merged, write_config, write_rows
 
 Program = Callable[[Sequence[str] | None], int]
 Capture = pytest.CaptureFixture[str]
@@ -47,7 +49,6 @@ def test_a_run_keeps_the_promises_of_all_modes(
             "seed": 42,
             "baseline_scores": None,
             "perplexity_ratio": None,
-            "warnings": [],
         },
         shows=["Scores", "teacher", "student, distilled", "majority class", "Retention", "36 training rows", out],
         lines=["Steps\t5, the weights are those of step 5"],
@@ -81,7 +82,7 @@ def test_validate_keeps_the_promises_of_all_modes(
         lines=["teacher\t✓ ok\tbert, 2 layers of 32"],
         quiet=[],
     )
-    assert [check["name"] for check in report["checks"]] == ["settings", "teacher", "student", "columns", "output"]
+    assert [check["name"] for check in report["checks"]] == ["settings", "teacher", "fit", "columns", "output"]
     assert {check["status"] for check in report["checks"]} == {"ok"}
     assert not (config.parent / "out").exists()
 
@@ -128,6 +129,53 @@ def test_flags_replace_what_the_file_says(
     assert report["baseline_scores"] is not None
 
 
+def test_a_model_of_a_flag_replaces_all_that_is_said_of_the_one_before(
+    program: Program, capsys: Capture, models: Models, tmp_path: Path
+) -> None:
+    job = classification(models, tmp_path, teacher={"model_id": "org/large", "revision": "v2", "files": ["a.bin"]})
+    job["student"] |= {"dropout": 0.3}
+    file = write_config(tmp_path / "job.yaml", job)
+    flags = ["--teacher", models.classifier, "--student", models.small_classifier]
+    plan = document(program, capsys, "run", file, *flags, "--dry-run")
+    assert (plan["teacher"], plan["student"]) == (str(models.classifier), str(models.small_classifier))
+    checks = document(program, capsys, "validate", file, *flags, "--output", tmp_path / "there")["checks"]
+    assert [check["name"] for check in checks] == ["settings", "teacher", "student", "columns", "output"]
+    assert checks[2]["detail"] == "bert, 1 layers of 32"
+    assert checks[-1]["detail"] == f"{tmp_path / 'there'} can be written"
+    loaded = assemble(
+        file,
+        ["student.files=[model.safetensors]"],
+        {("teacher", "model_id"): ("t", "--teacher"), ("student", "model_id"): ("s", "--student")},
+    ).config
+    assert loaded.teacher == TeacherConfig(model_id="t", revision=None, files=None)
+    assert loaded.student.model_dump(exclude_defaults=True) == {
+        "model_id": "s",
+        "dropout": 0.3,
+        "files": ("model.safetensors",),
+    }
+
+
+def test_a_fitted_teacher_of_a_flag_is_fitted_too(tmp_path: Path) -> None:
+    file = write_config(
+        tmp_path / "job.yaml",
+        {
+            "teacher": {"model_id": "a", "revision": "v1", "dtype": "bfloat16", "finetune": {"method": "probe"}},
+            "student": {"model_id": "s"},
+            "dataset": {"name": "d"},
+        },
+    )
+    teacher = assemble(file, (), {("teacher", "model_id"): ("b", "--teacher")}).config.teacher
+    assert teacher.finetune == ProbeFinetuning(method="probe")
+    assert (teacher.model_id, teacher.revision, teacher.dtype) == ("b", None, "bfloat16")
+
+
+def test_flags_alone_can_be_validated(program: Program, capsys: Capture, models: Models, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl")
+    flags = ["--teacher", models.llama, "--student", models.small_llama, "--output", tmp_path / "out"]
+    settings = ["--set", f"dataset.path={data}", "--set", "dataset.max_length=16"]
+    assert document(program, capsys, "validate", *flags, *settings)["config"] == "the command line"
+
+
 @pytest.mark.parametrize("command", [["run", "--dry-run"], ["validate"]])
 def test_a_file_may_be_an_argument_or_an_option(program: Program, config: Path, command: list[str]) -> None:
     assert program([*command, str(config)]) == program([*command, "--config", str(config)]) == 0
@@ -140,8 +188,10 @@ def test_a_file_may_be_an_argument_or_an_option(program: Program, config: Path, 
         (["run", "{config}", "--config", "other.yaml"], "two configurations"),
         (["validate", "{config}", "--config", "other.yaml"], "two configurations"),
         (["run", "{config}", "--resume", "--force"], "--force replaces it"),
-        (["run"], "there is nothing to run"),
-        (["validate"], "validate needs a configuration"),
+        (["run"], "no configuration is given"),
+        (["validate"], "no configuration is given"),
+        (["run", "{config}x"], "did you mean"),
+        (["validate", "{config}x"], "did you mean"),
         (["run", "{config}", "--max-steps", "0"], "--max-steps"),
     ],
 )

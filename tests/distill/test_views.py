@@ -95,6 +95,16 @@ def test_a_language_model_is_shown_by_perplexity(tmp_path: Path) -> None:
     assert "Retention" not in facts
 
 
+def test_huge_and_slow_numbers_keep_their_few_digits(tmp_path: Path) -> None:
+    far = dataclasses.replace(LANGUAGE, perplexity=2.5349e29)
+    shown = report(tmp_path, task="causal-lm", student_scores=far, perplexity_ratio=3.4e28, examples_per_s=0.4321)
+    scores, facts, _ = tables(shown)
+    assert scores["student, distilled"] == ("2.53e+29", "0.123")
+    assert facts["Perplexity"] == "3.4e+28 × the teacher's"
+    assert facts["Speed"] == "0.4 examples/s, 1m 5s of training"
+    assert tables(report(tmp_path, examples_per_s=9.96))[1]["Speed"].startswith("10 examples/s")
+
+
 def test_the_rival_without_a_teacher_stands_below_the_student(tmp_path: Path) -> None:
     scores, facts, _ = tables(report(tmp_path, baseline_scores=Scores(200, 200, 1.0, 0.4), labelled_rows=800))
     assert list(scores)[1:3] == ["student, distilled", "student, without a teacher"]

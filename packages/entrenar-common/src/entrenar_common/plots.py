@@ -73,7 +73,7 @@ def line_plot(
     y_labels = dict(zip((height - 1 - y_axis.dot(t) // _DOTS_Y for t in y_axis.ticks), y_axis.labels(), strict=True))
     gutter = max(map(len, y_labels.values()))
     columns = max(10, width - gutter - 4)
-    x_axis = _axis(xs, _DOTS_X * columns, max(3, columns // 14))
+    x_axis = _axis(xs, _DOTS_X * columns, max(3, columns // 14), whole=all(float(x).is_integer() for x in xs))
     body = [
         f"  {y_labels.get(row, ''):>{gutter}} {'┤' if row in y_labels else '│'}{line}"
         for row, line in enumerate(_drawing(finite, x_axis, y_axis, colour))
@@ -97,13 +97,16 @@ def _left_out(series: Mapping[str, Sequence[Point]], finite: Mapping[str, Sequen
     ]
 
 
-def _axis(values: Sequence[float], dots: int, wanted: int) -> _Axis:
-    """The axis from the least to the greatest value, with ticks 1, 2 or 5 times a power of ten apart."""
+def _axis(values: Sequence[float], dots: int, wanted: int, whole: bool = False) -> _Axis:
+    """The axis from the least to the greatest value, with ticks 1, 2 or 5 times a power of ten apart.
+
+    `whole`: the values are counted, such as steps, and there are no ticks between two of them.
+    """
     low, high = min(values), max(values)
     if high / 2 - low / 2 <= max(abs(low) * 1e-13, 1e-300):  # constant as far as a float can tell: centred
         margin = abs(low) / 10 or 1.0
         low, high = max(low - margin, -sys.float_info.max), min(high + margin, sys.float_info.max)
-    raw = high / wanted - low / wanted
+    raw = max(high / wanted - low / wanted, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((power * n for n in (1, 2, 5, 10) if raw * 0.999 <= power * n < math.inf), power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -1,4 +1,4 @@
-"""Bytes, counts, durations and shares: how they are printed, and how they are read back.
+"""Bytes, counts, durations, shares and perplexities: how they are printed, and how they are read back.
 
 Sizes are decimal (SI): 1 kB is 1000 bytes, as disks, networks and the Hub count. `GiB` and its kin are read,
 never printed. Printed numbers keep two to four digits; JSON output carries the exact ones.
@@ -36,6 +36,11 @@ def count(number: float) -> str:
 def percent(fraction: float, decimals: int = 1) -> str:
     """A share of one, in percent: `percent(0.6012)` is `60.1 %`."""
     return f"{100 * fraction:.{decimals}f} %"
+
+
+def perplexity(value: float) -> str:
+    """A perplexity, or a ratio of two: `7.39`, and from a million on three digits with their power, `2.53e+29`."""
+    return f"{value:.3g}" if value >= 999_999.995 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:

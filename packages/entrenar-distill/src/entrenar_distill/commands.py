@@ -1,12 +1,16 @@
 """`entrenar-distill run` and `validate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entrenar_core.errors import UsageError
 from entrenar_distill.reports import Plan, RunReport, ValidationReport
+
+if TYPE_CHECKING:
+    from entrenar_core.config.loading import Loaded
+    from entrenar_distill.assembly import Flags
 
 app = typer.Typer(help="Distil a small model out of a large one.")
 
@@ -24,6 +28,8 @@ torchrun --nproc_per_node 2 -m entrenar_distill run distill.yaml   the same resu
 VALIDATE_EXAMPLES = """
 entrenar-distill validate --config distill.yaml
 
+entrenar-distill validate distill.yaml --student org/small --set dataset.max_length=128   as `run` would take it
+
 entrenar-distill validate distill.yaml --json
 """
 
@@ -35,6 +41,7 @@ ConfigOption = Annotated[
 ]
 Teacher = Annotated[str | None, typer.Option(help="The teacher: org/name, a folder, a .gguf file, pkg://package/path.")]
 Student = Annotated[str | None, typer.Option(help="The student, likewise; replaces the configuration's.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the result.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, such as training.epochs=1.")
 ]
@@ -46,7 +53,7 @@ def run(
     config_option: ConfigOption = None,
     teacher: Teacher = None,
     student: Student = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the result.")] = None,
+    output: Output = None,
     settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", min=0)] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many optimiser steps.", min=1)] = None,
@@ -60,17 +67,13 @@ def run(
     """Distil a student and write a folder that transformers loads."""
     if resume and force:
         raise UsageError("--resume goes on with a run and --force replaces it", "give one of the two")
-    from entrenar_distill.assembly import assemble
-
-    flags = {
-        ("teacher", "model_id"): (teacher, "--teacher"),
-        ("student", "model_id"): (student, "--student"),
-        ("output", "dir"): (str(output) if output else None, "--output"),
+    training = {
         ("training", "seed"): (seed, "--seed"),
         ("training", "max_steps"): (max_steps, "--max-steps"),
         ("training", "baseline"): (baseline, "--baseline"),
     }
-    configuration = assemble(_one(config, config_option), settings or (), flags)
+    file = _one(config, config_option)
+    configuration = _assembled(file, teacher, student, output, settings, training).config
     from entrenar_distill.running import dry_run as find_plan
     from entrenar_distill.running import run as run_job
 
@@ -81,16 +84,36 @@ def run(
 def validate(
     config: ConfigArgument = None,
     config_option: ConfigOption = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    output: Output = None,
     settings: Settings = None,
 ) -> ValidationReport:
     """Check a configuration, and what it names, before training."""
-    from entrenar_distill.assembly import assemble
+    file = _one(config, config_option)
+    loaded = _assembled(file, teacher, student, output, settings)
     from entrenar_distill.validation import validate as check
 
-    file = _one(config, config_option)
-    if file is None:
-        raise UsageError("validate needs a configuration", "give the path of a YAML file")
-    return check(assemble(file, settings or ()), str(file))
+    return check(loaded.config, "the command line" if file is None else str(file), loaded.places)
+
+
+def _assembled(
+    file: Path | None,
+    teacher: str | None,
+    student: str | None,
+    output: Path | None,
+    settings: list[str] | None,
+    others: "Flags | None" = None,
+) -> "Loaded":
+    """The configuration that the flags of all commands mean, with the `others` of one."""
+    from entrenar_distill.assembly import assemble
+
+    flags = {
+        ("teacher", "model_id"): (teacher, "--teacher"),
+        ("student", "model_id"): (student, "--student"),
+        ("output", "dir"): (str(output) if output else None, "--output"),
+    }
+    return assemble(file, settings or (), {**flags, **(others or {})})
 
 
 def _one(argument: Path | None, option: Path | None) -> Path | None:

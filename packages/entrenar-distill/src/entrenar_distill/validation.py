@@ -1,49 +1,78 @@
-"""`validate`: what can be known about a configuration without training, without torch, and with few bytes fetched."""
+"""`validate`: what can be known about a configuration without training, without torch, and with few bytes fetched.
 
-from collections.abc import Iterator
+What `run` would refuse before its first step is found here with the place of the setting, all of it at once. What
+only weights, tokenizers and rows tell is left to `run`.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from entrenar_core.architectures import Architecture
+from entrenar_core.architectures import families
+from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
-from entrenar_core.config.schema import ModelSource
-from entrenar_core.data.columns import check_columns, peek_columns, source_of
+from entrenar_core.config.loading import in_order
+from entrenar_core.config.schema import DatasetConfig, ModelSource, TrainingConfig
+from entrenar_core.config.wording import place_given
+from entrenar_core.config.yaml_source import Path as SettingPath
+from entrenar_core.data.builtin import BUILTIN_DATASETS
+from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, EntrenarError, FetchError, OutputError, Problem, UsageError
+from entrenar_core.formats import WeightFormat
+from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, infer_task
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
 
+Models = Mapping[str, ModelArtifact]
+"""The models that could be looked at, as `teacher` and `student`."""
+PROBE = "`teacher.finetune: {method: probe}`"
 
-def validate(config: DistillationConfig, name: str) -> ValidationReport:
-    """Checks models, student, lengths, columns and the output folder against each other. `name` is what is checked.
+
+def validate(
+    config: DistillationConfig, name: str, places: Mapping[SettingPath, str] | None = None
+) -> ValidationReport:
+    """Checks models, student, lengths, columns and the output folder against each other.
 
     A Hub that cannot be reached is no mistake of the configuration: what hangs on it is skipped, and said so.
+
+    Args:
+        config: what is checked.
+        name: what it is called, such as its file.
+        places: where its settings were given, for the messages.
 
     Raises:
         ConfigError: all mistakes that were found.
     """
     problems: list[Problem] = []
     checks = [Check("settings", "ok", "every setting is known and has a value that it can have")]
-    architectures: dict[str, Architecture] = {}
-    for part, source, model_id in _models(config):
-        check, architecture = _model(part, source, model_id, problems)
+    models: dict[str, ModelArtifact] = {}
+    for part, source, model_id in _named(config):
+        check, model = _model(part, source, model_id, problems)
         checks += [check] if check else []
-        if architecture is not None:
-            architectures[part] = architecture
-    task = config.task or _task(architectures.get("teacher"), config)
-    teacher = architectures.get("teacher")
-    if teacher is not None:
-        found = check_student(config.student, teacher, task=task)
-        problems += found
-        checks += [] if found else [Check("student", "ok", "fits the teacher")]
-    problems += _lengths(config, architectures, task)
-    checks += _columns(config, task, problems)
+        models |= {part: model} if model else {}
+    task = _task(config, models, problems)
+    problems += _teaching(config, task, models.get("teacher"))
+    checks += _fit(config, task, models, problems)
+    problems += _lengths(config, task, models)
+    checks += _schedule(config.training)
+    checks += _data(config.dataset, task, problems)
     checks += _output(config.output.dir, problems)
     if problems:
-        raise ConfigError([Problem(p.message, p.hint, f"{name}: {p.where}" if p.where else name) for p in problems])
+        raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
     return ValidationReport(name, tuple(checks))
 
 
-def _models(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]]:
+def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> Problem:
+    """A problem of a setting as one of its place, which names the setting once."""
+    if problem.where is None:
+        return Problem(problem.message, problem.hint, name)
+    where = place_given(tuple(problem.where.split(".")), places) or name
+    told = where.startswith("--") or f"`{problem.where}`" in problem.message
+    return Problem(problem.message if told else f"`{problem.where}`: {problem.message}", problem.hint, where)
+
+
+def _named(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]]:
     yield "teacher", config.teacher, config.teacher.model_id
     if config.student.model_id is not None:
         yield "student", config.student, config.student.model_id
@@ -51,41 +80,85 @@ def _models(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]
 
 def _model(
     part: str, source: ModelSource, model_id: str, problems: list[Problem]
-) -> tuple[Check | None, Architecture | None]:
-    from entrenar_core.hub import describe_model, fetch_model
-
+) -> tuple[Check | None, ModelArtifact | None]:
     try:
-        reference = parse_reference(model_id, revision=source.revision)
-        if isinstance(reference, HubReference):
-            architecture = describe_model(reference)
-        else:
-            from entrenar_core.formats import WeightFormat
-
-            wanted = WeightFormat(source.format) if source.format else None
-            architecture = fetch_model(
-                reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle
-            ).architecture
+        model = _described(source, model_id)
     except FetchError as error:
         return Check(part, "skipped", f"{model_id} could not be reached: {error.message}"), None
     except EntrenarError as error:
         problems.append(Problem(error.message, error.hint, f"{part}.model_id"))
         return None, None
-    if architecture is None:
-        return Check(part, "skipped", f"{model_id} has no config.json: what it is shows when it is fetched"), None
+    if model is None:
+        return Check(part, "skipped", f"what {model_id} is shows when its weights are fetched"), None
+    architecture = model.architecture
     family = architecture.family or architecture.model_type
-    return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}"), architecture
+    return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}"), model
 
 
-def _task(teacher: Architecture | None, config: DistillationConfig) -> str:
-    names = " ".join(teacher.classes) if teacher else ""
-    classifies = config.teacher.finetune is not None or "SequenceClassification" in names
-    return "sequence-classification" if classifies else "causal-lm"
+def _described(source: ModelSource, model_id: str) -> ModelArtifact | None:
+    """A model here, or what the config of one on the Hub says of it: then the artifact has no files."""
+    from entrenar_core.hub import describe_model, fetch_model
+
+    wanted = WeightFormat(source.format) if source.format else None
+    reference = parse_reference(model_id, revision=source.revision)
+    if not isinstance(reference, HubReference):
+        return fetch_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
+    found = describe_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
+    if found is None:
+        return None
+    return ModelArtifact(reference, Path(), (), 0, wanted or WeightFormat.SAFETENSORS, {}, found, None)
 
 
-def _lengths(config: DistillationConfig, architectures: dict[str, Architecture], task: str) -> Iterator[Problem]:
-    for part, architecture in architectures.items():
-        positions = architecture.max_positions
-        read = part == "student" or task == "causal-lm" or config.student.model_id is None
+def _task(config: DistillationConfig, models: Models, problems: list[Problem]) -> str | None:
+    """The task as `run` finds it. None where it cannot be told, which is a problem once all models are known."""
+    teacher = models.get("teacher")
+    found = config.task or (infer_task(teacher, models.get("student")) if teacher else None)
+    if found is not None or config.teacher.finetune is not None:
+        return found or CLASSIFICATION
+    if teacher is not None and len(models) == len(list(_named(config))):
+        family = families().get(teacher.architecture.family or "")
+        labels = "label_column" in config.dataset.model_fields_set or config.dataset.labelled_rows is not None
+        fit = labels and family is not None and family.kind == "encoder" and infer_task(teacher, None) is None
+        hint = (
+            f"fit the teacher to the labels: {PROBE}" if fit else f"set `task: {CAUSAL_LM}` or `task: {CLASSIFICATION}`"
+        )
+        problems.append(Problem("the task cannot be told from the models", hint))
+    return None
+
+
+def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifact | None) -> Iterator[Problem]:
+    """Whether the teacher knows the task, or can be fitted to it."""
+    finetune = config.teacher.finetune
+    if task == CAUSAL_LM and finetune is not None:
+        yield Problem(
+            "`teacher.finetune` fits a classifier, and the task is causal-lm", "remove it", "teacher.finetune"
+        )
+    if task != CLASSIFICATION:
+        return
+    headless = teacher is not None and infer_task(teacher, None) != CLASSIFICATION
+    if headless and teacher is not None and finetune is None and config.distillation.alpha > 0:
+        message = f"{teacher.reference} has no trained classification head, so it knows nothing of these labels"
+        yield Problem(message, f"fit it first: {PROBE}", "teacher.model_id")
+    if finetune is not None and config.dataset.streaming:
+        message = "`teacher.finetune` needs all labelled rows at hand"
+        yield Problem(message, "remove `dataset.streaming`", "teacher.finetune")
+
+
+def _fit(config: DistillationConfig, task: str | None, models: Models, problems: list[Problem]) -> Iterator[Check]:
+    """Whether a student that is built can be built; one that is named was looked at by itself."""
+    if config.student.model_id is not None or "teacher" not in models:
+        return
+    found = check_student(config.student, models["teacher"].architecture, task=task)
+    problems += found
+    if not found:
+        yield Check("fit", "ok", "the student fits the teacher")
+
+
+def _lengths(config: DistillationConfig, task: str | None, models: Models) -> Iterator[Problem]:
+    both = task == CAUSAL_LM or config.dataset.streaming
+    for part, model in models.items():
+        positions = model.architecture.max_positions
+        read = part == "student" or both or config.student.model_id is None
         if read and positions is not None and config.dataset.max_length > positions:
             yield Problem(
                 f"`dataset.max_length` {config.dataset.max_length} is more than the {part}'s {positions} positions",
@@ -94,29 +167,49 @@ def _lengths(config: DistillationConfig, architectures: dict[str, Architecture],
             )
 
 
-def _columns(config: DistillationConfig, task: str, problems: list[Problem]) -> Iterator[Check]:
-    if source_of(config.dataset) == "huggingface":
-        yield Check("columns", "skipped", "the columns of a Hub data set show when it is read")
-        return
+def _schedule(training: TrainingConfig) -> Iterator[Check]:
+    steps, warmup = training.max_steps, training.warmup_steps
+    if steps is not None and steps < warmup:
+        detail = f"the warm-up of {warmup:,} steps is longer than the run of {steps:,}: the rate stays below its peak"
+        yield Check("schedule", "ok", detail)
+
+
+def _data(config: DatasetConfig, task: str | None, problems: list[Problem]) -> Iterator[Check]:
     try:
-        columns = peek_columns(config.dataset)
-        found = check_columns(config.dataset, task, columns)
+        found = check_splits(config)
+        columns = None if found else peek_columns(config)
     except EntrenarError as error:
-        problems.append(Problem(error.message, error.hint, "dataset"))
+        problems.append(Problem(error.message, error.hint, "dataset.path" if config.path else "dataset.name"))
         return
+    found += check_columns(config, task, columns) if task is not None else []
     problems += found
-    if not found:
+    if columns is None and not found:
+        yield Check("columns", "skipped", _unseen(config))
+    elif task is None and not found:
+        yield Check("columns", "skipped", f"{', '.join(columns or ())}: which of them are read hangs on the task")
+    elif not found:
         yield Check("columns", "ok", ", ".join(columns or ()))
+
+
+def _unseen(config: DatasetConfig) -> str:
+    if source_of(config) != "huggingface":
+        return "the columns of a .zst file show when it is read"
+    detail, name = "the columns of a Hub data set show when it is read", config.name or ""
+    near = difflib.get_close_matches(name, BUILTIN_DATASETS, n=1, cutoff=0.8) if config.source is None else []
+    return f"{detail}; did you mean the built-in `{near[0]}`?" if near and "/" not in name else detail
 
 
 def _output(folder: Path, problems: list[Problem]) -> Iterator[Check]:
     from entrenar_core.training.run_folder import check_usable
 
     try:
+        check_usable(folder, resume=False, force=True)
+    except (UsageError, OutputError) as error:
+        problems.append(Problem(error.message, error.hint, "output.dir"))
+        return
+    try:
         check_usable(folder, resume=False, force=False)
     except UsageError as error:
         yield Check("output", "ok", f"{error.message}: run needs --resume or --force")
-    except OutputError as error:
-        problems.append(Problem(error.message, error.hint, "output.dir"))
     else:
         yield Check("output", "ok", f"{folder} can be written")

@@ -7,7 +7,7 @@ from entrenar_common.plots import Plot
 from entrenar_common.tables import Table, key_values
 from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
 from entrenar_core.training.run_folder import read_metrics
-from entrenar_core.units import count, duration, percent, size
+from entrenar_core.units import count, duration, percent, perplexity, size
 from entrenar_distill.reports import ValidationReport
 
 
@@ -40,7 +40,8 @@ def _scores(report: RunReport) -> Table:
 
 def _cells(scores: Scores, causal: bool) -> tuple[str, str]:
     if causal:
-        return f"{scores.perplexity:.2f}", "–" if scores.kl is None else f"{scores.kl:.3f}"
+        shown = "–" if scores.perplexity is None else perplexity(scores.perplexity)
+        return shown, "–" if scores.kl is None else f"{scores.kl:.3f}"
     return percent(scores.accuracy), "–" if scores.agreement is None else percent(scores.agreement)
 
 
@@ -48,7 +49,11 @@ def _facts(report: RunReport) -> Table:
     retention = (
         {} if report.retention is None else {"Retention": f"{percent(report.retention)} of the teacher's accuracy"}
     )
-    ratio = {} if report.perplexity_ratio is None else {"Perplexity": f"{report.perplexity_ratio:.2f} × the teacher's"}
+    ratio = (
+        {}
+        if report.perplexity_ratio is None
+        else {"Perplexity": f"{perplexity(report.perplexity_ratio)} × the teacher's"}
+    )
     return key_values(
         "Result",
         {
@@ -59,7 +64,7 @@ def _facts(report: RunReport) -> Table:
             "Data": f"{_rows(report.train_rows, 'training')}{_labelled(report.labelled_rows)}",
             "Steps": f"{report.steps:,}, the weights are those of step {report.selected_step:,}",
             "Loss": f"{report.initial_loss:.4f} → {report.final_loss:.4f}",
-            "Speed": f"{report.examples_per_s:,.0f} examples/s, {duration(report.train_s)} of training",
+            "Speed": f"{_rate(report.examples_per_s)} examples/s, {duration(report.train_s)} of training",
             "Files": f"{report.output_dir}: {', '.join(report.files)}",
         },
     )
@@ -67,6 +72,10 @@ def _facts(report: RunReport) -> Table:
 
 def _model(facts: ModelFacts) -> str:
     return f"{facts.name}, {count(facts.parameters)} parameters, {size(facts.weight_bytes)} on disk"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.{0 if per_s >= 9.95 else 1}f}"
 
 
 def _rows(number: int, which: str) -> str:

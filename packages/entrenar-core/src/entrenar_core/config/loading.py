@@ -1,30 +1,47 @@
 """From a YAML file and overrides to a `DistillationConfig`, or to every mistake at once, each with its place."""
 
+import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from entrenar_core.config.rules import broken_rules
+from entrenar_core.config.rules import Broken, broken_rules
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.spellings import RENAMED, respell
 from entrenar_core.config.wording import dotted, place, problems_of
 from entrenar_core.config.yaml_source import Document, Path, parse_document
-from entrenar_core.errors import ConfigError, NotFoundError, Problem
+from entrenar_core.errors import ConfigError, Problem, UsageError
 
 LARGEST_BYTES = 1_000_000
 Override = tuple[Path, Any, str]
 """Where in the configuration, the value, and what said so, such as `--set training.epochs`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and where its settings were given: `file.yaml:14:3`, or what said so, such as `--output`."""
+
+    config: DistillationConfig
+    places: Mapping[Path, str]
+
+
 def load_config(path: FilePath | str | None, overrides: Sequence[Override] = ()) -> DistillationConfig:
     """Reads a configuration; `overrides` replace what the file says. Without a file they are all there is.
 
     Raises:
-        NotFoundError: there is no such file.
+        UsageError: there is no such file, or it cannot be read.
         ConfigError: all mistakes in it, with `file:line:column`, in the order in which they stand there.
     """
+    return load_with_places(path, overrides).config
+
+
+def load_with_places(path: FilePath | str | None, overrides: Sequence[Override] = ()) -> Loaded:
+    """The same with the places of the settings, for whoever finds more mistakes in them; raises as `load_config`."""
     document = Document({}, {}) if path is None else parse_document(_read(FilePath(path)), str(path))
     if document.problems and not document.values:
         raise ConfigError(document.problems)
@@ -34,8 +51,13 @@ def load_config(path: FilePath | str | None, overrides: Sequence[Override] = ())
         problems += _override(document, where, value, flag)
     config, mistakes = _validate(document.values, document.places)
     if config is None or problems:
-        raise ConfigError(_in_order([*problems, *mistakes]))
-    return config
+        raise ConfigError(in_order([*problems, *mistakes]))
+    return Loaded(config, document.places)
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """As they stand in the file, and those of flags after them; each once, where aliases repeat a mistake."""
+    return sorted(dict.fromkeys(problems), key=_line_and_column)
 
 
 def parse_config(values: Mapping[str, Any]) -> DistillationConfig:
@@ -60,11 +82,22 @@ def _read(path: FilePath) -> str:
             raise ConfigError([Problem("is too large to be a configuration", where=str(path))])
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such file", "give the path of a YAML configuration") from None
+        near = _near(path)
+        hint = f"did you mean {near}?" if near else "give the path of a YAML configuration"
+        raise UsageError(f"{path}: no such file", hint) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem("is not text in UTF-8", where=str(path))]) from None
     except OSError as error:
-        raise NotFoundError(f"{path}: {error.strerror}", "give the path of a YAML configuration") from error
+        raise UsageError(f"{path}: {error.strerror}", "give the path of a YAML configuration") from error
+
+
+def _near(path: FilePath) -> FilePath | None:
+    """A YAML file of the same folder with nearly that name."""
+    stems: dict[str, str] = {}  # the ending alone would make any two names near
+    with suppress(OSError):  # there is no such folder, or it may not be listed
+        stems = {file.stem: file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")}
+    near = difflib.get_close_matches(path.stem, stems, n=1)
+    return path.with_name(stems[near[0]]) if near else None
 
 
 def _override(document: Document, where: Path, value: Any, flag: str) -> list[Problem]:
@@ -74,6 +107,7 @@ def _override(document: Document, where: Path, value: Any, flag: str) -> list[Pr
     for depth, key in enumerate(where[:-1]):
         if section.get(key) is None:  # not there, or a section whose settings are all left out
             section[key] = {}
+            document.places.setdefault(where[: depth + 1], flag)
         section = section[key]
         if not isinstance(section, dict):
             return [Problem(f"`{dotted(where[: depth + 1])}` is not a group of settings", where=flag)]
@@ -93,16 +127,18 @@ def _validate(values: dict[str, Any], places: dict[Path, str]) -> tuple[Distilla
     except ValidationError as error:
         problems += problems_of(error, places)
     wrong = {problem.where for problem in problems if problem.where}
-    for path, message, hint in broken_rules(values):
-        where = place(path, places)
-        if path[0] in values and (where is None or where not in wrong):
-            problems.append(Problem(message, hint, where))
+    for broken in broken_rules(values):
+        where = _place_of(broken, places)
+        if broken.path[0] in values and (where is None or where not in wrong):
+            problems.append(Problem(broken.message, broken.hint, where))
     return (None if problems else config), problems
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """As they stand in the file, and those of flags after them; each once, where aliases repeat a mistake."""
-    return sorted(dict.fromkeys(problems), key=_line_and_column)
+def _place_of(broken: Broken, places: Mapping[Path, str]) -> str | None:
+    """Where the setting stands that a rule points at, or the flag that gave another one of which the rule speaks."""
+    named = [tuple(name.split(".")) for name in re.findall(r"`([a-z_.]+)(?:: [^`]*)?`", broken.message)]
+    found = [place(path, places) for path in (broken.path, *named)]
+    return next((where for where in found if where is not None and where.startswith("--")), found[0])
 
 
 def _line_and_column(problem: Problem) -> tuple[int, int, int]:

@@ -31,6 +31,15 @@ def place(path: Path, places: Mapping[Path, str]) -> str | None:
     return places.get(path)
 
 
+def place_given(path: Path, places: Mapping[Path, str]) -> str | None:
+    """Where a setting was given, by itself or in a whole group of a flag; None where it has its default."""
+    near = path
+    while near and near not in places:
+        near = near[:-1]
+    where = places.get(near) if near else None
+    return where if near == path or where == f"--set {dotted(near)}" else None
+
+
 def dotted(path: Path) -> str:
     """`student.init_from`, `output.formats[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")

@@ -5,7 +5,7 @@ import difflib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,26 @@ def peek_columns(config: DatasetConfig) -> tuple[str, ...] | None:
             return None
 
 
+def check_splits(config: DatasetConfig) -> list[Problem]:
+    """Splits that the settings name and the data does not have, of local files and of built-in data.
+
+    Raises:
+        NotFoundError, DataError: there is no such data.
+    """
+    match source_of(config):
+        case "local":
+            splits, told = tuple(find_files(config.path or "").splits), "found by the names of the files"
+        case "builtin" if config.name in BUILTIN_DATASETS:
+            splits, told = ("train",), "a built-in data set has one split, of which rows are held out"
+        case _:
+            return []
+    return [
+        Problem(f"`{setting}`: there is no split {split}", f"{told}: {', '.join(splits)}", setting)
+        for setting, split in (("dataset.split", config.split), ("dataset.eval_split", config.eval_split))
+        if split is not None and split not in splits
+    ]
+
+
 def builtin_of(config: DatasetConfig) -> BuiltinDataset:
     """The built-in data set that the settings name.
 
@@ -80,6 +100,7 @@ def wanted_columns(config: DatasetConfig, task: str) -> dict[str, str]:
 def check_columns(config: DatasetConfig, task: str, columns: Sequence[str] | None) -> list[Problem]:
     """Columns that the settings name and the data does not have, and settings that the task would not read.
 
+    `where` of a problem is the dotted name of the setting.
     Without `columns`, which only the Hub may know, the settings alone are checked.
     """
     wanted = wanted_columns(config, task)
@@ -87,14 +108,20 @@ def check_columns(config: DatasetConfig, task: str, columns: Sequence[str] | Non
     for setting, column in wanted.items():
         if columns is not None and column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
-            listed = f"the columns are {', '.join(columns)}" if columns else "it has no columns"
             problems.append(
                 Problem(
                     f"`dataset.{setting}`: the data has no column `{column}`",
-                    f"did you mean `{near[0]}`? {listed}" if near else listed,
+                    f"did you mean `{near[0]}`? {_listed(columns)}" if near else _listed(columns),
+                    f"dataset.{setting}",
                 )
             )
     return problems
+
+
+def _listed(columns: Collection[str]) -> str:
+    if not columns:
+        return "it has no columns"
+    return f"the {'only column is' if len(columns) == 1 else 'columns are'} {', '.join(columns)}"
 
 
 def missing_text(column: str, row: int) -> DataError:
@@ -115,7 +142,7 @@ def check_features(features: Mapping[str, Any], config: DatasetConfig, task: str
         if setting in ("text_column", "prompt_column", "completion_column") and kind not in ("string", "large_string"):
             raise DataError(
                 f"column `{name}` holds {kind}, not text",
-                f"give the column of the text as `dataset.{setting}`; the columns are {', '.join(features)}",
+                f"give the column of the text as `dataset.{setting}`; {_listed(features)}",
             )
 
 
@@ -123,9 +150,11 @@ def _unread(config: DatasetConfig, task: str, wanted: dict[str, str]) -> Iterato
     for setting in ("text_column", "label_column", "prompt_column", "completion_column", "messages_column"):
         given = setting in config.model_fields_set and getattr(config, setting) is not None
         if given and setting not in wanted:
-            yield Problem(f"`dataset.{setting}` is not read: {task} reads {' and '.join(wanted)}", "remove it")
+            name = f"dataset.{setting}"
+            yield Problem(f"`{name}` is not read: {task} reads {' and '.join(wanted)}", "remove it", name)
     if config.labelled_rows is not None and "label_column" not in wanted:
-        yield Problem("`dataset.labelled_rows` is about classes, and causal-lm has none", "remove it")
+        name = "dataset.labelled_rows"
+        yield Problem(f"`{name}` is about classes, and causal-lm has none", "remove it", name)
 
 
 def _columns(file: Path, builder: str, suffix: str) -> tuple[str, ...] | None:

@@ -28,6 +28,7 @@ BUILDERS: Mapping[str, str] = {
 
 _OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 COMPRESSED = (*_OPENERS, ".zst")
+_READ = f"files that end in {', '.join(BUILDERS)} are read; those of text also with {', '.join(COMPRESSED)} behind it"
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -65,12 +66,14 @@ def find_files(path: str) -> LocalFiles:
     root, files = _listed(path)
     kinds = {(BUILDERS[suffix], suffix == ".tsv") for suffix in map(data_suffix, files) if suffix}
     if not files or not kinds:
-        raise DataError(f"{path} holds no data files", f"files that end in {', '.join(BUILDERS)} are read")
+        raise DataError(f"{path} holds no data files", _READ)
     if len(kinds) > 1:
         raise DataError(
             f"{path} holds files of several kinds: {', '.join(sorted(file.name for file in files)[:5])}",
             f"give a pattern that picks one kind, such as {root}/*{data_suffix(files[0])}",
         )
+    if packed := next((file for file in files if file.suffix in COMPRESSED and data_suffix(file) == ".parquet"), None):
+        raise DataError(f"{packed} is parquet, which is compressed inside", "unpack it")
     if not any(file.stat().st_size for file in files):
         raise DataError(f"{path} is empty", "a data set needs at least one row")
     return LocalFiles(next(iter(kinds))[0], data_suffix(files[0]) or "", _by_split(root, files))
@@ -98,7 +101,7 @@ def _listed(path: str) -> tuple[Path, list[Path]]:
     place = Path(path).expanduser()
     if place.is_file():
         if data_suffix(place) is None:
-            raise DataError(f"{path} is not a data file", f"files that end in {', '.join(BUILDERS)} are read")
+            raise DataError(f"{path} is not a data file", _READ)
         return place.parent, [place]
     if place.is_dir():
         return place, [file for file in sorted(place.rglob("*")) if _is_data(file, place)]

@@ -83,22 +83,35 @@ def _needed(
 
 
 def describe_model(
-    reference: Reference, *, token: str | None = None, endpoint: str | None = None
+    reference: Reference,
+    *,
+    format: WeightFormat | None = None,  # noqa: A002 - as the setting is called
+    files: Sequence[str] | None = None,
+    allow_pickle: bool = False,
+    token: str | None = None,
+    endpoint: str | None = None,
 ) -> Architecture | None:
     """What a model is, from its config alone; of a Hub model nothing else is fetched. None where only weights say.
+
+    Which weights `fetch_model` would take is looked up in the listing of the repository, so not in offline mode.
 
     Raises:
         As `fetch_model`.
     """
     if not isinstance(reference, HubReference):
-        return inspect_folder(reference.locate(), reference=reference, allow_pickle=True).architecture
+        return inspect_folder(
+            reference.locate(), format=format, files=files, allow_pickle=allow_pickle, reference=reference
+        ).architecture
     client = connect(token=token, endpoint=endpoint)
     repository = Repository("model", reference.repo_id, reference.revision)
     if client.offline:
         folder = cached_snapshot(client, repository)[1]
     else:
         commit, remote = listing(client, repository)
-        if "config.json" not in remote:
+        weights = choose_weights(
+            remote.keys(), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
+        )
+        if weights.format is WeightFormat.GGUF or "config.json" not in remote:
             return None
         folder = fetch_files(client, repository, commit, [remote["config.json"]])
     return architecture_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None

@@ -1,0 +1,230 @@
+"""`validate` finds what `run` would refuse, at its place, and nothing that `run` would take."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from entrenar_core.config import parse_config
+from entrenar_core.errors import ConfigError, EntrenarError, Problem
+from entrenar_core.training.distillation import plan
+from entrenar_distill.assembly import assemble
+from entrenar_distill.reports import Check
+from entrenar_distill.validation import validate
+from hub_server import HubServer
+from tiny_jobs import Models, classification, language, write_rows
+from tiny_models import tiny_bert, tiny_gguf
+
+Job = dict[str, Any]
+PROBE = "`teacher.finetune: {method: probe}`"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a head, as sentence encoders are stored."""
+    return tiny_bert(tmp_path_factory.mktemp("encoder") / "encoder")
+
+
+def problems(job: Job, *settings: str, file: Path) -> list[Problem]:
+    """What is found in a job that is written as a YAML file of one setting per line."""
+    file.write_text(yaml.safe_dump(job, sort_keys=False))
+    with pytest.raises(ConfigError) as found:
+        checks(file, *settings)
+    return [
+        Problem(problem.message, problem.hint, (problem.where or "").replace(f"{file.parent}/", ""))
+        for problem in found.value.problems
+    ]
+
+
+def checks(file: Path, *settings: str) -> dict[str, Check]:
+    loaded = assemble(file, settings, {})
+    report = validate(loaded.config, str(file), loaded.places)
+    names = [check.name for check in report.checks]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, report.checks, strict=True))
+
+
+def checks_of(job: Job) -> dict[str, Check]:
+    return {check.name: check for check in validate(parse_config(job), "job").checks}
+
+
+def refusal(job: Job) -> EntrenarError:
+    """What a run says of the job."""
+    with pytest.raises(EntrenarError) as refused:
+        plan(parse_config(job))
+    return refused.value
+
+
+def test_a_teacher_without_a_head_is_found_as_by_the_run(encoder: Path, models: Models, tmp_path: Path) -> None:
+    job = classification(models, tmp_path, teacher={"model_id": str(encoder)}) | {"task": "sequence-classification"}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.where == "c.yaml:2:3"
+    assert problem.message == f"`teacher.model_id`: {refusal(job).message}"
+    assert problem.hint == refusal(job).hint == f"fit it first: {PROBE}"
+    for fine in ({"teacher": {"finetune": {"method": "probe"}}}, {"distillation": {"alpha": 0}}):
+        assert checks_of({**job, **{key: {**job.get(key, {}), **value} for key, value in fine.items()}})
+
+
+def test_a_task_that_cannot_be_told_is_not_guessed(encoder: Path, models: Models, tmp_path: Path) -> None:
+    job = classification(models, tmp_path, teacher={"model_id": str(encoder)})
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert (problem.where, problem.message, problem.hint) == ("c.yaml", refusal(job).message, refusal(job).hint)
+    for setting in ({"label_column": "label"}, {"labelled_rows": 5}):
+        job["dataset"] = {**classification(models, tmp_path)["dataset"], **setting}
+        (problem,) = problems(job, file=tmp_path / "c.yaml")
+        assert problem.message == "the task cannot be told from the models"
+        assert problem.hint == f"fit the teacher to the labels: {PROBE}"
+    job["student"] = {"model_id": str(models.small_classifier)}
+    assert [problem.hint for problem in problems(job, file=tmp_path / "c.yaml")] == [f"fit it first: {PROBE}"]
+
+
+def test_a_fitted_teacher_is_one_of_classes_and_of_rows_at_hand(encoder: Path, models: Models, tmp_path: Path) -> None:
+    job = language(models, tmp_path, teacher={"finetune": {"method": "probe"}})
+    del job["task"]
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.message == "`teacher.finetune` fits a classifier, and the task is causal-lm"
+    assert problem.where == "c.yaml:3:3"
+    job = classification(models, tmp_path, teacher={"model_id": str(encoder), "finetune": {"method": "probe"}})
+    job["dataset"] |= {"streaming": True, "eval_rows": 4}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.hint == "remove `dataset.streaming`"
+
+
+def test_a_model_of_the_hub_that_says_nothing_leads_to_no_problem(
+    hub: HubServer, models: Models, tmp_path: Path
+) -> None:
+    gguf = tiny_gguf(tmp_path / "x.gguf").read_bytes()
+    hub.add("org/quantized", {"x.gguf": gguf, "config.json": b"{}"})
+    hub.add("org/encoder", {"model.safetensors": b"x", "config.json": b'{"model_type": "bert"}'})
+    labelled = {"dataset": {"label_column": "label", "labelled_rows": 8}}
+    job = classification(models, tmp_path, **labelled, teacher={"model_id": "org/quantized"})
+    found = checks_of(job)
+    assert {name for name, check in found.items() if check.status == "skipped"} == {"teacher", "columns"}
+    assert "hangs on the task" in found["columns"].detail
+    with pytest.raises(ConfigError, match="the task cannot be told"):
+        checks_of(classification(models, tmp_path, teacher={"model_id": "org/encoder"}))
+    hub.refuses_with = 503
+    assert checks_of(classification(models, tmp_path, **labelled, teacher={"model_id": "org/encoder"}))
+
+
+def test_the_weights_that_a_run_would_fetch_are_looked_up(hub: HubServer, models: Models, tmp_path: Path) -> None:
+    config = (models.llama / "config.json").read_bytes()
+    hub.add("org/many", {"a.gguf": b"a", "b.gguf": b"b", "config.json": config})
+    hub.add("org/pickled", {"pytorch_model.bin": b"x", "config.json": config})
+    for source, message in (
+        ({"model_id": "org/many"}, "org/many holds 2 gguf files: a.gguf, b.gguf"),
+        ({"model_id": "org/many", "format": "safetensors"}, "org/many has no safetensors weights"),
+        ({"model_id": "org/many", "files": ["c.gguf"]}, "org/many has no weights called c.gguf"),
+        ({"model_id": "org/pickled"}, "org/pickled: pytorch_model.bin is a pickle"),
+    ):
+        (problem,) = problems(language(models, tmp_path) | {"teacher": source}, file=tmp_path / "c.yaml")
+        assert problem.message.startswith(f"`teacher.model_id`: {message}")
+        assert problem.where == "c.yaml:2:3"
+    assert checks_of(language(models, tmp_path) | {"teacher": {"model_id": "org/many", "files": ["a.gguf"]}})
+    assert checks_of(language(models, tmp_path) | {"teacher": {"model_id": "org/pickled", "allow_pickle": True}})
+    assert hub.fetched() == {"config.json"}
+
+
+def test_a_split_that_is_not_there_is_told_by_its_setting(models: Models, tmp_path: Path) -> None:
+    job = classification(models, tmp_path)
+    job["dataset"] |= {"eval_split": "test"}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem == Problem(
+        "`dataset.eval_split`: there is no split test", "found by the names of the files: train", "c.yaml:10:3"
+    )
+    (problem,) = problems(job, "dataset.split=training", "dataset.eval_split=null", file=tmp_path / "c.yaml")
+    assert problem.where == "--set dataset.split"
+    shutil.copy(tmp_path / "rows.jsonl", tmp_path / "test.jsonl")
+    job["dataset"]["path"] = str(tmp_path / "*.jsonl")
+    assert checks_of(job)["columns"].detail == "text, label"
+    (problem,) = problems(
+        job, "dataset.path=null", "dataset.name=stdlib-docs", "dataset.max_length=16", file=tmp_path / "c.yaml"
+    )
+    assert problem.message == "`dataset.eval_split`: there is no split test"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("stdlib-docstring", "did you mean the built-in `stdlib-docstrings`?"),
+        ("org/stdlib-docstring", ""),
+        ("imdb", ""),
+    ],
+)
+def test_the_name_of_a_built_in_that_is_nearly_right_is_suggested(
+    models: Models, name: str, hint: str, tmp_path: Path
+) -> None:
+    job = classification(models, tmp_path) | {"dataset": {"name": name, "max_length": 16}}
+    check = checks_of(job)["columns"]
+    assert check.status == "skipped"
+    assert check.detail == "the columns of a Hub data set show when it is read" + (f"; {hint}" if hint else "")
+
+
+def test_a_setting_that_the_task_does_not_read_is_found_without_the_data(models: Models, tmp_path: Path) -> None:
+    job = language(models, tmp_path) | {"dataset": {"name": "org/data", "max_length": 16, "label_column": "x"}}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.message == "`dataset.label_column` is not read: causal-lm reads text_column"
+
+
+def test_a_warm_up_longer_than_the_run_is_told(models: Models, tmp_path: Path) -> None:
+    job = classification(models, tmp_path, training={"max_steps": 10, "warmup_steps": 2000})
+    check = checks_of(job)["schedule"]
+    assert check.status == "ok"
+    assert check.detail == "the warm-up of 2,000 steps is longer than the run of 10: the rate stays below its peak"
+    for training in ({"max_steps": 10, "warmup_steps": 10}, {"warmup_steps": 2000}):
+        assert "schedule" not in checks_of(classification(models, tmp_path, training=training))
+
+
+PLACED: list[tuple[Callable[[Job], object], tuple[str, ...], str, str]] = [
+    (lambda job: job["dataset"].update(text_column="txt"), (), "c.yaml:10:3", "`dataset.text_column`: the data has no"),
+    (lambda _: 0, ("dataset.text_column=txt",), "--set dataset.text_column", "`dataset.text_column`: the data has no"),
+    (lambda job: job["dataset"].update(max_length=500), (), "c.yaml:9:3", "`dataset.max_length` 500 is more than"),
+    (lambda job: job["dataset"].pop("max_length"), (), "c.yaml", "`dataset.max_length` 512 is more than"),
+    (lambda job: job["teacher"].update(model_id="/no"), (), "c.yaml:2:3", "`teacher.model_id`: /no does not exist"),
+    (lambda _: 0, ("teacher.model_id=/no",), "--set teacher.model_id", "/no does not exist"),
+    (lambda _: 0, ("dataset.path=/no.csv",), "--set dataset.path", "/no.csv: no such file or folder"),
+    (lambda _: 0, ("dataset={path: /no.csv}",), "--set dataset", "/no.csv: no such file or folder"),
+    (lambda job: job["student"].update(architecture="brt"), (), "c.yaml:7:3", "`student.architecture`: `brt` is not"),
+]
+
+
+@pytest.mark.parametrize(("change", "settings", "where", "message"), PLACED)
+def test_a_problem_is_told_at_its_place_and_names_its_setting_once(
+    change: Callable[[Job], object], settings: tuple[str, ...], where: str, message: str, models: Models, tmp_path: Path
+) -> None:
+    job = classification(models, tmp_path)
+    change(job)
+    found = problems(job, *settings, file=tmp_path / "c.yaml")
+    (problem,) = [problem for problem in found if problem.message.startswith(message)]
+    assert problem.where == where
+    assert problem.hint
+
+
+def test_problems_come_in_the_order_of_the_file(models: Models, tmp_path: Path) -> None:
+    job = classification(models, tmp_path, dataset={"max_length": 999}, output={"dir": str(tmp_path / "rows.jsonl")})
+    job["teacher"]["model_id"] = str(models.llama)
+    job["student"] = {"init_from": {"teacher_layers": 9}}
+    found = problems(job, "dataset.text_column=txt", "task=causal-lm", file=tmp_path / "c.yaml")
+    assert [problem.where for problem in found] == [
+        "c.yaml:5:5",
+        "c.yaml:8:3",
+        "c.yaml:14:3",
+        "--set dataset.text_column",
+    ]
+
+
+def test_a_folder_of_other_files_is_no_place_for_the_result(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    (problem,) = problems(classification(models, tmp_path), file=tmp_path / "c.yaml")
+    assert "thesis.txt" in problem.message
+    assert problem.where == "c.yaml:15:3"
+
+
+def test_rows_that_only_a_library_unpacks_are_not_looked_at(models: Models, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "packed.jsonl").rename(tmp_path / "packed.jsonl.zst")
+    check = checks_of(classification(models, tmp_path, dataset={"path": str(file)}))["columns"]
+    assert check == Check("columns", "skipped", "the columns of a .zst file show when it is read")
