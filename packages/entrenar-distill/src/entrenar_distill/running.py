@@ -8,6 +8,7 @@ from entrenar_core.config import DistillationConfig
 from entrenar_core.hub import Transfer
 from entrenar_core.reports import Plan, RunReport, Scores
 from entrenar_core.training.callbacks import Callback, StepMetrics
+from entrenar_core.units import perplexity
 
 
 class Display(Callback):
@@ -43,7 +44,9 @@ class Display(Callback):
 
     def on_evaluate(self, step: int, scores: Scores) -> None:
         """Tells an evaluation."""
-        shown = f"perplexity {scores.perplexity:.2f}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
+        shown = (
+            f"perplexity {perplexity(scores.perplexity)}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
+        )
         note(f"step {step}: {shown}")
 
     def on_checkpoint(self, step: int, path: str) -> None:

@@ -1,10 +1,11 @@
 """The model card: what was made from what, with which settings, how good it is, and how to load it."""
 
+import math
 import re
 from pathlib import Path
 
 from entrenar_core.reports import RunReport, Scores
-from entrenar_core.units import count, size
+from entrenar_core.units import count, perplexity, size
 
 _LOADERS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -81,5 +82,5 @@ def _table(report: RunReport) -> str:
 
 def _cells(task: str, scores: Scores) -> str:
     if task == "causal-lm":
-        return f"{scores.perplexity:.2f} | {'' if scores.kl is None else f'{scores.kl:.3f}'}"
+        return f"{perplexity(scores.perplexity or math.inf)} | {'' if scores.kl is None else f'{scores.kl:.3f}'}"
     return f"{scores.accuracy:.1%} | {'' if scores.agreement is None else f'{scores.agreement:.1%}'}"

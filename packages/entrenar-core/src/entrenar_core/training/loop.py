@@ -121,20 +121,24 @@ class Loop:
             result, examples = self._step(micro_batches, checkpoints)
             done = self.progress.step + 1 >= last
             self._advance(result, examples, time.perf_counter() - began, last=done)
-            stopped = self._stopped()
-            evaluates = self._evaluates(done)
-            if done or stopped or evaluates or self.progress.step % self.settings.checkpoint_every == 0:
-                require_finite("largest weight", largest(self.student), self.progress.step, micro_batches, checkpoints)
-            if evaluates:
-                self._evaluate()
-            done = done or self.progress.stopped_early
-            if done or stopped or self.progress.step % self.settings.checkpoint_every == 0:
-                self._save(checkpoints)
-            if stopped and not done:
-                raise Interrupted(f"stopped after step {self.progress.step} of {last}, and saved")
-            if done:
+            if self._look(micro_batches, checkpoints, done):
                 break
             began = time.perf_counter()  # evaluations and checkpoints are not training
+
+    def _look(self, micro_batches: list[Batch], checkpoints: Path, done: bool) -> bool:
+        """Evaluates and saves where it is due, neither with weights that are no numbers; whether training is over."""
+        stopped, evaluates = self._stopped(), self._evaluates(done)
+        saves = stopped or self.progress.step % self.settings.checkpoint_every == 0
+        if done or evaluates or saves:
+            require_finite("largest weight", largest(self.student), self.progress.step, micro_batches, checkpoints)
+        if evaluates:
+            self._evaluate()
+        done = done or self.progress.stopped_early
+        if done or saves:
+            self._save(checkpoints)
+        if stopped and not done:
+            raise Interrupted(f"stopped after step {self.progress.step} of {self.batches.total_steps}, and saved")
+        return done
 
     def _step(self, micro_batches: list[Batch], checkpoints: Path) -> tuple[_StepResult, int]:
         rate = learning_rate(self.progress.step, self.batches.total_steps, self.training)
