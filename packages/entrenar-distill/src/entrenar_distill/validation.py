@@ -8,7 +8,6 @@ import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from entrenar_core.architectures import families
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.loading import in_order
@@ -19,7 +18,7 @@ from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, EntrenarError, FetchError, OutputError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
-from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, infer_task
+from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, UNTOLD, infer_task
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
@@ -116,13 +115,7 @@ def _task(config: DistillationConfig, models: Models, problems: list[Problem]) -
     if found is not None or config.teacher.finetune is not None:
         return found or CLASSIFICATION
     if teacher is not None and len(models) == len(list(_named(config))):
-        family = families().get(teacher.architecture.family or "")
-        labels = "label_column" in config.dataset.model_fields_set or config.dataset.labelled_rows is not None
-        fit = labels and family is not None and family.kind == "encoder" and infer_task(teacher, None) is None
-        hint = (
-            f"fit the teacher to the labels: {PROBE}" if fit else f"set `task: {CAUSAL_LM}` or `task: {CLASSIFICATION}`"
-        )
-        problems.append(Problem("the task cannot be told from the models", hint))
+        problems.append(Problem(*UNTOLD))
     return None
 
 

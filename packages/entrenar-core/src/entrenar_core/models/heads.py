@@ -8,6 +8,12 @@ from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 
 CAUSAL_LM, CLASSIFICATION = "causal-lm", "sequence-classification"
+UNTOLD = (
+    "the task cannot be told from the models",
+    f"set `task: {CAUSAL_LM}`, or `task: {CLASSIFICATION}` with `teacher.finetune: {{method: probe}}`, which fits the "
+    "teacher to the labels",
+)
+"""What is wrong where `infer_task` finds nothing, and what to do."""
 _TASKS = {"ForCausalLM": CAUSAL_LM, "LMHeadModel": CAUSAL_LM, "ForSequenceClassification": CLASSIFICATION}
 
 # The first part of a weight's name, where it belongs to the head of some task and not to the body of the model.

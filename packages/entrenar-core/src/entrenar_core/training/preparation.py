@@ -12,7 +12,7 @@ from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
-from entrenar_core.models.heads import head_labels, infer_task
+from entrenar_core.models.heads import UNTOLD, head_labels, infer_task
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import parse_reference
 
@@ -145,8 +145,7 @@ def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArti
         return "causal-lm"
     if found == "sequence-classification" or config.teacher.finetune is not None:
         return "sequence-classification"
-    known = "`task: causal-lm` or `task: sequence-classification`"
-    raise UsageError("the task cannot be told from the models", f"set {known}")
+    raise UsageError(*UNTOLD)
 
 
 def _known_labels(
