@@ -3,7 +3,6 @@ has changed: weights, tokenizer, labelled rows, settings."""
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +10,29 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
-from entrenar_core.artifact import inspect_folder
 from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, TrainingConfig
 from entrenar_core.data.collating import Collator
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ModelError
 from entrenar_core.models.loading import load_model
 from entrenar_core.reports import Scores
+from entrenar_core.teachers.kept import held, keep_model, keeping, kept_folder, kept_model, on_main, require_writable
 from entrenar_core.teachers.probe import Probe, ProbeClassifier, embed, fit_probe, load_probe, save_probe
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.files import new_folder, remove_folder
+from entrenar_core.training.run_folder import complete_checkpoints, newest_step
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from entrenar_core.training.batches import StoredBatches
     from entrenar_core.training.preparation import Preparation
 
 VERSION = 1
 """Part of every key: raised when the same settings come to mean another teacher."""
-
-
-def kept_folder() -> Path:
-    """Where fitted teachers are kept: `$ENTRENAR_HOME/teachers`, or in the user's cache folder."""
-    home = os.environ.get("ENTRENAR_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(home) if home else cache / "entrenar") / "teachers"
 
 
 def readable_length(prepared: "Preparation") -> int:
@@ -69,100 +63,150 @@ def finetuned_key(prepared: "Preparation") -> str:
 def probe_classifier(
     prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator
 ) -> tuple[ProbeClassifier, bool]:
-    """The teacher's body with a probe on it, and whether the probe was kept from before."""
-    settings = prepared.config.teacher.finetune
-    assert isinstance(settings, ProbeFinetuning)
-    file = kept_folder() / f"{finetuned_key(prepared)}.safetensors"
-    kept = _kept_probe(file)
+    """The teacher's body with a probe on it, and whether the probe was kept from before.
+
+    Two runs may fit the same probe at once: it is one file, which appears as a whole.
+
+    Raises:
+        DataError, ModelError: the probe cannot be fitted.
+        OutputError: it cannot be kept.
+    """
+    file = on_main(accelerator, lambda: kept_folder() / f"{finetuned_key(prepared)}.safetensors")
+    kept = on_main(accelerator, lambda: _kept_probe(file))
     if kept is not None:
         return ProbeClassifier(body, kept), True
+    on_main(accelerator, require_writable)
+    probe = _fitted_probe(prepared, body, accelerator)
+    on_main(accelerator, lambda: _keep_probe(probe, file))
+    return ProbeClassifier(body, probe), False
+
+
+def _kept_probe(file: Path) -> Probe | None:
+    try:
+        return load_probe(file) if file.is_file() else None
+    except (ModelError, OSError):
+        return None  # a damaged copy is made again
+
+
+def _keep_probe(probe: Probe, file: Path) -> None:
+    with keeping(file):
+        save_probe(probe, file)
+
+
+def _fitted_probe(prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator) -> Probe:
+    settings, training = prepared.config.teacher.finetune, prepared.config.training
+    assert isinstance(settings, ProbeFinetuning)
     rows = [row for row in prepared.rows.train if row["label"] >= 0]
     embeddings_NH = embed(
         body,
         prepared.teacher_tokenizer,
         [row["text"] for row in rows],
-        batch_size=prepared.config.training.eval_batch_size or prepared.config.training.batch_size,
+        batch_size=training.eval_batch_size or training.batch_size,
         max_length=readable_length(prepared),
         device=accelerator.device,
     )
     labels_N = torch.tensor([row["label"] for row in rows])
-    classes = len(prepared.label_names or ())
-    probe = fit_probe(embeddings_NH, labels_N, classes, l2=settings.l2, seed=prepared.config.training.seed)
-    if accelerator.is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_probe(probe, file)
-    return ProbeClassifier(body, probe), False
-
-
-def _kept_probe(file: Path) -> Probe | None:
-
-    try:
-        return load_probe(file) if file.is_file() else None
-    except ModelError:
-        return None  # a damaged copy is made again
+    return fit_probe(embeddings_NH, labels_N, len(prepared.label_names or ()), l2=settings.l2, seed=training.seed)
 
 
 def finetuned_model(
     prepared: "Preparation", accelerator: Accelerator, callbacks: Sequence[Callback], stop: StopRequest
 ) -> tuple["PreTrainedModel", bool]:
-    """The teacher with a head, or all of it, trained on the labelled rows; and whether it was kept from before."""
-    from entrenar_core.training.batches import StoredBatches
-    from entrenar_core.training.loop import Loop, LoopSettings
+    """The teacher with a head, or all of it, trained on the labelled rows; and whether it was kept from before.
 
-    config, settings = prepared.config, prepared.config.teacher.finetune
+    Raises:
+        ModelError: the teacher cannot be loaded.
+        TrainingError: the loss, the gradient or a weight is not a finite number.
+        Interrupted: the user stopped the run; what was done is kept.
+        OutputError: it cannot be kept.
+    """
+    on_main(accelerator, require_writable)
+    folder = on_main(accelerator, lambda: kept_folder() / finetuned_key(prepared))
+    with held(folder, accelerator, callbacks, stop):
+        kept = kept_model(prepared, folder / "model", accelerator)
+        if kept is not None:
+            return kept, True
+        model = _unfitted_model(prepared)
+        _fit(model, prepared, folder / "work", accelerator, callbacks, stop)
+        on_main(accelerator, lambda: keep_model(model, folder))
+    return model.to(getattr(torch, prepared.config.teacher.dtype)), False
+
+
+def _unfitted_model(prepared: "Preparation") -> "PreTrainedModel":
+    settings = prepared.config.teacher.finetune
     assert isinstance(settings, GradientFinetuning)
-    folder = kept_folder() / finetuned_key(prepared)
-    if (folder / "model" / "config.json").is_file():
-        kept = inspect_folder(folder / "model")
-        return load_model(kept, prepared.task, dtype=config.teacher.dtype, label_names=prepared.label_names), True
     model = load_model(
         prepared.teacher,
         prepared.task,
         label_names=prepared.label_names,
-        trust_remote_code=config.teacher.trust_remote_code,
-        seed=config.training.seed,
+        trust_remote_code=prepared.config.teacher.trust_remote_code,
+        seed=prepared.config.training.seed,
         pad_token_id=prepared.teacher_tokenizer.pad_token_id,
     )
     if settings.method == "head":
         model.base_model.requires_grad_(False)
-    train = prepared.rows.train
-    rows = train.select([index for index, label in enumerate(train["label"]) if label >= 0])
-    tokens = tokenize_rows(
-        rows,
-        prepared.teacher_tokenizer,
-        task=prepared.task,
-        config=config.dataset,
-        max_length=readable_length(prepared),
-    )
-    training = TrainingConfig(
+    return model
+
+
+def _fit(
+    model: "PreTrainedModel",
+    prepared: "Preparation",
+    work: Path,
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    stop: StopRequest,
+) -> None:
+    """Trains the model, going on from what a run that was stopped left in `work`."""
+    from entrenar_core.training.loop import Loop, LoopSettings
+
+    training = _training(prepared)
+    batches = _labelled_batches(prepared, training, accelerator)
+    for callback in callbacks:
+        callback.on_phase("teacher", batches.total_steps, newest_step(work) or 0)
+    objective = Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl")
+    settings = LoopSettings(training, work, batches.total_steps, 1, _no_evaluation, _no_score, name="teacher")
+    loop = Loop(DistillationStep(model, objective), batches, None, accelerator, settings, callbacks, stop)
+    set_seed(training.seed + accelerator.process_index)
+    with keeping(work):
+        loop.run(resume=on_main(accelerator, lambda: _made_by(work) == accelerator.num_processes))
+    accelerator.free_memory()
+
+
+def _made_by(work: Path) -> int:
+    """How many processes made what a stopped run left; what cannot be read was made by none, and is begun again."""
+    try:
+        newest = complete_checkpoints(work / "checkpoints")[-1]
+        return len(json.loads((newest / "state.json").read_text(encoding="utf-8"))["random"])
+    except (IndexError, OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _training(prepared: "Preparation") -> TrainingConfig:
+    settings, training = prepared.config.teacher.finetune, prepared.config.training
+    assert isinstance(settings, GradientFinetuning)
+    return TrainingConfig(
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
-        seed=config.training.seed,
-        mixed_precision=config.training.mixed_precision,
+        seed=training.seed,
+        mixed_precision=training.mixed_precision,
+    )
+
+
+def _labelled_batches(prepared: "Preparation", training: TrainingConfig, accelerator: Accelerator) -> "StoredBatches":
+    from entrenar_core.training.batches import StoredBatches
+
+    train = prepared.rows.train
+    tokens = tokenize_rows(
+        train.select([index for index, label in enumerate(train["label"]) if label >= 0]),
+        prepared.teacher_tokenizer,
+        task=prepared.task,
+        config=prepared.config.dataset,
+        max_length=readable_length(prepared),
     )
     pad = prepared.teacher_tokenizer.pad_token_id
     assert isinstance(pad, int), "load_tokenizer gives a pad token"
-    batches = StoredBatches(tokens, Collator(pad), training, accelerator.process_index, accelerator.num_processes)
-    for callback in callbacks:
-        callback.on_phase("teacher", batches.total_steps)
-    loop = Loop(
-        DistillationStep(model, Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl")),
-        batches,
-        None,
-        accelerator,
-        LoopSettings(training, folder / "work", batches.total_steps, 1, _no_evaluation, _no_score),
-        callbacks,
-        stop,
-    )
-    loop.run(resume=True)
-    accelerator.free_memory()
-    if accelerator.is_main_process:
-        with new_folder(folder / "model") as aside:
-            model.save_pretrained(aside)
-        remove_folder(folder / "work")
-    accelerator.wait_for_everyone()
-    return model.to(getattr(torch, config.teacher.dtype)), False
+    return StoredBatches(tokens, Collator(pad), training, accelerator.process_index, accelerator.num_processes)
 
 
 def _no_evaluation() -> Scores:
