@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "tests"]
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if (path / "pyproject.toml").is_file())
 MODULES = [package.replace("-", "_") for package in PACKAGES]
-FAST = "not slow and not real_models and not nightly"
+FAST = "not slow and not real_models and not nightly and not pages"
 COVERAGE_PERCENT = 90
 MUTATION_PERCENT = 80
 # Modules whose tests are quick and alone decide what they do: changed by `mutants`, tried at length by `nightly`.
@@ -107,7 +107,12 @@ def tier2(session: nox.Session) -> None:
 def tier3(session: nox.Session) -> None:
     """Properties with many examples, and real models."""
     with limit(session, 5 * 60):
-        pytest(session, "-m", "(hypothesis or slow or real_models) and not nightly", HYPOTHESIS_PROFILE="thorough")
+        pytest(
+            session,
+            "-m",
+            "(hypothesis or slow or real_models) and not nightly and not pages",
+            HYPOTHESIS_PROFILE="thorough",
+        )
 
 
 @nox.session

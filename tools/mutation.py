@@ -23,7 +23,7 @@ SETTINGS = """
 source_paths = ["src"]
 only_mutate = {modules}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-m", "not slow and not real_models and not nightly"]
+pytest_add_cli_args = ["-m", "not slow and not real_models and not nightly and not pages"]
 use_git_change_detection = false
 """
 

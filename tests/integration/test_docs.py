@@ -27,6 +27,7 @@ FENCE = re.compile(r"^(?:`(?P<file>[\w.-]+)`:\n\n)?```(?P<kind>\w*)\n(?P<body>.*
 ELSEWHERE = {
     "make quickstart": "Makefile",
     "make setup": "Makefile",
+    "make test": "Makefile",
     "export UV_FIND_LINKS=https://download.pytorch.org/whl/cpu/torch/": "test_workspace.py::test_a_page_that_links",
 }
 SHORT = {
@@ -90,8 +91,7 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.slow
-@pytest.mark.real_models
+@pytest.mark.pages
 @pytest.mark.timeout(900)  # a page has up to six programs, and each imports torch
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if list(blocks(page, "console", "python"))], ids=lambda p: p.name

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tiny_runs import log, manifest, run, start, wait_until, weights, write_job, write_models
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:

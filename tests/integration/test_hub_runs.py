@@ -14,6 +14,8 @@ from hub_server import HubServer
 from tiny_jobs import ANIMALS, PLACES
 from tiny_models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 TEACHER, STUDENT = "meta-llama/Llama-2-7b", "TinyLlama/TinyLlama-1.1B"
 SUITE = Path(__file__).parent.parent / "fixtures" / "configs" / "suite.yaml"
 SHORT = ("training.batch_size=2", "training.warmup_steps=1", "dataset.name=Salesforce/wikitext")

@@ -246,16 +246,18 @@ def test_a_damaged_kept_probe_is_made_again(models: Models, tmp_path: Path, home
     job = job_of(models, tmp_path, PROBE)
     first, _ = again(job)
     (file,) = home.glob("teachers/*.safetensors")
-    sound = file.read_bytes()
-    file.write_bytes(sound[:-20])
+    sound = load_file(file)  # safetensors writes its metadata in any order
+    file.write_bytes(file.read_bytes()[:-20])
     second, watcher = again(job)
     assert watcher.notes == ["fitted a probe to the labelled rows"]
-    assert file.read_bytes() == sound
+    assert all(torch.equal(tensor, sound[name]) for name, tensor in load_file(file).items())
     assert second.teacher_scores == first.teacher_scores
 
 
 CODE = """
 from transformers import BertConfig, BertForSequenceClassification
+
+pytestmark = pytest.mark.slow
 
 class OwnConfig(BertConfig):
     model_type = "entrenar_kept"

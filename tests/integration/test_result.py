@@ -16,6 +16,8 @@ from entrenar_distill.cli import main
 from tiny_jobs import ANIMALS, PLACES, Models, build_models, classification, language, write_config, write_rows
 from tiny_models import tiny_bert
 
+pytestmark = pytest.mark.slow
+
 FILES = {"README.md", "config.json", "loss.svg", "metrics.jsonl", "model.safetensors", "report.json", "run.json"}
 FITTED = {"method": "full", "epochs": 6, "learning_rate": 0.01, "batch_size": 8}
 

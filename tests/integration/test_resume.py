@@ -12,6 +12,8 @@ import pytest
 
 from tiny_runs import log, losses, manifest, run, start, wait_until, weights, write_job, write_models
 
+pytestmark = pytest.mark.slow
+
 # Everything that has a state: dropout, evaluations, the best weights, patience, and a second training.
 EVERYTHING: dict[str, Any] = {
     "training": {"epochs": 3, "eval_every": 3, "select": "best", "early_stopping": {"patience": 4}, "baseline": True},

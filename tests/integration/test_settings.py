@@ -22,6 +22,8 @@ from hub_server import HubServer
 from tiny_jobs import Models, build_models, classification, language, write_rows
 from tiny_models import tiny_bert
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent.parent
 HERE = "integration/test_settings.py"
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
