@@ -37,6 +37,7 @@ PURE = [
     "packages/entrenar-distill/src/entrenar_distill/views.py",
 ]
 COGNITIVE_COMPLEXITY = 15
+PACKAGING = "tests/integration/test_packaging.py"  # a session of its own
 NOTHING_SELECTED = 5  # pytest's status where all tests of what changed belong to later tiers
 
 
@@ -109,12 +110,8 @@ def tier2(session: nox.Session) -> None:
 def tier3(session: nox.Session) -> None:
     """Properties with many examples, and real models."""
     with limit(session, 5 * 60):
-        pytest(
-            session,
-            "-m",
-            "(hypothesis or slow or real_models) and not nightly and not pages",
-            HYPOTHESIS_PROFILE="thorough",
-        )
+        chosen = "(hypothesis or slow or real_models) and not nightly and not pages"
+        pytest(session, "-m", chosen, f"--ignore={PACKAGING}", HYPOTHESIS_PROFILE="thorough")
 
 
 @nox.session
@@ -138,7 +135,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def packages(session: nox.Session) -> None:
     """The wheel and the source archive of every package, each in an empty environment."""
-    pytest(session, "tests/integration/test_packaging.py", parallel=False)
+    pytest(session, PACKAGING, parallel=False)
 
 
 @nox.session
