@@ -69,3 +69,23 @@ def test_two_ranks_with_uneven_and_empty_parts_equal_one_process(tmp_path: Path)
     moved = 0.003 * len(losses(one))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=0.01 * moved)
+
+
+@pytest.mark.nightly
+@pytest.mark.real_models
+def test_two_ranks_equal_one_process_on_the_quickstart(tmp_path: Path) -> None:
+    """Losses of two steps to 1e-6 of their size, weights to a thousandth of what the steps can have moved them."""
+    config = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    short = ["--max-steps", "2", "--no-baseline", "--set", "training.log_every=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = [sys.executable, "-m", "entrenar_distill", "run", str(config), "--output", str(one / "out"), *short]
+    assert subprocess.run(alone, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode == 0
+    done = torchrun(config, "--output", str(two / "out"), *short)
+    assert done.returncode == 0, done.stderr
+    assert manifest(two / "job")["environment"]["processes"] == 2
+    assert len(losses(one / "job")) == 2
+    assert losses(two / "job") == pytest.approx(losses(one / "job"), rel=1e-6)
+    before, after = (load_file(folder / "out" / "model.safetensors") for folder in (one, two))
+    rate = 5e-4 * (1 + 2) / 50  # of the two steps of the warm-up
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0.1 * rate)
