@@ -130,6 +130,22 @@ class _StopsAt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_going_on_with_other_versions_is_told(models: Models, tmp_path: Path, changed: bool) -> None:
+    job, watch = classification(models, tmp_path), Watch()
+    with pytest.raises(Interrupted):
+        run(job, _StopsAt("student", 3))
+    file = tmp_path / "out" / "run.json"
+    manifest = json.loads(file.read_text())
+    if changed:
+        manifest["environment"]["packages"]["torch"], manifest["environment"]["threads"] = "1.0", 99
+        file.write_text(json.dumps(manifest))
+    run(job, watch, resume=True)
+    told = [note for note in watch.notes if "unbroken run" in note]
+    assert len(told) == changed
+    assert not told or ("threads 99 → " in told[0] and "torch 1.0 → " in told[0])
+
+
 @pytest.mark.parametrize("every", [None, 2])
 def test_the_last_evaluation_is_told_and_written_once(models: Models, tmp_path: Path, every: int | None) -> None:
     watch = Watch()

@@ -29,8 +29,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A job that was not stopped, and how long it took in seconds."""
     job = write_job(tmp_path_factory.mktemp("unbroken"), models, **EVERYTHING)
+    assert run(job) == 0, log(job)  # the first process waits for the libraries
     began = time.perf_counter()
-    assert run(job) == 0, log(job)
+    assert run(job, "--force") == 0, log(job)
     return job, time.perf_counter() - began
 
 
@@ -71,7 +72,6 @@ def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_
     assert_same(job, unbroken[0])
 
 
-@pytest.mark.nightly
 def test_twenty_kills_at_random_moments_leave_no_trace(
     models: Path, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:

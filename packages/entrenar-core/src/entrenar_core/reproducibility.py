@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git_revision(),
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of two environments can change the bits of a result: `torch 2.12.0 → 2.13.0`, `threads 2 → 1`."""
+    told = []
+    for name in ("python", "threads", "device", *PACKAGES):
+        old, new = (
+            environment.get("packages", {}).get(name) if name in PACKAGES else environment.get(name)
+            for environment in (before, now)
+        )
+        if old != new:
+            told.append(f"{name} {old} → {new}")
+    return told
 
 
 def _version(package: str) -> str | None:

@@ -84,7 +84,7 @@ def choose_weights(
     if chosen.format is WeightFormat.PYTORCH and not allow_pickle:
         raise ModelError(
             f"{where}: {chosen.names[0]} is a pickle, which can run code when it is read",
-            "take a model in safetensors, or set `teacher.allow_pickle: true` if you trust where it comes from",
+            "take a model in safetensors, or set `allow_pickle: true` beside its `model_id` if you trust its source",
         )
     return chosen
 
@@ -123,7 +123,7 @@ def _one_of(candidates: Sequence[str], kind: WeightFormat, where: str) -> str:
             return choice[0]
     raise ModelError(
         f"{where} holds {len(candidates)} {kind} files: {', '.join(candidates)}",
-        "say which one to take with `teacher.files`",
+        "say which one to take with `files`, beside its `model_id`",
     )
 
 

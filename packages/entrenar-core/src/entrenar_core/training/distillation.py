@@ -9,13 +9,13 @@ from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import Interrupted, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
-from entrenar_core.reproducibility import environment
+from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run
-from entrenar_core.training.run_folder import RunFolder, check_usable, is_complete, newest_step
+from entrenar_core.training.run_folder import RunFolder, check_usable, is_complete, newest_step, read_manifest
 from entrenar_core.training.signals import StopRequest
 
 
@@ -52,6 +52,9 @@ def distill(
         "fingerprints": dict(prepared.fingerprints()),
         "environment": environment(),
     }
+    before = read_manifest(folder.path) if resume else None
+    if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
+        _note(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
     if accelerator.is_main_process:
         folder.open(manifest, resume=resume, force=force)
     accelerator.wait_for_everyone()
