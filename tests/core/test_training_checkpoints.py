@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -370,9 +370,20 @@ def test_a_stop_is_remembered_and_a_second_one_stops_at_once(number: signal.Sign
     assert signal.getsignal(signal.SIGINT) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(OutputError, match="is not writable"):
-        check_usable(tmp_path / "out", resume=False, force=False)
-    tmp_path.chmod(stat.S_IRWXU)
+def test_a_folder_that_is_not_writable_is_refused() -> None:
+    """By a process that is not root, who may write anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                check_usable(Path(folder) / "out", resume=False, force=False)
+            except OutputError as error:
+                status = 0 if "is not writable" in error.message else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        Path(folder).chmod(0o755)
