@@ -163,7 +163,7 @@ def _columns(file: Path, builder: str, suffix: str) -> tuple[str, ...] | None:
             case "text":
                 return ("text",)
             case "parquet":
-                import pyarrow.parquet  # type: ignore[import-untyped]
+                import pyarrow.parquet
 
                 return tuple(pyarrow.parquet.read_schema(file).names)
             case _ if file.suffix == ".zst":

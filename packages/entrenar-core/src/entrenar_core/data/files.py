@@ -106,7 +106,7 @@ def _listed(path: str) -> tuple[Path, list[Path]]:
     if place.is_dir():
         return place, [file for file in sorted(place.rglob("*")) if _is_data(file, place)]
     patterned = glob.has_magic(path)
-    matches = glob.glob(str(place), recursive=True) if patterned else []  # noqa: PTH207
+    matches = glob.glob(str(place), recursive=True) if patterned else []  # noqa: PTH207 - Path.glob takes no absolute pattern
     found = sorted(map(Path, matches))
     if not found:
         raise NotFoundError(

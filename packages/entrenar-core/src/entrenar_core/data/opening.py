@@ -69,7 +69,7 @@ def _local(config: DatasetConfig, name: str) -> StreamSource:
 def _in_footers(found: LocalFiles, split: str, name: str) -> int | None:
     if found.builder != "parquet":
         return None
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     with reading(name):
         return sum(int(pyarrow.parquet.read_metadata(file).num_rows) for file in found.of(split))

@@ -60,7 +60,7 @@ class Meter:
 
     def bar_class(self) -> type[Any]:
         """What huggingface_hub moves instead of a bar of its own: nothing is drawn."""
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         class Bar(tqdm):  # type: ignore[misc]
             meter: ClassVar[Meter] = self
