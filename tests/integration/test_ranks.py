@@ -1,6 +1,7 @@
 """Two processes under torchrun train the student that one process trains."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from tiny_runs import log, losses, manifest, run, start, wait_until, write_job, 
 TRAINING = {"epochs": 4, "batch_size": 5, "gradient_accumulation": 2, "eval_every": 5, "select": "best"}
 
 
-def torchrun(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`entrenar-distill run JOB …` by two processes."""
+def torchrun(job: Path, *arguments: str, file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`entrenar-distill run JOB …` by two processes; with `file_bytes`, no file can become longer."""
+    limit = None if file_bytes is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     return subprocess.run(
         [*launcher, "-m", "entrenar_distill", "run", str(job), *arguments],
@@ -26,7 +28,20 @@ def torchrun(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=200,
         check=False,
+        preexec_fn=limit,
     )
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_one_error(tmp_path: Path) -> None:
+    job = write_job(tmp_path, write_models(tmp_path / "models"))
+    done = torchrun(job, file_bytes=100_000)
+    assert done.returncode == 1
+    assert done.stderr.count("step-00000002 cannot be written") >= 1
+    assert "hint: free space" in done.stderr
+    assert "internal error" not in done.stderr
+    assert "SIGKILL" not in done.stderr, "no rank waits for one that is gone"
+    assert manifest(job)["status"] == "interrupted"
 
 
 @pytest.mark.slow

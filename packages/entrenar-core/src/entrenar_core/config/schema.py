@@ -207,6 +207,11 @@ class TrainingConfig(Section):
         False, description="Also train the student on the labels alone, to show what the teacher adds."
     )
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Rows in an evaluation pass."""
+        return self.eval_batch_size or self.batch_size
+
 
 class OutputConfig(Section):
     """What is written where."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from entrenar_core.data.tokenizing import IGNORED
+from entrenar_core.data.labels import IGNORED
 
 _TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B")
 

@@ -12,6 +12,8 @@ from entrenar_core.data.chance import drawer
 from entrenar_core.errors import DataError
 
 UNLABELLED = -1
+IGNORED = -100
+"""What stands in tensors for a label that is not there, as in torch and transformers."""
 Value = str | int | bool
 _GENERIC = re.compile(r"(?:LABEL_)?\d+")
 

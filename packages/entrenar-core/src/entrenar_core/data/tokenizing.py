@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrenar_core.config.schema import DatasetConfig
+from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.library import reading
 from entrenar_core.data.rendering import Rendered, render
 from entrenar_core.errors import DataError
 
-IGNORED = -100
 _BATCH_ROWS = 256
 
 

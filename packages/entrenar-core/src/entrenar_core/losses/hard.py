@@ -6,10 +6,8 @@ Shapes: V classes or vocabulary, N rows.
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from entrenar_core.data.labels import IGNORED
 from entrenar_core.losses.divergence import LossSum, at_least_fp32
-
-IGNORED = -100
-"""The label of a row or position that has none, as in transformers."""
 
 
 def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from entrenar_core.reports import Scores
 from entrenar_core.teachers.finetuning import finetuned_model, probe_classifier, readable_length
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.evaluation import score_logits
+from entrenar_core.training.evaluation import OnBatch, score_logits
 from entrenar_core.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def make_teacher(
     stop: StopRequest,
     *,
     evaluate: Callable[[nn.Module], Scores],
-    on_batch: Callable[[int, int], None],
+    on_batch: OnBatch,
 ) -> ReadyTeacher:
     """Loads or fits the teacher. `evaluate` scores a model that reads the student's tokens.
 
@@ -55,29 +55,12 @@ def make_teacher(
         ModelError: it cannot be loaded, or says what are no numbers.
         Interrupted, TrainingError: while it was fitted.
     """
-    ready = _made(prepared, accelerator, callbacks, stop, evaluate, on_batch)
-    if not math.isfinite(ready.scores.cross_entropy):
-        raise ModelError(
-            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
-            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
-        )
-    return ready
-
-
-def _made(
-    prepared: "Preparation",
-    accelerator: Accelerator,
-    callbacks: Sequence[Callback],
-    stop: StopRequest,
-    evaluate: Callable[[nn.Module], Scores],
-    on_batch: Callable[[int, int], None],
-) -> ReadyTeacher:
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
         teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch)
-        return ReadyTeacher(teacher, scores, parameter_count(classifier), None)
+        return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(classifier), None)
     if prepared.config.teacher.finetune is not None:
         model, kept = finetuned_model(prepared, accelerator, callbacks, stop)
         if kept:
@@ -86,11 +69,20 @@ def _made(
         model = _loaded(prepared)
     live = LiveTeacher(model, accelerator)
     if prepared.teacher_reads_tokens:
-        return ReadyTeacher(live, evaluate(model), parameter_count(model), model)
+        return ReadyTeacher(live, _sound(evaluate(model), prepared), parameter_count(model), model)
     teacher, scores = _precomputed(
         prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask), on_batch
     )
-    return ReadyTeacher(teacher, scores, parameter_count(model), model)
+    return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(model), model)
+
+
+def _sound(scores: Scores, prepared: "Preparation") -> Scores:
+    if not math.isfinite(scores.cross_entropy):
+        raise ModelError(
+            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
+            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
+        )
+    return scores
 
 
 def _note(callbacks: Sequence[Callback], text: str) -> None:
@@ -115,7 +107,7 @@ def _precomputed(
     prepared: "Preparation",
     accelerator: Accelerator,
     forward: Callable[..., Tensor],
-    on_batch: Callable[[int, int], None],
+    on_batch: OnBatch,
 ) -> tuple[PrecomputedTeacher, Scores]:
     rows, training = prepared.rows, prepared.config.training
     train = rows.train if prepared.config.distillation.alpha > 0 else rows.train.select([])
@@ -124,7 +116,7 @@ def _precomputed(
         forward,
         prepared.teacher_tokenizer,
         [row["text"] for row in both],
-        batch_size=training.eval_batch_size or training.batch_size,
+        batch_size=training.evaluation_batch_size,
         max_length=readable_length(prepared),
         accelerator=accelerator,
         on_batch=on_batch,

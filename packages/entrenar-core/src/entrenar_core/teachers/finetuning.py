@@ -18,9 +18,10 @@ from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ModelError
 from entrenar_core.models.loading import load_model
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.kept import held, keep_model, keeping, kept_folder, kept_model, on_main, require_writable
+from entrenar_core.teachers.kept import held, keep_model, keeping, kept_folder, kept_model, require_writable
 from entrenar_core.teachers.probe import Probe, ProbeClassifier, embed, fit_probe, load_probe, save_probe
 from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.ranks import on_main
 from entrenar_core.training.run_folder import complete_checkpoints, newest_step
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep, Objective
@@ -101,7 +102,7 @@ def _fitted_probe(prepared: "Preparation", body: "PreTrainedModel", accelerator:
         body,
         prepared.teacher_tokenizer,
         [row["text"] for row in rows],
-        batch_size=training.eval_batch_size or training.batch_size,
+        batch_size=training.evaluation_batch_size,
         max_length=readable_length(prepared),
         device=accelerator.device,
     )

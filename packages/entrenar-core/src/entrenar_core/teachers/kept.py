@@ -7,16 +7,15 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from entrenar_core.artifact import inspect_folder
-from entrenar_core.errors import EntrenarError, Interrupted, ModelError, NotFoundError, OutputError
+from entrenar_core.errors import Interrupted, ModelError, NotFoundError, OutputError
 from entrenar_core.models.heads import head_labels
 from entrenar_core.models.loading import load_config, load_model
 from entrenar_core.models.quiet import explaining, quietly
@@ -24,6 +23,7 @@ from entrenar_core.models.weights import read_weights
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import load_tensors
 from entrenar_core.training.files import new_folder, remove_folder
+from entrenar_core.training.ranks import on_main
 from entrenar_core.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _HINT = "set ENTRENAR_HOME to a folder that can be written"
-T = TypeVar("T")
 
 
 def kept_folder() -> Path:
@@ -41,26 +40,6 @@ def kept_folder() -> Path:
     if home := os.environ.get("ENTRENAR_HOME"):
         return Path(home) / "teachers"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entrenar" / "teachers"
-
-
-def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work`, done by rank 0 alone, gives, on every rank; the others wait for it.
-
-    Raises:
-        EntrenarError: on every rank, so that none waits for one that is gone.
-    """
-    outcome: list[T | EntrenarError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except EntrenarError as error:
-            if accelerator.num_processes == 1:
-                raise
-            outcome[0] = error
-    (result,) = broadcast_object_list(outcome)
-    if isinstance(result, EntrenarError):
-        raise result
-    return result  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

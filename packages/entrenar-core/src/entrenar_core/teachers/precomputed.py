@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from entrenar_core.data.collating import Batch
 from entrenar_core.models.calling import logits_of
 from entrenar_core.teachers.reading import in_order, text_batches
+from entrenar_core.training.evaluation import OnBatch
 
 
 class PrecomputedTeacher:
@@ -60,7 +61,7 @@ def classify(
     batch_size: int,
     max_length: int,
     accelerator: Accelerator,
-    on_batch: Callable[[int, int], None],
+    on_batch: OnBatch,
 ) -> Tensor:
     """Logits (N, C) in 32 bits, in the order of `texts`; the processes share the work. `forward` takes ids and mask
     (B, T); `on_batch` is told how many batches are done, and of how many.

@@ -13,6 +13,7 @@ from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run
 from entrenar_core.training.run_folder import RunFolder, check_usable, is_complete, newest_step, read_manifest
@@ -55,9 +56,7 @@ def distill(
     before = read_manifest(folder.path) if resume else None
     if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
         _note(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
-    if accelerator.is_main_process:
-        folder.open(manifest, resume=resume, force=force)
-    accelerator.wait_for_everyone()
+    on_main(accelerator, lambda: folder.open(manifest, resume=resume, force=force))
     try:
         with StopRequest(lambda: _note(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
             report = Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run()

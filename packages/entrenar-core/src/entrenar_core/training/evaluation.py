@@ -15,14 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy, forward_kl
-from entrenar_core.losses.hard import IGNORED
 from entrenar_core.models.calling import logits_of
 from entrenar_core.reports import Scores
 from entrenar_core.training.step import counted
 
 TeacherLogits = Callable[[Batch], Tensor]
+OnBatch = Callable[[int, int], None]
+"""Is told, before each batch, how many are done, and of how many."""
 _ROWS = 256
 """Rows of logits at a time: with a vocabulary of 150,000 tokens and three copies in fp32, under half a gigabyte."""
 
@@ -52,7 +54,7 @@ def evaluate(
     accelerator: Accelerator,
     teacher_logits: TeacherLogits | None = None,
     vocabulary: int | None = None,
-    on_batch: Callable[[int, int], None] = _watched_by_nobody,
+    on_batch: OnBatch = _watched_by_nobody,
 ) -> Scores:
     """Scores `model` on all `rows`, in evaluation mode, and leaves it in the mode that it was in.
 

@@ -34,14 +34,14 @@ from entrenar_core.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
+from entrenar_core.training.evaluation import TeacherLogits
 from entrenar_core.training.finite import largest, require_finite
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
+from entrenar_core.training.ranks import on_main
 from entrenar_core.training.run_folder import complete_checkpoints
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import Counts, DistillationStep
-
-TeacherLogits = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,9 @@ class Loop:
     def _compare(self, score: float) -> None:
         """Keeps the best weights, and stops when patience is at an end."""
         early, best = self.training.early_stopping, self.progress.best_score
-        if best is None or score > best:
-            if self.accelerator.is_main_process:
-                folder = self.settings.folder / "checkpoints"
-                save_best(folder, self.student, self.progress.step, keep=self.saved_best)
+        if math.isfinite(score) and (best is None or score > best):
+            folder, step = self.settings.folder / "checkpoints", self.progress.step
+            on_main(self.accelerator, lambda: save_best(folder, self.student, step, keep=self.saved_best))
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_score=score)
         improved = best is None or score > best + (early.min_delta if early else 0.0)
         stale = 0 if improved else self.progress.stale_evaluations + 1
@@ -244,21 +243,22 @@ class Loop:
             gathered: list[Any] = [None] * self.accelerator.num_processes
             torch.distributed.all_gather_object(gathered, states[0])
             states = gathered
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-            path = save_checkpoint(
-                folder,
-                self.student,
-                self.optimizer,
-                self.progress,
-                keep=self.settings.keep,
-                random_states=states,
-                scaler=scaler,
-            )
-            self.saved_best = self.progress.best_step
-            forget_best(folder, {self.saved_best})
-            self.journal.checkpoint(self.progress.step, path)
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: self._write(folder, states))
+        self.saved_best = self.progress.best_step
+
+    def _write(self, folder: Path, states: list[Any]) -> None:
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        path = save_checkpoint(
+            folder,
+            self.student,
+            self.optimizer,
+            self.progress,
+            keep=self.settings.keep,
+            random_states=states,
+            scaler=scaler,
+        )
+        forget_best(folder, {self.progress.best_step})
+        self.journal.checkpoint(self.progress.step, path)
 
     def _restore(self) -> None:
         checkpoints = complete_checkpoints(self.settings.folder / "checkpoints")

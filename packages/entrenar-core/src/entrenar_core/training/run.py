@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from entrenar_core.errors import Interrupted
+from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
@@ -18,10 +19,11 @@ from entrenar_core.teachers.precomputed import Teacher
 from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
-from entrenar_core.training.evaluation import evaluate
+from entrenar_core.training.evaluation import OnBatch, evaluate
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
@@ -49,7 +51,6 @@ class Run:
         self.accelerator, self.folder, self.stop, self.resume = accelerator, folder, stop, resume
         self.callbacks = callbacks if accelerator.is_main_process else ()
         self.training = self.config.training
-        self.eval_batch_size = self.training.eval_batch_size or self.training.batch_size
         self.phase = ""
         if self.training.trackers:
             settings = flat(self.config.model_dump(mode="json"))
@@ -74,13 +75,15 @@ class Run:
         baseline = self._baseline() if self.training.baseline else None
         self._phase("result")
         report = self._report(progress, before, scores, baseline, ready, student)
-        if self.accelerator.is_main_process:
-            report = write_result(self.folder.path, self.prepared, student, report)
-            self.folder.finish("complete", files=list(report.files))
+        report = on_main(self.accelerator, lambda: self._write(student, report))
         if self.training.trackers:
             self.accelerator.end_training()
-        self.accelerator.wait_for_everyone()
         return report
+
+    def _write(self, student: "PreTrainedModel", report: RunReport) -> RunReport:
+        written = write_result(self.folder.path, self.prepared, student, report)
+        self.folder.finish("complete", files=list(written.files))
+        return written
 
     def _phase(self, name: str, total_steps: int | None = None, step: int = 0) -> None:
         self.phase = name
@@ -94,14 +97,12 @@ class Run:
         if self.stop.requested:
             raise Interrupted(f"stopped during {self.phase}; what was saved before is kept")
 
-    def _evaluate(
-        self, model: torch.nn.Module, teacher: Teacher | None, on_batch: Callable[[int, int], None] | None = None
-    ) -> Scores:
+    def _evaluate(self, model: torch.nn.Module, teacher: Teacher | None, on_batch: OnBatch | None = None) -> Scores:
         return evaluate(
             model.to(self.accelerator.device),
             self.prepared.eval_tokens,
             collator=self.prepared.collator,
-            batch_size=self.eval_batch_size,
+            batch_size=self.training.evaluation_batch_size,
             causal=self.prepared.causal,
             accelerator=self.accelerator,
             teacher_logits=teacher.logits if teacher else None,
@@ -110,9 +111,18 @@ class Run:
         )
 
     def _final(self, student: torch.nn.Module, teacher: Teacher, progress: Progress) -> Scores:
-        """The scores of the selected weights, which a run that was stopped after them has told already."""
+        """The scores of the selected weights, told unless an evaluation in training has told them.
+
+        Raises:
+            TrainingError: its logits are no numbers, though its weights are.
+        """
         file = self.folder.path / "metrics.jsonl"
         scores = self._evaluate(student, teacher)
+        if not math.isfinite(scores.cross_entropy):
+            raise TrainingError(
+                f"the student's logits after step {progress.step} are not all finite numbers",
+                "lower `training.learning_rate`, or set `training.mixed_precision: no`, and start again with --force",
+            )
         if self.accelerator.is_main_process and not any(
             line["step"] == progress.step and "evaluation" in line for line in read_metrics(file)
         ):

@@ -1,0 +1,31 @@
+"""What one process does for all: files are looked for and written by rank 0, and all ranks go the same way after it."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from entrenar_core.errors import EntrenarError
+
+T = TypeVar("T")
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What `work`, done by rank 0 alone, gives, on every rank; the others wait for it.
+
+    Raises:
+        EntrenarError: on every rank, so that none waits for one that is gone.
+    """
+    outcome: list[T | EntrenarError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except EntrenarError as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[0] = error
+    (result,) = broadcast_object_list(outcome)
+    if isinstance(result, EntrenarError):
+        raise result
+    return result  # type: ignore[no-any-return]
