@@ -45,9 +45,45 @@ def test_a_terminal_shows_the_same_table_in_colour() -> None:
     assert [line.rstrip() for line in ESCAPES.sub("", shown).splitlines()] == plain(RESULTS).splitlines()
 
 
+def coloured(table: Table) -> list[str]:
+    """The lines for a terminal, without rich's colour of the empty line between columns."""
+    return for_terminal(table, 80, colour=True).replace("\x1b[2m \x1b[0m", " ").splitlines()
+
+
+def test_what_a_table_says_beside_its_cells_is_dim_and_its_title_bold() -> None:
+    table = Table("Sizes", ("what", "bytes"), (("student", 12),), ("a note",))
+    assert coloured(table) == [
+        "\x1b[1mSizes\x1b[0m",
+        "",
+        "  \x1b[2mwhat   \x1b[0m   \x1b[2mbytes\x1b[0m",
+        "  \x1b[2m───────────────\x1b[0m",
+        "  student      12",
+        "",
+        "  \x1b[2ma note\x1b[0m",
+    ]
+
+
+def test_the_names_of_properties_have_a_colour_and_the_first_cells_of_other_tables_none() -> None:
+    assert coloured(key_values("", {"Layers": 30}, ("a note",))) == [
+        "  \x1b[36mLayers\x1b[0m   30",
+        "",
+        "  \x1b[2ma note\x1b[0m",
+    ]
+    assert "\x1b[36m" not in for_terminal(Table("", ("a", "b"), (("x", "y"),)), 80, colour=True)
+    assert "\x1b[36m" not in for_terminal(Table("", ("", "", ""), (("x", "y", "z"),)), 80, colour=True)
+
+
+def test_the_environment_does_not_change_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = for_terminal(RESULTS, 80, colour=True)
+    for name, value in {"COLUMNS": "20", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    assert for_terminal(RESULTS, 80, colour=True) == shown
+
+
 def test_properties_have_no_headings_and_are_not_aligned_as_numbers() -> None:
     table = key_values("Model", {"Layers": 30, "Precision": "Q4_1", "Bias": None})
     assert plain(table) == "Model\n\n  Layers      30\n  Precision   Q4_1\n  Bias        -"
+    assert plain(key_values("", {"Layers": 30, "Heads": 4})) == "  Layers   30\n  Heads    4"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +92,10 @@ def test_properties_have_no_headings_and_are_not_aligned_as_numbers() -> None:
         (22_713_216, "22,713,216", "22713216"),
         (0.601234567, "0.6012", "0.601234567"),
         (4210.7, "4,211", "4210.7"),
+        (999.96, "1000", "999.96"),
+        (1000.4, "1,000", "1000.4"),
+        (-1000.0, "-1,000", "-1000.0"),
+        (1e15, "1e+15", "1000000000000000.0"),
         (1e-5, "1e-05", "1e-05"),
         (float("nan"), "nan", "nan"),
         (True, "yes", "true"),
@@ -92,6 +132,7 @@ def test_a_long_cell_is_folded_on_a_terminal_and_whole_in_a_pipe() -> None:
     table = Table("", ("name", "size", "path"), (("x", 22_713_216, path),))
     shown = for_terminal(table, 60, colour=False)
     assert max(map(len, shown.splitlines())) <= 60
+    assert "".join(line.split()[-1] for line in shown.splitlines()[2:]) == path
     assert path in plain(table)
 
 

@@ -1,6 +1,7 @@
 """The loop by itself: what it does when numbers are none, and that no good checkpoint is lost to them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Collator
 from entrenar_core.errors import TrainingError
+from entrenar_core.reports import Scores
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.finite import largest
@@ -47,10 +49,17 @@ class Breaking(Callback):
             self.model.root.data.fill_(float("inf"))
 
 
-def loop(model: nn.Module, folder: Path, callbacks: Sequence[Callback] = (), **training: Any) -> Loop:
+def loop(
+    model: nn.Module,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    evaluate: Callable[[], Any] = lambda: pytest.fail("not asked for"),
+    score: Callable[[Any], float] = lambda _: 0.0,
+    **training: Any,
+) -> Loop:
     rows = [{"input_ids": [row + 1], "labels": row % 2, "length": 1, "row": row} for row in range(4)]
     config = TrainingConfig(batch_size=4, max_steps=3, schedule="constant", weight_decay=0.0, **training)
-    settings = LoopSettings(config, folder, 1, 1, evaluate=lambda: pytest.fail("not asked for"), score=lambda _: 0.0)
+    settings = LoopSettings(config, folder, 1, 1, evaluate=evaluate, score=score)
     step = DistillationStep(model, Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl"))
     batches = StoredBatches(datasets.Dataset.from_list(rows), Collator(0), config)
     return Loop(step, batches, None, Accelerator(cpu=True), settings, callbacks, StopRequest())
@@ -84,3 +93,20 @@ def test_the_largest_weight_is_found_whatever_its_sign_and_a_nan_is_not_overlook
         assert largest(model) == 7.0
         model[0].bias[0] = float("nan")
         assert largest(model) != largest(model)
+
+
+@pytest.mark.parametrize(("patience", "outcome"), [(1, (1, None, True)), (2, (3, 2, False))])
+def test_a_score_that_is_no_number_is_never_the_best_and_counts_against_patience(
+    tmp_path: Path, patience: int, outcome: tuple[int, int | None, bool]
+) -> None:
+    values = iter([math.nan, -1.0, math.nan])
+    training = {"eval_every": 1, "select": "best", "early_stopping": {"patience": patience}}
+    scored = loop(
+        Fragile(1.0),
+        tmp_path,
+        evaluate=lambda: Scores(4, 4, next(values), 0.5),
+        score=lambda scores: scores.cross_entropy,
+        **training,
+    )
+    progress = scored.run(resume=False)
+    assert (progress.step, progress.best_step, progress.stopped_early) == outcome

@@ -63,6 +63,16 @@ def test_a_loss_that_is_not_a_number_names_step_and_rows_and_keeps_the_last_chec
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
+def test_a_student_that_says_nan_at_the_end_is_no_result(models: Path, tmp_path: Path) -> None:
+    changes = {"learning_rate": 1e30, "schedule": "constant", "weight_decay": 0.0, "max_steps": 1}
+    job = write_job(tmp_path, models, training=changes)
+    assert run(job) == 1
+    assert "the student's logits after step 1 are not all finite numbers" in log(job)
+    assert "hint: lower `training.learning_rate`" in log(job)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert manifest(job)["status"] == "interrupted"
+
+
 def test_a_teacher_that_says_nan_is_named_before_the_first_step(models: Path, tmp_path: Path) -> None:
     broken = write_models(tmp_path / "models")
     file = broken / "teacher" / "model.safetensors"

@@ -224,11 +224,12 @@ class Loop:
     def _compare(self, score: float) -> None:
         """Keeps the best weights, and stops when patience is at an end."""
         early, best = self.training.early_stopping, self.progress.best_score
-        if math.isfinite(score) and (best is None or score > best):
+        better = math.isfinite(score) and (best is None or score > best)
+        if better:
             folder, step = self.settings.folder / "checkpoints", self.progress.step
             on_main(self.accelerator, lambda: save_best(folder, self.student, step, keep=self.saved_best))
             self.progress = dataclasses.replace(self.progress, best_step=self.progress.step, best_score=score)
-        improved = best is None or score > best + (early.min_delta if early else 0.0)
+        improved = better and (best is None or score > best + (early.min_delta if early else 0.0))
         stale = 0 if improved else self.progress.stale_evaluations + 1
         stopped = early is not None and stale >= early.patience
         self.progress = dataclasses.replace(self.progress, stale_evaluations=stale, stopped_early=stopped)
