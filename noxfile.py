@@ -110,7 +110,7 @@ def tier2(session: nox.Session) -> None:
 def tier3(session: nox.Session) -> None:
     """Properties with many examples, and real models."""
     with limit(session, 5 * 60):
-        chosen = "(hypothesis or slow or real_models) and not nightly and not pages"
+        chosen = "(hypothesis or slow or real_models) and not long and not nightly and not pages"
         pytest(session, "-m", chosen, f"--ignore={PACKAGING}", HYPOTHESIS_PROFILE="thorough")
 
 

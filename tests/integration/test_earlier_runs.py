@@ -105,6 +105,7 @@ def test_ctrl_c_before_the_first_step_stops_there(models: Models, tmp_path: Path
     assert run(job, resume=True).steps == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_its_baseline_goes_on_there(models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, training={"baseline": True}, output={"checkpoint_every": 2})
     expected = run(job)
@@ -157,6 +158,7 @@ def test_the_last_evaluation_is_told_and_written_once(models: Models, tmp_path: 
     assert told == [0, *(step for step, _ in watch.evaluations)]
 
 
+@pytest.mark.slow
 def test_a_damaged_metrics_file_costs_no_checkpoint(models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, training={"eval_every": 2}, output={"checkpoint_every": 2})
     expected = run(job)

@@ -45,6 +45,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_one_error(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_do_not_go_on_with_the_run_of_one(tmp_path: Path) -> None:
     job = write_job(tmp_path, write_models(tmp_path / "models"), training={"epochs": 40})
     process = start(job)

@@ -72,6 +72,7 @@ def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_
     assert_same(job, unbroken[0])
 
 
+@pytest.mark.long
 def test_twenty_kills_at_random_moments_leave_no_trace(
     models: Path, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:
