@@ -163,6 +163,7 @@ def test_the_tests_of_what_changed_are_found(checkout: Path) -> None:
     assert found_for(checkout) == [f"tests/core/test_{name}.py" for name in ("kernel", "kernel_speed", "losses")]
     (checkout / "tests/common/test_new.py").write_text("")
     assert "tests/common/test_new.py" in found_for(checkout)
+    assert found_for(checkout, "tests/integration/test_runs.py") == [], "tier 2 runs them all"
 
 
 def test_the_tests_of_a_named_module_are_found(checkout: Path) -> None:
