@@ -78,9 +78,12 @@ def test_ten_mistakes_are_reported_at_once_in_the_order_of_the_file(tmp_path: Pa
     [
         ("studnt: {}", "did you mean `student`?"),
         ("epochs: 3", "did you mean `training.epochs`?"),
-        ("training: {epoch: 3}", "did you mean `epochs`?"),
+        ("training: {epoch: 3}", "did you mean `training.epochs`?"),
         ("training: {alpha: 1}", "did you mean `distillation.alpha`?"),
-        ("training: {eval_every: 1, early_stopping: {patience: 1, delta: 2}}", "did you mean `min_delta`?"),
+        (
+            "training: {eval_every: 1, early_stopping: {patience: 1, delta: 2}}",
+            "did you mean `training.early_stopping.min_delta`?",
+        ),
         ("training: {eval_every: 1, early_stopping: {patience: 1, xyz: 2}}", "it has patience, min_delta"),
         ("1: x", "it has task, teacher, student, distillation, dataset, training, output"),
         ("null: x", "it has task, teacher, student, distillation, dataset, training, output"),
@@ -100,7 +103,11 @@ def test_an_unknown_setting_gets_a_suggestion(text: str, hint: str, tmp_path: Pa
         ("probe", "`teacher.finetune` is a group of settings, not 'probe'", "fit the teacher to the labelled rows"),
         ("{}", "`teacher.finetune.method` is missing", "choose 'probe', 'head' or 'full'"),
         ("{method: bag}", "`teacher.finetune.method` cannot be 'bag'", "choose 'probe', 'head' or 'full'"),
-        ("{method: full, epoch: 1}", "`teacher.finetune.epoch` is not a setting", "did you mean `epochs`?"),
+        (
+            "{method: full, epoch: 1}",
+            "`teacher.finetune.epoch` is not a setting",
+            "did you mean `teacher.finetune.epochs`?",
+        ),
         (
             "{method: head, epochs: x}",
             "`teacher.finetune.epochs` should be a whole number, at least 1, not 'x'",

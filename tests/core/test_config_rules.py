@@ -72,6 +72,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         )
         for key, value in {"group_by_length": True, "dataloader_workers": 1}.items()
     ),
+    (
+        {"dataset": {"path": "p", "labelled_rows": 11, "max_rows": 10}},
+        "`dataset.labelled_rows` 11 is more than `dataset.max_rows` 10",
+    ),
     ({"dataset": {"name": "d", "prompt_column": "p"}}, "`dataset.prompt_column` needs `dataset.completion_column`"),
     ({"dataset": {"name": "d", "completion_column": "c"}}, "`dataset.completion_column` needs `dataset.prompt_column`"),
     (

@@ -53,7 +53,7 @@ def test_the_split_says_which_file_is_looked_at(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": 1}\n{', r"a\.jsonl:2: not JSON"),
         ("a.json", b"[1,\n2,,]", r"a\.json:2: not JSON"),
-        ("a.csv", b"\xff\xfe", "cannot be read"),
+        ("a.csv", b"\xff\xfe", r"a\.csv:1: not text in UTF-8"),
         ("a.parquet", b"nothing", "cannot be read"),
         ("a.csv.gz", b"nothing", "cannot be read"),
         ("a.csv", b"", "is empty"),
@@ -120,11 +120,11 @@ def test_a_column_that_is_not_there_gets_the_nearest_and_the_list() -> None:
     first, second = check_columns(config, "sequence-classification", ("text", "id"))
     assert first.message == "`dataset.text_column`: the data has no column `txt`"
     assert first.hint == "did you mean `text`? the columns are text, id"
-    assert second.hint == "the columns are text, id"
+    assert second.hint == "set `dataset.label_column` to the one to read; the columns are text, id"
     assert (first.where, second.where) == ("dataset.text_column", "dataset.label_column")
     assert check_columns(config, "sequence-classification", ("txt", "class")) == []
     (alone,) = check_columns(DatasetConfig(path="x"), "causal-lm", ("messages",))
-    assert alone.hint == "the only column is messages"
+    assert alone.hint == "set `dataset.text_column` to the one to read; the only column is messages"
 
 
 def test_a_setting_that_the_task_does_not_read_is_a_problem() -> None:

@@ -216,7 +216,7 @@ def test_reports_call_the_data_by_name_or_file(rows: Path) -> None:
 BROKEN: dict[str, tuple[str, bytes, dict[str, Any], str, str]] = {
     "line": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', {}, r"a\.jsonl:3: not JSON", "each line"),
     "list": ("a.json", b'[{"text": "a"},\n {"text" 1}]', {}, r"a\.json:2: not JSON", "a list"),
-    "encoding": ("a.txt", b"\xff\xfe\xff", {}, "cannot be read: .*utf-8", "whole"),
+    "encoding": ("a.txt", b"one\n\xff\xfe\xff", {}, r"a\.txt:2: not text in UTF-8", "iconv"),
     "csv": ("a.csv", b"text\na\nb,c,d\n", {}, "line 3", "whole"),
     "parquet": ("a.parquet", b"PAR1 no", {}, "cannot be read", "whole"),
     "empty": ("a.jsonl", b"", {}, "is empty", "at least one row"),

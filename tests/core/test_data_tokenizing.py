@@ -149,6 +149,14 @@ def test_a_classifiers_rows_keep_their_class_and_their_closing_token(wordpiece: 
     assert {ids[-1] for ids in made["input_ids"]} == {wordpiece.sep_token_id}
 
 
+def test_a_classifiers_empty_row_is_a_pad_token_where_the_tokenizer_adds_none(bpe: Any) -> None:
+    rows = datasets.Dataset.from_dict({"row": [0], "text": [""], "label": [1]})
+    made = tokenize_rows(rows, bpe, task="sequence-classification", config=PLAIN, max_length=4)
+    assert bpe("")["input_ids"] == []
+    assert made["input_ids"][:] == [[bpe.pad_token_id]]
+    assert made["length"][:] == [1]
+
+
 def test_processes_and_streams_give_the_same_tokens(bpe: Any, capfd: pytest.CaptureFixture[str]) -> None:
     rows = datasets.Dataset.from_list([{"row": i, "text": "the dog " * (i % 5)} for i in range(40)])
 

@@ -5,7 +5,7 @@ from scipy.stats import binomtest
 
 from entrenar_core.config import parse_config
 from entrenar_core.reports import Scores
-from entrenar_core.training.verdict import majority_accuracy, margin, perplexity_ratio, warnings
+from entrenar_core.training.verdict import interval, majority_accuracy, perplexity_ratio, warnings
 
 NOT_WORTH_IT = "the teacher is no better than the student trained without it: distilling from it is not worth while"
 CONFIG = {"teacher": {"model_id": "a/b"}, "student": {"model_id": "c/d"}, "dataset": {"path": "x.jsonl"}}
@@ -24,10 +24,10 @@ def told(
 
 @pytest.mark.parametrize("rows", [1, 2, 12, 986])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
-def test_the_margin_is_half_of_wilsons_interval(rows: int, share: float) -> None:
+def test_the_interval_is_wilsons(rows: int, share: float) -> None:
     right = round(share * rows)
-    interval = binomtest(right, rows).proportion_ci(0.95, "wilson")
-    assert margin(right / rows, rows) == pytest.approx((interval.high - interval.low) / 2, abs=1e-4)
+    expected = binomtest(right, rows).proportion_ci(0.95, "wilson")
+    assert interval(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
 def test_a_good_student_of_many_rows_gives_nothing_to_say() -> None:
@@ -41,8 +41,11 @@ def test_a_student_that_is_no_better_than_the_commonest_class_is_told(accuracy: 
     ) == (warned)
 
 
-def test_few_rows_are_told_with_their_margin() -> None:
-    assert told(scores(0.5, examples=12)) == ["12 evaluation rows are few: an accuracy is known to ±25 points (95 %)"]
+def test_few_rows_are_told_with_their_interval() -> None:
+    (said,) = told(scores(0.5, examples=12))
+    assert said == "12 evaluation rows are few: the student's accuracy lies between 25% and 75% (95 % interval)"
+    (said,) = told(scores(1.0, examples=48))
+    assert "between 93% and 100%" in said
     assert told(scores(0.5, examples=200)) == []
 
 

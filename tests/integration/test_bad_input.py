@@ -68,17 +68,17 @@ def test_a_model_or_file_that_is_not_there(refused: Refused, models: Models, tmp
         "student": {"student": {"model_id": missing, "hidden_size": None, "num_layers": None, "num_heads": None}},
         "dataset": {"dataset": {"path": missing + ".jsonl"}},
     }
-    assert "nothing_here" in refused(classification(models, tmp_path, **change[part]), 1)
+    assert "nothing_here" in refused(classification(models, tmp_path, **change[part]), 2)
 
 
 def test_a_data_set_without_rows(refused: Refused, models: Models, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("")
-    assert "rows.jsonl" in refused(classification(models, tmp_path), 1)
+    assert "rows.jsonl" in refused(classification(models, tmp_path), 2)
 
 
 def test_a_column_that_is_not_there(refused: Refused, models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, dataset={"text_column": "sentence"})
-    said = refused(job, 1)
+    said = refused(job, 2)
     assert "`sentence`" in said
     assert "text" in said
     assert "sentence" in refused(job, 2, command="validate")
@@ -121,7 +121,7 @@ def test_a_file_where_the_result_folder_should_be(refused: Refused, models: Mode
     (tmp_path / "taken").write_text("mine")
     for output in ("taken", "taken/below"):
         job = classification(models, tmp_path, output={"dir": str(tmp_path / output)})
-        assert "taken" in refused(job, 1)
+        assert "taken" in refused(job, 2)
         assert "taken" in refused(job, 2, command="validate")
 
 
@@ -188,7 +188,7 @@ def test_a_language_model_does_not_learn_from_a_classifier(refused: Refused, mod
 def test_a_teacher_without_a_head_knows_nothing_of_the_labels(refused: Refused, models: Models, tmp_path: Path) -> None:
     encoder = tiny_bert(tmp_path / "encoder")
     job = classification(models, tmp_path, teacher={"model_id": str(encoder)}, task="sequence-classification")
-    assert "finetune" in refused(job, 1)
+    assert "finetune" in refused(job, 2)
 
 
 def test_rows_without_labels_have_nothing_for_the_hard_loss(refused: Refused, models: Models, tmp_path: Path) -> None:
@@ -208,6 +208,12 @@ def test_a_length_beyond_the_positions(refused: Refused, models: Models, tmp_pat
         job["student"] = {"model_id": str(models.small_classifier)}
     assert "128" in refused(job, 2)
     assert "128" in refused(job, 2, command="validate")
+
+
+def test_a_length_that_special_tokens_fill(refused: Refused, models: Models, tmp_path: Path) -> None:
+    said = refused(classification(models, tmp_path, dataset={"max_length": 2}), 2)
+    assert "`dataset.max_length` 2 leaves no room" in said
+    assert "set it to 3 or more" in said
 
 
 def test_half_precision_floats_on_the_processor(refused: Refused, models: Models, tmp_path: Path) -> None:
@@ -230,7 +236,7 @@ def test_pickles_are_not_read_unless_allowed(refused: Refused, models: Models, t
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     job = classification(models, tmp_path, teacher={"model_id": str(folder)})
-    assert "pickle" in refused(job, 1)
+    assert "pickle" in refused(job, 2)
     job["teacher"]["allow_pickle"] = True
     assert main(["run", str(write_config(tmp_path / "job.yaml", job)), "-q"]) == 0
 
@@ -239,7 +245,7 @@ def test_several_ggufs_and_no_choice(refused: Refused, models: Models, tmp_path:
     folder = tmp_path / "ggufs"
     for name in ("small.gguf", "large.gguf"):
         tiny_gguf(folder / name)
-    said = refused(language(models, tmp_path, teacher={"model_id": str(folder), "format": "gguf"}), 1)
+    said = refused(language(models, tmp_path, teacher={"model_id": str(folder), "format": "gguf"}), 2)
     assert "small.gguf" in said
     assert "large.gguf" in said
 

@@ -11,6 +11,7 @@ import pytest
 
 from entrenar_core import Callback, RunReport, Scores, distill, parse_config
 from entrenar_core.errors import DataError, Interrupted, ModelError, OutputError, UsageError
+from entrenar_core.training.callbacks import StepMetrics
 from entrenar_core.training.distillation import plan
 from tiny_jobs import Models, build_models, classification, language, write_rows
 
@@ -91,6 +92,44 @@ def test_what_another_student_left_does_not_stay_beside_the_new_one(models: Mode
     assert not (out / "chat_template.jinja").exists()
     assert not (out / "generation_config.json").exists()
     assert {path.name for path in out.iterdir() if path.is_file()} == {*report.files, ".lock", "notes.txt"}
+
+
+def test_what_a_user_puts_into_the_folder_is_the_users(models: Models, tmp_path: Path) -> None:
+    class Writing(Callback):
+        def on_step(self, metrics: StepMetrics) -> None:
+            (tmp_path / "out" / "teacher").mkdir(exist_ok=True)
+            (tmp_path / "out" / "teacher" / "notes.txt").write_text("mine")
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    job = classification(models, tmp_path)
+    assert "notes.txt" not in run(job, Writing()).files
+    run(job, force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "teacher" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [1, 3, 20])
+def test_ctrl_c_while_a_probe_is_fitted_stops_there(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Among the batches that are embedded, or the fits of cross-validation."""
+
+    class Counting(Watch):
+        seen = 0
+
+        def on_batch(self, done: int, total: int) -> None:
+            self.seen += 1
+            if self.seen == place:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setenv("ENTRENAR_HOME", str(tmp_path / "home"))
+    job = classification(models, tmp_path, training={"batch_size": 8})
+    job["teacher"]["finetune"] = {"method": "probe"}
+    watch = Counting()
+    with pytest.raises(Interrupted, match="stopped during teacher"):
+        run(job, watch)
+    assert watch.seen == place
+    assert list((tmp_path / "home").rglob("*.safetensors")) == []
 
 
 @pytest.mark.parametrize("phase", ["teacher", "student before training"])
@@ -181,6 +220,15 @@ def test_a_stream_without_a_row_to_learn_from_ends(models: Models, tmp_path: Pat
     )
     with pytest.raises(DataError, match="of the 9 rows of the stream, none has a token to learn"):
         run(job)
+
+
+def test_the_commonest_class_of_a_stream_is_that_of_the_rows_it_is_judged_on(models: Models, tmp_path: Path) -> None:
+    labels = [0, 1, 1, 1, 0, 1] + [0] * 30
+    rows = [{"text": f"the fox {index}", "label": label} for index, label in enumerate(labels)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    dataset = {"path": str(tmp_path / "rows.jsonl"), "streaming": True, "eval_rows": 6}
+    report = run(classification(models, tmp_path, dataset=dataset, training={"max_steps": 1}))
+    assert report.majority_accuracy == pytest.approx(4 / 6)
 
 
 def test_a_pad_token_that_the_model_does_not_know_is_refused(models: Models, tmp_path: Path) -> None:

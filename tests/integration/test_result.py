@@ -220,6 +220,18 @@ def test_a_fitted_teacher_knows_the_data_and_is_kept(
     assert second.student_scores == first.student_scores
 
 
+@pytest.mark.parametrize("finetune", [None, FITTED])
+def test_the_rival_without_a_teacher_starts_from_the_same_weights(
+    models: Models, tmp_path: Path, finetune: dict[str, Any] | None
+) -> None:
+    job = classification(models, tmp_path, training={"baseline": True, "max_steps": 1, "learning_rate": 1e-20})
+    job["teacher"] |= {"dtype": "bfloat16", "finetune": finetune}
+    job["student"] = {"init_from": {"teacher_layers": 1}}
+    report = run(job)
+    assert report.baseline_scores is not None
+    assert report.baseline_scores.cross_entropy == report.student_before.cross_entropy
+
+
 def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 

@@ -73,7 +73,10 @@ def run(
         ("training", "baseline"): (baseline, "--baseline"),
     }
     file = _one(config, config_option)
-    configuration = _assembled(file, teacher, student, output, settings, training).config
+    loaded = _assembled(file, teacher, student, output, settings, training)
+    if not resume:  # what a run that is gone on with needs was checked when it began, and may be gone if it is complete
+        _checked(loaded, file, hub=False)
+    configuration = loaded.config
     from entrenar_distill.running import dry_run as find_plan
     from entrenar_distill.running import run as run_job
 
@@ -92,9 +95,13 @@ def validate(
     """Check a configuration, and what it names, before training."""
     file = _one(config, config_option)
     loaded = _assembled(file, teacher, student, output, settings)
+    return _checked(loaded, file)
+
+
+def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> ValidationReport:
     from entrenar_distill.validation import validate as check
 
-    return check(loaded.config, "the command line" if file is None else str(file), loaded.places)
+    return check(loaded.config, "the command line" if file is None else str(file), loaded.places, hub=hub)
 
 
 def _assembled(

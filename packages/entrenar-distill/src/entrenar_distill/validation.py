@@ -29,7 +29,7 @@ PROBE = "`teacher.finetune: {method: probe}`"
 
 
 def validate(
-    config: DistillationConfig, name: str, places: Mapping[SettingPath, str] | None = None
+    config: DistillationConfig, name: str, places: Mapping[SettingPath, str] | None = None, *, hub: bool = True
 ) -> ValidationReport:
     """Checks models, student, lengths, columns and the output folder against each other.
 
@@ -39,6 +39,7 @@ def validate(
         config: what is checked.
         name: what it is called, such as its file.
         places: where its settings were given, for the messages.
+        hub: whether to ask the Hub about models of its own; `run` will, when it fetches them.
 
     Raises:
         ConfigError: all mistakes that were found.
@@ -47,7 +48,7 @@ def validate(
     checks = [Check("settings", "ok", "every setting is known and has a value that it can have")]
     models: dict[str, ModelArtifact] = {}
     for part, source, model_id in _named(config):
-        check, model = _model(part, source, model_id, problems)
+        check, model = _model(part, source, model_id, problems, hub)
         checks += [check] if check else []
         models |= {part: model} if model else {}
     task = _task(config, models, problems)
@@ -67,8 +68,10 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     if problem.where is None:
         return Problem(problem.message, problem.hint, name)
     where = place_given(tuple(problem.where.split(".")), places) or name
-    told = where.startswith("--") or f"`{problem.where}`" in problem.message
-    return Problem(problem.message if told else f"`{problem.where}`: {problem.message}", problem.hint, where)
+    message = problem.message.removeprefix(f"`{problem.where}`: ")
+    if not where.startswith("--") and f"`{problem.where}`" not in message:
+        message = f"`{problem.where}`: {message}"
+    return Problem(message, problem.hint, where)
 
 
 def _named(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]]:
@@ -78,10 +81,10 @@ def _named(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]]
 
 
 def _model(
-    part: str, source: ModelSource, model_id: str, problems: list[Problem]
+    part: str, source: ModelSource, model_id: str, problems: list[Problem], hub: bool
 ) -> tuple[Check | None, ModelArtifact | None]:
     try:
-        model = _described(source, model_id)
+        model = _described(source, model_id, hub)
     except FetchError as error:
         return Check(part, "skipped", f"{model_id} could not be reached: {error.message}"), None
     except EntrenarError as error:
@@ -94,7 +97,7 @@ def _model(
     return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}"), model
 
 
-def _described(source: ModelSource, model_id: str) -> ModelArtifact | None:
+def _described(source: ModelSource, model_id: str, hub: bool) -> ModelArtifact | None:
     """A model here, or what the config of one on the Hub says of it: then the artifact has no files."""
     from entrenar_core.hub import describe_model, fetch_model
 
@@ -102,6 +105,8 @@ def _described(source: ModelSource, model_id: str) -> ModelArtifact | None:
     reference = parse_reference(model_id, revision=source.revision)
     if not isinstance(reference, HubReference):
         return fetch_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
+    if not hub:
+        return None
     found = describe_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
     if found is None:
         return None
@@ -129,7 +134,7 @@ def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifa
     if task != CLASSIFICATION:
         return
     headless = teacher is not None and infer_task(teacher, None) != CLASSIFICATION
-    if headless and teacher is not None and finetune is None and config.distillation.alpha > 0:
+    if headless and teacher is not None and finetune is None:
         message = f"{teacher.reference} has no trained classification head, so it knows nothing of these labels"
         yield Problem(message, f"fit it first: {PROBE}", "teacher.model_id")
     if finetune is not None and config.dataset.streaming:

@@ -113,6 +113,12 @@ def _dataset(dataset: Mapping[str, Any]) -> Iterator[Broken]:
             if key in dataset:
                 yield Broken(("dataset", key), f"`dataset.{key}` is for data sets of the Hub", "remove it")
     yield from _held_out(dataset)
+    if _exceeds(dataset.get("labelled_rows"), dataset.get("max_rows")):
+        yield Broken(
+            ("dataset", "labelled_rows"),
+            f"`dataset.labelled_rows` {dataset['labelled_rows']} is more than `dataset.max_rows` {dataset['max_rows']}",
+            "lower it, or remove `dataset.max_rows`",
+        )
 
 
 def _held_out(dataset: Mapping[str, Any]) -> Iterator[Broken]:
@@ -143,8 +149,8 @@ def _streaming(dataset: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
             yield Broken((section, key), f"`{section}.{key}` cannot go with `dataset.streaming`", why)
 
 
-def _exceeds(value: object, limit: int) -> bool:
-    return type(value) is int and value > limit
+def _exceeds(value: object, limit: object) -> bool:
+    return type(value) is int and type(limit) is int and value > limit
 
 
 def _is_zero(value: object) -> bool:

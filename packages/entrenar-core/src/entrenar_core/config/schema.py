@@ -175,7 +175,10 @@ class EarlyStopping(Section):
 class TrainingConfig(Section):
     """How the student is trained."""
 
-    epochs: Count = Field(3, description="Passes over the training rows.")
+    epochs: Count = Field(
+        3,
+        description="Passes over the training rows. A stream is read on for as many usable rows as it has rows.",
+    )
     max_steps: Count | None = Field(None, description="Stop after this many optimiser steps, whatever `epochs` says.")
     batch_size: Count = Field(32, description="Rows in a forward and backward pass, over all processes together.")
     gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")

@@ -150,7 +150,7 @@ def _suggestion(path: Path, section: type[Section] | None) -> str | None:
     name = str(path[-1])
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
-        return f"did you mean `{near[0]}`?"
+        return f"did you mean `{'.'.join([*map(str, path[:-1]), near[0]])}`?"
     elsewhere = [
         f"`{group}.{name}`"
         for group, field in DistillationConfig.model_fields.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 from entrenar_core.config.schema import DatasetConfig
 from entrenar_core.data.builtin import BUILTIN_DATASETS, BuiltinDataset
-from entrenar_core.data.files import find_files, open_binary
+from entrenar_core.data.files import find_files, not_utf8, open_binary
 from entrenar_core.errors import DataError, NotFoundError, Problem
 
 _PEEKED_ROWS = 1000  # a JSON row may lack what others have
@@ -108,10 +108,11 @@ def check_columns(config: DatasetConfig, task: str, columns: Sequence[str] | Non
     for setting, column in wanted.items():
         if columns is not None and column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"set `dataset.{setting}` to the one to read;"
             problems.append(
                 Problem(
                     f"`dataset.{setting}`: the data has no column `{column}`",
-                    f"did you mean `{near[0]}`? {_listed(columns)}" if near else _listed(columns),
+                    f"{hint} {_listed(columns)}",
                     f"dataset.{setting}",
                 )
             )
@@ -179,6 +180,8 @@ def _columns(file: Path, builder: str, suffix: str) -> tuple[str, ...] | None:
             f"{file}:{error.lineno}: not JSON: {error.msg}", "a .jsonl file has one object per line"
         ) from None
     except (OSError, EOFError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
+        if isinstance(error, UnicodeDecodeError) and (found := not_utf8(file)):
+            raise found from None
         raise DataError(f"{file} cannot be read: {error}", "check that the file is whole") from error
 
 

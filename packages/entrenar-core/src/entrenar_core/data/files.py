@@ -133,3 +133,18 @@ def _by_split(root: Path, files: list[Path]) -> dict[str, tuple[Path, ...]]:
         return {"train": tuple(files)}
     train = sorted(named.pop(None, []) + named.pop("train", []))
     return {split: tuple(found) for split, found in (("train", train), *named.items()) if found and split}
+
+
+def not_utf8(file: Path) -> DataError | None:
+    """The error for a file whose text is in another encoding, with its first such line; None if all is UTF-8."""
+    try:
+        with open_binary(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    hint = "convert it, for example with `iconv -f latin1 -t utf-8`"
+                    return DataError(f"{file}:{number}: not text in UTF-8", hint)
+    except (OSError, EOFError, ValueError):  # not a matter of encodings
+        return None
+    return None

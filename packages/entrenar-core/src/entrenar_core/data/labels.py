@@ -75,7 +75,7 @@ class LabelMap:
         if self._of_head:
             return DataError(
                 f"label {_shown(value)} in column `{self._column}` is unknown to the model's head, which has {listed}",
-                "rename the labels of the data, or take a model without a trained head",
+                "rename such labels, or leave them empty: a row without a label is taught by the teacher alone",
             )
         return DataError(
             f"label {_shown(value)} in column `{self._column}` is in the evaluation rows and in no training row",

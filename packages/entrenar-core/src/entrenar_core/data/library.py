@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from entrenar_core.data.files import data_suffix, open_binary
+from entrenar_core.data.files import data_suffix, not_utf8, open_binary
 from entrenar_core.errors import DataError, EntrenarError
 
 DEEPEST = 200  # lists or objects inside each other
@@ -113,6 +113,8 @@ def reader_options(builder: str, suffix: str, label_column: str) -> dict[str, An
 
 def _explained(name: str, files: Sequence[Path], error: BaseException) -> DataError:
     for file in files:
+        if data_suffix(file) != ".parquet" and (found := not_utf8(file)):
+            return found
         if data_suffix(file) in (".json", ".jsonl") and (message := bad_json(file)):
             return DataError(
                 message, "each line of a .jsonl file is one JSON object; a .json file may be a list of them"
@@ -173,8 +175,6 @@ def _mistake(file: Path, text: bytes, line: int) -> str | None:
         json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         return f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}"
-    except UnicodeDecodeError:
-        return f"{file}:{line}: not text in UTF-8"
     except RecursionError:
         return f"{file}:{line}: lists or objects inside each other, deeper than can be read"
     return None

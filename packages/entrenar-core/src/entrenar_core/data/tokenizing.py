@@ -62,13 +62,19 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
     return result
 
 
+def never_empty(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The tokens of each text, cut; of one that has none, since some tokenizers add none, a pad token that is read."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    return [ids or [tokenizer.pad_token_id] for ids in encoded]
+
+
 @dataclass(frozen=True, slots=True)
 class _Classifier:
     tokenizer: Any
     limit: int
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        encoded = self.tokenizer(list(rows["text"]), truncation=True, max_length=self.limit)["input_ids"]
+        encoded = never_empty(self.tokenizer, list(rows["text"]), self.limit)
         return {
             "input_ids": encoded,
             "labels": [IGNORED if label < 0 else label for label in rows["label"]],

@@ -9,9 +9,9 @@ from entrenar_core.formats import WeightFormat
 
 CAUSAL_LM, CLASSIFICATION = "causal-lm", "sequence-classification"
 UNTOLD = (
-    "the task cannot be told from the models",
-    f"set `task: {CAUSAL_LM}`, or `task: {CLASSIFICATION}` with `teacher.finetune: {{method: probe}}`, which fits the "
-    "teacher to the labels",
+    "the task cannot be told from the models: the teacher has neither a classification head nor one for tokens",
+    f"to classify, fit the teacher to the labels with `teacher.finetune: {{method: probe}}`; for language models, set "
+    f"`task: {CAUSAL_LM}`",
 )
 """What is wrong where `infer_task` finds nothing, and what to do."""
 _TASKS = {"ForCausalLM": CAUSAL_LM, "LMHeadModel": CAUSAL_LM, "ForSequenceClassification": CLASSIFICATION}

@@ -57,7 +57,7 @@ def make_teacher(
     """
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)
-        classifier, kept = probe_classifier(prepared, body, accelerator)
+        classifier, kept = probe_classifier(prepared, body, accelerator, on_batch)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
         teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch)
         return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(classifier), None)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, TrainingConfig
 from entrenar_core.data.collating import Collator
@@ -21,7 +20,8 @@ from entrenar_core.reports import Scores
 from entrenar_core.teachers.kept import held, keep_model, keeping, kept_folder, kept_model, require_writable
 from entrenar_core.teachers.probe import Probe, ProbeClassifier, embed, fit_probe, load_probe, save_probe
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.ranks import on_main
+from entrenar_core.training.evaluation import OnBatch
+from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.run_folder import complete_checkpoints, newest_step
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep, Objective
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from entrenar_core.training.batches import StoredBatches
     from entrenar_core.training.preparation import Preparation
 
-VERSION = 1
+VERSION = 2
 """Part of every key: raised when the same settings come to mean another teacher."""
 
 
@@ -41,12 +41,12 @@ def readable_length(prepared: "Preparation") -> int:
     return min(prepared.config.dataset.max_length, prepared.teacher.architecture.max_positions or sys.maxsize)
 
 
-def finetuned_key(prepared: "Preparation") -> str:
-    """SHA-256 of all that decides the fitted teacher."""
+def finetuned_key(prepared: "Preparation", processes: int) -> str:
+    """SHA-256 of all that decides the teacher that so many processes fit together."""
     finetune = prepared.config.teacher.finetune
     assert finetune is not None
     rows = prepared.rows.train
-    labelled = sorted((row["text"], row["label"]) for row in rows if row["label"] >= 0)
+    labelled = [(row["text"], row["label"]) for row in rows if row["label"] >= 0]  # their order decides bits
     made_of = {
         "version": VERSION,
         "teacher": prepared.teacher.fingerprint(),
@@ -56,13 +56,15 @@ def finetuned_key(prepared: "Preparation") -> str:
         "labels": prepared.label_names,
         "max_length": readable_length(prepared),
         "seed": prepared.config.training.seed,
+        "batch": prepared.config.training.evaluation_batch_size if isinstance(finetune, ProbeFinetuning) else None,
+        "processes": processes,
         "precision": prepared.config.training.mixed_precision,
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def probe_classifier(
-    prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator
+    prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[ProbeClassifier, bool]:
     """The teacher's body with a probe on it, and whether the probe was kept from before.
 
@@ -72,12 +74,12 @@ def probe_classifier(
         DataError, ModelError: the probe cannot be fitted.
         OutputError: it cannot be kept.
     """
-    file = on_main(accelerator, lambda: kept_folder() / f"{finetuned_key(prepared)}.safetensors")
+    file = on_main(accelerator, lambda: kept_folder() / f"{finetuned_key(prepared, 1)}.safetensors")
     kept = on_main(accelerator, lambda: _kept_probe(file))
     if kept is not None:
         return ProbeClassifier(body, kept), True
     on_main(accelerator, require_writable)
-    probe = _fitted_probe(prepared, body, accelerator)
+    probe = _fitted_probe(prepared, body, accelerator, on_batch)
     on_main(accelerator, lambda: _keep_probe(probe, file))
     return ProbeClassifier(body, probe), False
 
@@ -94,7 +96,9 @@ def _keep_probe(probe: Probe, file: Path) -> None:
         save_probe(probe, file)
 
 
-def _fitted_probe(prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator) -> Probe:
+def _fitted_probe(
+    prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch
+) -> Probe:
     settings, training = prepared.config.teacher.finetune, prepared.config.training
     assert isinstance(settings, ProbeFinetuning)
     rows = [row for row in prepared.rows.train if row["label"] >= 0]
@@ -105,9 +109,11 @@ def _fitted_probe(prepared: "Preparation", body: "PreTrainedModel", accelerator:
         batch_size=training.evaluation_batch_size,
         max_length=readable_length(prepared),
         device=accelerator.device,
+        on_batch=on_batch,
     )
     labels_N = torch.tensor([row["label"] for row in rows])
-    return fit_probe(embeddings_NH, labels_N, len(prepared.label_names or ()), l2=settings.l2, seed=training.seed)
+    classes = len(prepared.label_names or ())
+    return fit_probe(embeddings_NH, labels_N, classes, l2=settings.l2, seed=training.seed, on_fit=on_batch)
 
 
 def finetuned_model(
@@ -122,7 +128,7 @@ def finetuned_model(
         OutputError: it cannot be kept.
     """
     on_main(accelerator, require_writable)
-    folder = on_main(accelerator, lambda: kept_folder() / finetuned_key(prepared))
+    folder = on_main(accelerator, lambda: kept_folder() / finetuned_key(prepared, accelerator.num_processes))
     with held(folder, accelerator, callbacks, stop):
         kept = kept_model(prepared, folder / "model", accelerator)
         if kept is not None:
@@ -164,10 +170,11 @@ def _fit(
     batches = _labelled_batches(prepared, training, accelerator)
     for callback in callbacks:
         callback.on_phase("teacher", batches.total_steps, newest_step(work) or 0)
+    every = prepared.config.output.checkpoint_every or max(1, batches.total_steps // 10)
     objective = Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl")
-    settings = LoopSettings(training, work, batches.total_steps, 1, _no_evaluation, _no_score, name="teacher")
+    settings = LoopSettings(training, work, every, 1, _no_evaluation, _no_score, name="teacher")
     loop = Loop(DistillationStep(model, objective), batches, None, accelerator, settings, callbacks, stop)
-    set_seed(training.seed + accelerator.process_index)
+    seed_rank(training.seed, accelerator.process_index)
     with keeping(work):
         loop.run(resume=on_main(accelerator, lambda: _made_by(work) == accelerator.num_processes))
     accelerator.free_memory()

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrenar_core.errors import DataError, ModelError, OutputError
 from entrenar_core.teachers.reading import in_order, text_batches
+from entrenar_core.training.evaluation import OnBatch, watched_by_nobody
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 15))
 """The penalties that cross-validation tries, from 0.1 down to 1e-7, two a decade."""
@@ -68,8 +69,11 @@ def embed(
     batch_size: int,
     max_length: int,
     device: torch.device | str,
+    on_batch: OnBatch = watched_by_nobody,
 ) -> Tensor:
     """Embeddings (texts, H) in 32 bits, in the order of `texts`: mean-pooled over the tokens, of length 1.
+
+    `on_batch` is told how many batches are done, and of how many.
 
     Raises:
         ModelError: the model gives numbers that are not finite.
@@ -79,7 +83,11 @@ def embed(
     was_training, body = model_body.training, model_body.to(device).eval()
     try:
         batches = text_batches(tokenizer, texts, batch_size=batch_size, max_length=max_length)
-        embeddings_NH = in_order((batch, _pooled(body, **batch.inputs(device))) for batch in batches)
+        read = []
+        for done, batch in enumerate(batches):
+            on_batch(done, len(batches))
+            read.append((batch, _pooled(body, **batch.inputs(device))))
+        embeddings_NH = in_order(read)
     finally:
         body.train(was_training)
     if not embeddings_NH.isfinite().all():
@@ -88,12 +96,19 @@ def embed(
 
 
 def fit_probe(
-    embeddings_NH: Tensor, labels_N: Tensor, num_classes: int, *, l2: float | None = None, seed: int
+    embeddings_NH: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    *,
+    l2: float | None = None,
+    seed: int,
+    on_fit: OnBatch = watched_by_nobody,
 ) -> Probe:
     """Multinomial logistic regression: the minimum of mean cross-entropy + l2/2 (‖W‖² + ‖b‖²), in 64 bits.
 
     The penalty on the bias is what gives a class without a labelled row a finite one, and the minimum is a single
-    point. Without `l2`, the one of `STRENGTHS` with the best log-likelihood over 5 folds, drawn under `seed`.
+    point. Without `l2`, the one of `STRENGTHS` with the best log-likelihood over 5 folds, drawn under `seed`. `on_fit`
+    is told how many fits of these are done, and of how many.
 
     Raises:
         DataError: there are too few labelled rows, or labels outside of the classes.
@@ -106,7 +121,7 @@ def fit_probe(
         raise DataError(f"labels should be 0 to {num_classes - 1}", "check the label column")
     inputs_NK, labels_N = _with_constant(embeddings_NH), labels_N.detach().cpu().long()
     if l2 is None:
-        l2 = _cross_validated(inputs_NK, labels_N, num_classes, seed)
+        l2 = _cross_validated(inputs_NK, labels_N, num_classes, seed, on_fit)
     weight_CK = _minimum(inputs_NK, labels_N, l2, torch.zeros(num_classes, inputs_NK.shape[1], dtype=torch.float64))
     weight_CK = weight_CK.float()
     return Probe(weight_CK[:, :-1].contiguous(), weight_CK[:, -1].contiguous(), l2)
@@ -116,15 +131,17 @@ def _with_constant(embeddings_NH: Tensor) -> Tensor:
     return F.pad(embeddings_NH.detach().cpu().double(), (0, 1), value=1.0)
 
 
-def _cross_validated(inputs_NK: Tensor, labels_N: Tensor, num_classes: int, seed: int) -> float:
+def _cross_validated(inputs_NK: Tensor, labels_N: Tensor, num_classes: int, seed: int, on_fit: OnBatch) -> float:
     """From strong to weak penalties, each fit starting from the former; of equally good ones, the strongest."""
     order_N = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(seed))
     log_likelihood = dict.fromkeys(STRENGTHS, 0.0)
-    for held_out in order_N.chunk(min(FOLDS, len(labels_N))):
+    folds = order_N.chunk(min(FOLDS, len(labels_N)))
+    for fold, held_out in enumerate(folds):
         train = torch.ones(len(labels_N), dtype=torch.bool)
         train[held_out] = False
         weight_CK = torch.zeros(num_classes, inputs_NK.shape[1], dtype=torch.float64)
-        for l2 in STRENGTHS:
+        for done, l2 in enumerate(STRENGTHS):
+            on_fit(fold * len(STRENGTHS) + done, len(folds) * len(STRENGTHS))
             weight_CK = _minimum(inputs_NK[train], labels_N[train], l2, weight_CK, tolerance=1e-5)
             loss = F.cross_entropy(inputs_NK[held_out] @ weight_CK.T, labels_N[held_out], reduction="sum")
             log_likelihood[l2] -= loss.item()

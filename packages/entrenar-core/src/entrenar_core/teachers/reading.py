@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from entrenar_core.data.tokenizing import never_empty
+
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
@@ -24,7 +26,7 @@ class TextBatch:
 
     def inputs(self, device: torch.device | str) -> dict[str, Tensor]:
         """Ids and mask (B, T), padded on the right, where positions of every family stay what they are."""
-        width = max([1, *map(len, self.ids)])
+        width = max(map(len, self.ids))
         ids_BT = torch.tensor([[*row, *[self.pad_token_id] * (width - len(row))] for row in self.ids])
         mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in self.ids])
         return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
@@ -34,7 +36,7 @@ def text_batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int, max_length: int
 ) -> list[TextBatch]:
     """All texts, cut to `max_length` tokens, the shortest first."""
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    ids = never_empty(tokenizer, texts, max_length)
     order = sorted(range(len(texts)), key=lambda row: (len(ids[row]), texts[row]))
     starts = range(0, len(order), batch_size)
     pad = tokenizer.pad_token_id or 0

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.data.streams import shuffled
@@ -49,6 +49,8 @@ def make_accelerator(config: DistillationConfig) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=config.training.mixed_precision,
+            # a loss is divided once, by the loop: the environment, which a launcher sets, may not divide it again
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(config.training.trackers) or None,
             project_dir=config.output.dir / "trackers",
             cpu=launched and not torch.cuda.is_available(),  # else accelerate takes torchrun's processes for strangers

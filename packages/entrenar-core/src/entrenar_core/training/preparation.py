@@ -104,10 +104,11 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     if reads_tokens and student is not None:
         require_one_vocabulary(teacher_tokenizer, tokenizer)
     rows = load_rows(
-        config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher, student)
+        config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher)
     )
     _check_finetuning(config, task, teacher, rows)
     length = _longest(config, teacher, student, reads_tokens)
+    _check_room(config, teacher_tokenizer, tokenizer, task)
     tokenized = {
         name: tokenize_rows(data, tokenizer, task=task, config=config.dataset, max_length=length)
         for name, data in (("train", rows.train), ("evaluation", rows.evaluation))
@@ -139,6 +140,16 @@ def _check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBas
         )
 
 
+def _check_room(
+    config: DistillationConfig, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", task: Task
+) -> None:
+    """A tokenizer does not cut a text to fewer tokens than it adds."""
+    least = 1 + max(tokenizer.num_special_tokens_to_add() for tokenizer in (teacher, student))
+    if task == "sequence-classification" and config.dataset.max_length < least:
+        what = f"`dataset.max_length` {config.dataset.max_length} leaves no room beside the special tokens"
+        raise ConfigError([Problem(what, f"set it to {least} or more")])
+
+
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
     found = config.task or infer_task(teacher, student)
     if found == "causal-lm":
@@ -148,13 +159,11 @@ def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArti
     raise UsageError(*UNTOLD)
 
 
-def _known_labels(
-    config: DistillationConfig, task: str, teacher: ModelArtifact, student: ModelArtifact | None
-) -> tuple[str, ...] | None:
-    """The classes that a trained head already stands for: the teacher's, unless it will be fitted to the data."""
+def _known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
+    """The classes that the teacher's head stands for, unless it will be fitted to the data."""
     if task == "causal-lm" or config.teacher.finetune is not None:
         return None
-    return head_labels(teacher) if config.distillation.alpha > 0 else (head_labels(student) if student else None)
+    return head_labels(teacher)
 
 
 def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
@@ -162,7 +171,7 @@ def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtif
         if config.teacher.finetune is not None:
             raise ConfigError([Problem("`teacher.finetune` fits a classifier, and the task is causal-lm", "remove it")])
         return
-    if config.distillation.alpha > 0 and config.teacher.finetune is None and head_labels(teacher) is None:
+    if config.teacher.finetune is None and head_labels(teacher) is None:
         raise ModelError(
             f"{teacher.reference} has no trained classification head, so it knows nothing of these labels",
             "fit it first: `teacher.finetune: {method: probe}`",

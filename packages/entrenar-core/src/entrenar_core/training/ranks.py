@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 
 from entrenar_core.errors import EntrenarError
 
@@ -29,3 +29,8 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if isinstance(result, EntrenarError):
         raise result
     return result  # type: ignore[no-any-return]
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Seeds everything random in a process, dropout above all, differently in each."""
+    set_seed((seed + rank) % 2**32)

@@ -37,13 +37,13 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
         student.save_pretrained(aside)
         prepared.tokenizer.save_pretrained(aside)
     weight_bytes = saved_bytes(made)
+    names = {file.name for file in made.iterdir()}
     with writing(folder):
-        for file in sorted(made.iterdir()):
-            file.replace(folder / file.name)
+        for name in sorted(names):
+            (made / name).replace(folder / name)
         shutil.rmtree(made)
     write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
-    names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    files = tuple(sorted({*names, "README.md", REPORT, "run.json"}))
+    files = tuple(sorted(names | {"loss.svg", "metrics.jsonl", "README.md", REPORT, "run.json"}))
     report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
     settings = yaml.safe_dump(prepared.config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     write_text(folder / "README.md", model_card(report, settings))

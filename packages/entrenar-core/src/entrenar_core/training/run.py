@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
@@ -23,7 +22,7 @@ from entrenar_core.training.evaluation import OnBatch, evaluate
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.preparation import Preparation
-from entrenar_core.training.ranks import on_main
+from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
@@ -72,7 +71,7 @@ class Run:
         before = self._before(student, teacher)
         progress = self._train(student, teacher, self.config.distillation.alpha, "student")
         scores = self._final(student, teacher, progress)
-        baseline = self._baseline() if self.training.baseline else None
+        baseline = self._baseline(ready.model) if self.training.baseline else None
         self._phase("result")
         report = self._report(progress, before, scores, baseline, ready, student)
         report = on_main(self.accelerator, lambda: self._write(student, report))
@@ -156,7 +155,7 @@ class Run:
         objective = Objective(
             self.prepared.causal, alpha, section.temperature, section.divergence, self.prepared.vocabulary
         )
-        set_seed(self.training.seed + rank)
+        seed_rank(self.training.seed, rank)
         settings = LoopSettings(
             training=self.training.model_copy(update={"max_steps": steps}),
             folder=self.folder.path if main else self.folder.path / name,
@@ -175,9 +174,9 @@ class Run:
         self.accelerator.free_memory()
         return progress
 
-    def _baseline(self) -> Scores:
-        """The same student on the labels alone: as many steps, the same seed, no teacher."""
-        student = make_student(self.prepared)
+    def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
+        """The same student, of the same weights, on the labels alone: as many steps, the same seed."""
+        student = make_student(self.prepared, teacher_model)
         self._train(student, None, 0.0, "baseline")
         return self._evaluate(student, None)
 
@@ -193,7 +192,8 @@ class Run:
         rows, training, causal = self.prepared.rows, self.training, self.prepared.causal
         assert progress.initial_loss is not None, "a run has a step"
         assert progress.final_loss is not None, "a run has a step"
-        majority = None if causal else majority_accuracy(rows.evaluation["label"], rows.train["label"])
+        known = rows.evaluation if self.config.dataset.streaming else rows.train  # a stream is not read for this
+        majority = None if causal else majority_accuracy(rows.evaluation["label"], known["label"])
         best = progress.best_step if training.select == "best" else None
         return RunReport(
             task=self.prepared.task,

@@ -92,7 +92,7 @@ class RunFolder:
     def _discard(self, before: Mapping[str, Any]) -> None:
         write_json(self.path / MANIFEST, {**before, "status": DISCARDING})  # what a kill leaves is still known
         with writing(self.path):
-            for name in ("checkpoints", "baseline", "teacher"):
+            for name in ("checkpoints", "baseline"):
                 if (self.path / name).exists():
                     remove_folder(self.path / name)
             for name in {"metrics.jsonl", "report.json", "loss.svg", *before.get("files", ())} - {MANIFEST}:
@@ -147,9 +147,11 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
                 "choose another --output, or an empty folder",
             )
     elif not resume and not force and (manifest["status"] == "complete" or complete_checkpoints(path / "checkpoints")):
-        ended = "a complete run" if manifest["status"] == "complete" else "checkpoints of an unfinished run"
+        complete = manifest["status"] == "complete"
+        ended = "a complete run" if complete else "checkpoints of an unfinished run"
+        resuming = "for its report" if complete else "to go on with it"
         raise UsageError(
-            f"{path} holds {ended}", "give --resume to go on with it, --force to replace it, or another --output"
+            f"{path} holds {ended}", f"give --resume {resuming}, --force to replace it, or another --output"
         )
 
 

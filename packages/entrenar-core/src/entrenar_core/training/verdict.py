@@ -11,18 +11,20 @@ FEW_ROWS = 200
 
 
 def majority_accuracy(evaluation: Sequence[int], train: Sequence[int]) -> float:
-    """Accuracy of always answering with the commonest label of the training rows."""
+    """Accuracy on the evaluation labels of always answering with the commonest of the training labels."""
     commonest = Counter(label for label in train if label >= 0).most_common(1)
     return sum(label == commonest[0][0] for label in evaluation) / len(evaluation) if commonest else 0.0
 
 
-def margin(accuracy: float, rows: int) -> float:
-    """Half the width of the 95 % interval of an accuracy that was measured on so many rows.
+def interval(accuracy: float, rows: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy that was measured on so many rows.
 
     Source: Wilson 1927, the score interval.
     """
     z2 = 1.96**2
-    return 1.96 / (1 + z2 / rows) * math.sqrt(accuracy * (1 - accuracy) / rows + z2 / (4 * rows**2))
+    middle = (accuracy + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = 1.96 / (1 + z2 / rows) * math.sqrt(accuracy * (1 - accuracy) / rows + z2 / (4 * rows**2))
+    return middle - half, middle + half
 
 
 def perplexity_ratio(scores: Scores, teacher: Scores) -> float | None:
@@ -37,8 +39,9 @@ def warnings(
     if majority is not None and student.accuracy <= majority:
         yield "the student is no better than always giving the commonest class"
     if majority is not None and student.examples < FEW_ROWS:
-        points = 100 * margin(student.accuracy, student.examples)
-        yield f"{student.examples} evaluation rows are few: an accuracy is known to ±{points:.0f} points (95 %)"
+        low, high = interval(student.accuracy, student.examples)
+        rows = f"{student.examples} evaluation rows are few"
+        yield f"{rows}: the student's accuracy lies between {low:.0%} and {high:.0%} (95 % interval)"
     if baseline is not None:
         # compared by what the report shows: accuracy of classes, cross-entropy of tokens
         causal = student.perplexity is not None
