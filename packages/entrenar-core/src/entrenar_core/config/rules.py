@@ -112,16 +112,16 @@ def _dataset(dataset: Mapping[str, Any]) -> Iterator[Broken]:
         for key in ("subset", "revision"):
             if key in dataset:
                 yield Broken(("dataset", key), f"`dataset.{key}` is for data sets of the Hub", "remove it")
-    yield from _held_out(dataset)
+    yield from _chosen_rows(dataset)
+
+
+def _chosen_rows(dataset: Mapping[str, Any]) -> Iterator[Broken]:
     if _exceeds(dataset.get("labelled_rows"), dataset.get("max_rows")):
         yield Broken(
             ("dataset", "labelled_rows"),
             f"`dataset.labelled_rows` {dataset['labelled_rows']} is more than `dataset.max_rows` {dataset['max_rows']}",
             "lower it, or remove `dataset.max_rows`",
         )
-
-
-def _held_out(dataset: Mapping[str, Any]) -> Iterator[Broken]:
     if "eval_split" in dataset and "eval_fraction" in dataset:
         yield Broken(
             ("dataset", "eval_fraction"),

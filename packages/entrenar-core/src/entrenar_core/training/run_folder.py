@@ -146,8 +146,12 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
                 f"{path} holds {others[0]} and is not the folder of a run",
                 "choose another --output, or an empty folder",
             )
-    elif not resume and not force and (manifest["status"] == "complete" or complete_checkpoints(path / "checkpoints")):
-        complete = manifest["status"] == "complete"
+    elif not resume and not force:
+        _require_unfilled(path, complete=manifest["status"] == "complete")
+
+
+def _require_unfilled(path: Path, *, complete: bool) -> None:
+    if complete or complete_checkpoints(path / "checkpoints"):
         ended = "a complete run" if complete else "checkpoints of an unfinished run"
         resuming = "for its report" if complete else "to go on with it"
         raise UsageError(
