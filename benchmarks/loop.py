@@ -208,7 +208,7 @@ def measure(case: Case) -> Turns:
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(case.training, Path(folder), 10**9, 1, evaluate=_never, score=lambda _: 0.0)
         loop = Loop(
-            DistillationStep(ours, Objective(case.causal, ALPHA, TEMPERATURE, "forward_kl")),
+            DistillationStep(ours, Objective(case.causal, ALPHA, TEMPERATURE)),
             batches,
             lambda batch: case.teacher(batch.input_ids_BT, batch.attention_mask_BT, batch.rows_B),
             Accelerator(cpu=True),

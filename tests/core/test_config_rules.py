@@ -76,6 +76,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"dataset": {"path": "p", "labelled_rows": 11, "max_rows": 10}},
         "`dataset.labelled_rows` 11 is more than `dataset.max_rows` 10",
     ),
+    ({"distillation": {"divergence": "bild", "top_k": 5}}, "`distillation.divergence: bild` looks at the 8 likeliest"),
+    ({"distillation": {"top_k_tail": False}}, "`distillation.top_k_tail` needs `distillation.top_k`"),
+    ({"distillation": {"top_k": 1, "top_k_tail": False}}, "`distillation.top_k` 1 without `distillation.top_k_tail`"),
     ({"dataset": {"name": "d", "prompt_column": "p"}}, "`dataset.prompt_column` needs `dataset.completion_column`"),
     ({"dataset": {"name": "d", "completion_column": "c"}}, "`dataset.completion_column` needs `dataset.prompt_column`"),
     (

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrenar_core.losses import DIVERGENCES, LossSum, forward_kl, soften, sum_over
+from entrenar_core.losses import DIVERGENCES, LossSum, forward_kl, of_logits, soften, sum_over
 
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 
@@ -182,7 +183,9 @@ def test_the_teacher_carries_no_gradient() -> None:
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+@pytest.mark.parametrize(
+    "divergence", [partial(of_logits, row.make()) for row in DIVERGENCES.values()], ids=DIVERGENCES
+)
 def test_no_row_gives_zero_with_a_graph(divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     student = logits(4, 5).requires_grad_()
     loss = sum_over(soften(divergence, 2.0), student[:0], logits(0, 5))
@@ -200,7 +203,9 @@ def test_a_sum_counts_rows_and_is_divided_by_nothing() -> None:
     assert loss.total.item() == pytest.approx(reference(student, teacher).sum())
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+@pytest.mark.parametrize(
+    "divergence", [partial(of_logits, row.make()) for row in DIVERGENCES.values()], ids=DIVERGENCES
+)
 @given(cuts=st.lists(st.integers(0, 12), max_size=6), temperature=st.sampled_from([1.0, 2.0]))
 def test_cutting_a_batch_changes_neither_loss_nor_gradient(
     divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], cuts: list[int], temperature: float
@@ -224,9 +229,11 @@ def test_sums_of_two_batches_add_up() -> None:
     assert both.count == 4
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+@pytest.mark.parametrize(
+    "divergence", [partial(of_logits, row.make()) for row in DIVERGENCES.values()], ids=DIVERGENCES
+)
 def test_vocabularies_of_different_sizes_are_refused_and_never_padded(
     divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(ValueError, match="size"):
         divergence(logits(2, 5), logits(2, 7))

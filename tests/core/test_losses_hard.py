@@ -59,6 +59,23 @@ def test_the_gradient_is_that_of_finite_differences_and_zero_without_a_label() -
     assert not student.grad[1].any()
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.6])
+def test_smoothing_gives_a_part_of_the_label_to_all_classes(smoothing: float) -> None:
+    student, targets = logits(6, 5).requires_grad_(), torch.tensor([2, IGNORED, 0, 4, 4, IGNORED])
+    hard_sum(student, targets, smoothing=smoothing).total.backward()
+    has_label = (targets != IGNORED).numpy()
+    wanted = (1 - smoothing) * np.eye(5)[targets.clamp(min=0)] + smoothing / 5
+
+    def value(flat: np.ndarray) -> np.ndarray:
+        return np.asarray(has_label * -(wanted * scipy.special.log_softmax(flat.reshape(6, 5), -1)).sum(-1))
+
+    flat = student.detach().numpy().ravel()
+    assert cross_entropy(student, targets, smoothing=smoothing).detach().numpy() == pytest.approx(value(flat))
+    expected = scipy.optimize.approx_fprime(flat, lambda x: float(value(x).sum()), 1e-7)
+    assert student.grad is not None
+    assert student.grad.numpy().ravel() == pytest.approx(expected, abs=1e-5)
+
+
 def test_bf16_logits_over_32k_tokens_give_the_gradient_of_a_softmax_in_fp32() -> None:
     student, targets = logits(4, 32_000).bfloat16().requires_grad_(), torch.tensor([5, 31_999, IGNORED, 0])
     loss = hard_sum(student, targets)

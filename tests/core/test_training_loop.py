@@ -60,7 +60,7 @@ def loop(
     rows = [{"input_ids": [row + 1], "labels": row % 2, "length": 1, "row": row} for row in range(4)]
     config = TrainingConfig(batch_size=4, max_steps=3, schedule="constant", weight_decay=0.0, **training)
     settings = LoopSettings(config, folder, 1, 1, evaluate=evaluate, score=score)
-    step = DistillationStep(model, Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl"))
+    step = DistillationStep(model, Objective(causal=False, alpha=0.0))
     batches = StoredBatches(datasets.Dataset.from_list(rows), Collator(0), config)
     return Loop(step, batches, None, Accelerator(cpu=True), settings, callbacks, StopRequest())
 

@@ -31,7 +31,7 @@ def batch() -> Any:
 
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 9), (9, 7), (12, 9), (9, 9)])
 def test_padding_of_either_head_changes_neither_loss_nor_gradient(student_width: int, teacher_width: int) -> None:
-    objective = Objective(causal=True, alpha=0.5, temperature=2.0, divergence="forward_kl", vocabulary=WORDS)
+    objective = Objective(causal=True, alpha=0.5, temperature=2.0, vocabulary=WORDS)
     student, teacher = Table(student_width, 0), Table(teacher_width, 1)
     plain, plain_teacher = Table(WORDS, 0), Table(WORDS, 1)
     with torch.no_grad():

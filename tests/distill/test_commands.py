@@ -95,7 +95,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         program,
         ["run", str(config), "--dry-run"],
         values={"steps": 5, "train_rows": 36, "eval_rows": 4, "examples_per_step": 8, "resumes_from_step": None},
-        shows=["Plan", "0.5 × KL(T=2) + 0.5 × CE", "nothing was trained or written"],
+        shows=["Plan", "0.5 × forward_kl(T=2) + 0.5 × CE", "nothing was trained or written"],
         lines=["Steps\t5 of 8 examples, from the beginning"],
         quiet=[str(config.parent / "out")],
     )

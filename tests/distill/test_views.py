@@ -135,7 +135,7 @@ def test_the_loss_is_drawn_once_there_are_two_points(tmp_path: Path, losses: lis
 def test_a_plan_says_what_would_be_done(tmp_path: Path, step: int | None, begins: str) -> None:
     shown = Plan(
         "causal-lm", "org/large", "llama, 30 layers of 576", "6 layers of the teacher", 49_600_000, "corpus", 7216,
-        100, 32, 64, 2500, "0.9 × KL(T=1) + 0.1 × CE", tmp_path, step,
+        100, 32, 64, 2500, "0.9 × jsd(T=1) + 0.1 × CE", tmp_path, step,
     )  # fmt: skip
     table = plan(shown)
     assert table.title == "Plan"
@@ -144,7 +144,7 @@ def test_a_plan_says_what_would_be_done(tmp_path: Path, step: int | None, begins
         "Teacher": "org/large (llama, 30 layers of 576)",
         "Student": "6 layers of the teacher, 49.6M parameters",
         "Data": "corpus: 7,216 training rows, 100 of them labelled, 32 for evaluation",
-        "Loss": "0.9 × KL(T=1) + 0.1 × CE",
+        "Loss": "0.9 × jsd(T=1) + 0.1 × CE",
         "Steps": f"2,500 of 64 examples, from {begins}",
         "Output": str(tmp_path),
     }

@@ -1,6 +1,7 @@
 """The gradient of an optimiser step does not depend on how its rows were cut into micro-batches or padded."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import IGNORED, Batch, Collator
+from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
+from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.signals import StopRequest
@@ -68,6 +71,7 @@ def gradients(
     cut: tuple[int, int],
     side: Side = "right",
     teacher_weight: float = 0.5,
+    divergence: Core = forward_kl_core,
     **training: Any,
 ) -> Gradients:
     """Those that the first step of the real loop gives to its optimiser."""
@@ -83,7 +87,7 @@ def gradients(
         batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None, **training
     )
     loop = Loop(
-        DistillationStep(student, Objective(task == "causal-lm", teacher_weight, 2.0, "forward_kl")),
+        DistillationStep(student, Objective(task == "causal-lm", teacher_weight, 2.0, divergence, smoothing=0.1)),
         StoredBatches(Dataset.from_list(ragged_rows(task)), Collator(0, side), settings),
         teacher_logits,
         accelerator,
@@ -131,6 +135,35 @@ def test_one_by_eight_two_by_four_and_eight_by_one_give_one_gradient(
     assert difference(one, eight) <= 1e-6
 
 
+SELECTIONS: dict[str, Callable[[Core], Core]] = {
+    "all": lambda core: core,
+    "likeliest": lambda core: top_k(core, 5),
+    "scaled": lambda core: top_k(core, 5, tail=False),
+    "uncertain": lambda core: where_uncertain(core, 5.61),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [
+        pair
+        for pair in itertools.product(DIVERGENCES, SELECTIONS)
+        if pair not in {("bild", "likeliest"), ("bild", "scaled")}
+    ],
+)
+def test_no_divergence_depends_on_how_a_step_is_cut_and_padded(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, selection: str
+) -> None:
+    core = SELECTIONS[selection](DIVERGENCES[name].make())
+    one, left, eight = (
+        gradients("causal-lm", models["causal-lm"], tmp_path / f"{cut}{side}", cut=cut, side=side, divergence=core)
+        for cut, side in (((1, 8), "right"), ((4, 2), "left"), ((8, 1), "right"))
+    )
+    assert difference(one, eight) <= 1e-6
+    assert difference(left, eight) <= 2e-6
+
+
 def test_the_side_of_the_padding_does_not_reach_the_gradient(
     models: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -158,7 +191,7 @@ def test_means_of_micro_batches_would_not_pass(models: dict[str, tuple[Path, Pat
     batches = StoredBatches(
         Dataset.from_list(ragged_rows(task)), Collator(0), TrainingConfig(batch_size=2, gradient_accumulation=4)
     )
-    step = DistillationStep(student, Objective(task == "causal-lm", 0.0, 2.0, "forward_kl"))
+    step = DistillationStep(student, Objective(task == "causal-lm", 0.0, smoothing=0.1))
     for batch in next(batches.steps(0)):
         (step(batch, None, Counts(batch.num_soft, batch.num_hard)).loss / 4).backward()
     means = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import math
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 from entrenar_core import Callback, RunReport, Scores, distill, parse_config
 from entrenar_core.config import DistillationConfig
 from entrenar_core.errors import EntrenarError
+from entrenar_core.losses import DIVERGENCES
 from entrenar_core.training.callbacks import StepMetrics
 from hub_server import HubServer
 from tiny_jobs import Models, build_models, classification, language, write_rows
@@ -60,8 +62,11 @@ SHOWN_BY = {
     "student.dropout": f"{STUDENT}::test_the_dropout_setting_changes_the_student_and_none_keeps_its_own",
     "distillation.temperature": f"{HERE}::test_the_temperature_changes_the_soft_loss_alone",
     "distillation.alpha": f"{HERE}::test_alpha_weighs_the_two_losses",
-    "distillation.divergence": "core/test_config_loading.py::"
-    "test_the_choices_of_a_divergence_are_the_table_of_divergences",
+    "distillation.divergence": f"{HERE}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.top_k": f"{HERE}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.top_k_tail": f"{HERE}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.entropy_threshold": f"{HERE}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.label_smoothing": f"{HERE}::test_smoothing_changes_the_hard_loss_alone",
     "dataset.source": f"{SOURCES}::test_the_built_in_docstrings_are_split_without_a_text_on_both_sides",
     "dataset.name": f"{SOURCES}::test_reports_call_the_data_by_name_or_file",
     "dataset.subset": "core/test_data_streams.py::test_a_data_set_of_the_hub_is_read_by_subset_split_and_revision",
@@ -379,6 +384,28 @@ def test_the_temperature_changes_the_soft_loss_alone(models: Models, tmp_path: P
     ]
     assert first[0].soft != first[1].soft
     assert first[0].hard == first[1].hard
+
+
+def test_what_is_compared_changes_the_soft_loss_alone(models: Models, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        *({"divergence": name} for name in DIVERGENCES),
+        {"top_k": 3},
+        {"top_k": 3, "top_k_tail": False},
+        {"entropy_threshold": 100.0},
+    ]
+    first = [run(language(models, tmp_path, distillation=way, training={"max_steps": 1}))[1].steps[0] for way in ways]
+    assert len({step.soft for step in first}) == len(ways)
+    assert len({step.hard for step in first}) == 1
+    assert all(step.soft is not None and math.isfinite(step.soft) for step in first)
+
+
+def test_smoothing_changes_the_hard_loss_alone(models: Models, tmp_path: Path) -> None:
+    first = [
+        run(language(models, tmp_path, distillation={"label_smoothing": part}, training={"max_steps": 1}))[1].steps[0]
+        for part in (0.0, 0.3)
+    ]
+    assert first[0].soft == first[1].soft
+    assert first[0].hard != first[1].hard
 
 
 def test_alpha_weighs_the_two_losses(models: Models, tmp_path: Path) -> None:

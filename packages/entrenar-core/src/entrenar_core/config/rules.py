@@ -26,6 +26,7 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     yield from _student(student)
     yield from _dataset(dataset)
     yield from _columns(dataset)
+    yield from _divergence(_section(values, "distillation"))
     yield from _training(training)
     yield from _streaming(dataset, training)
     if training.get("baseline") is True and _is_zero(_section(values, "distillation").get("alpha")):
@@ -166,6 +167,23 @@ def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:
             ("dataset", "messages_column"),
             "`dataset.prompt_column` and `dataset.messages_column` are two kinds of rows",
             "keep `prompt_column` or `messages_column`",
+        )
+
+
+def _divergence(distillation: Mapping[str, Any]) -> Iterator[Broken]:
+    if "top_k" in distillation and distillation.get("divergence") == "bild":
+        yield Broken(
+            ("distillation", "top_k"), "`distillation.divergence: bild` looks at the 8 likeliest tokens", "remove top_k"
+        )
+    if distillation.get("top_k_tail") is not False:
+        return
+    if "top_k" not in distillation:
+        yield Broken(("distillation", "top_k_tail"), "`distillation.top_k_tail` needs `distillation.top_k`", None)
+    elif distillation["top_k"] == 1:
+        yield Broken(
+            ("distillation", "top_k"),
+            "`distillation.top_k` 1 without `distillation.top_k_tail` leaves nothing to compare",
+            "raise it, or leave the tail",
         )
 
 

@@ -12,6 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Task = Literal["causal-lm", "sequence-classification"]
 WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+DivergenceName = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jeffreys",
+    "jsd",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "bild",
+    "total_variation",
+    "cross_entropy_hard",
+]  # the names of losses.DIVERGENCES, which needs torch; a test compares them
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them
@@ -120,13 +131,25 @@ class StudentConfig(ModelSource):
 
 
 class DistillationSection(Section):
-    """What the student learns from the teacher. loss = alpha · T² · KL(teacher ‖ student at T) + (1 − alpha) · CE."""
+    """What the student learns from the teacher. loss = alpha · T² · D(teacher, student at T) + (1 − alpha) · CE."""
 
     temperature: Temperature = Field(
         2.0, description="Softens both distributions; T² restores the size of the gradient."
     )
     alpha: Share = Field(0.5, description="Weight of the teacher's soft targets; the labels get 1 − alpha.")
-    divergence: Literal["forward_kl"] = Field("forward_kl", description="How far the student is from the teacher.")
+    divergence: DivergenceName = Field("forward_kl", description="How far the student is from the teacher, D.")
+    top_k: Count | None = Field(
+        None, description="Look only at the tokens or classes that the teacher finds likeliest, so many."
+    )
+    top_k_tail: Switch = Field(
+        True, description="Count what `top_k` leaves out as one token more; false: renormalise over the `top_k`."
+    )
+    entropy_threshold: NonNegative | None = Field(
+        None, description="Only rows or positions where the teacher's entropy at T is above this, in nats."
+    )
+    label_smoothing: Probability = Field(
+        0.0, description="Part of a label that CE gives to all tokens or classes evenly."
+    )
 
 
 class DatasetConfig(Section):

@@ -171,7 +171,7 @@ def _fit(
     for callback in callbacks:
         callback.on_phase("teacher", batches.total_steps, newest_step(work) or 0)
     every = prepared.config.output.checkpoint_every or max(1, batches.total_steps // 10)
-    objective = Objective(causal=False, alpha=0.0, temperature=1.0, divergence="forward_kl")
+    objective = Objective(causal=False, alpha=0.0)
     settings = LoopSettings(training, work, every, 1, _no_evaluation, _no_score, name="teacher")
     loop = Loop(DistillationStep(model, objective), batches, None, accelerator, settings, callbacks, stop)
     seed_rank(training.seed, accelerator.process_index)

@@ -10,12 +10,14 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
-from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.schema import DistillationConfig, DistillationSection
 from entrenar_core.data.streams import shuffled
 from entrenar_core.errors import UsageError
+from entrenar_core.losses import DIVERGENCES, top_k, where_uncertain
 from entrenar_core.models.student import build_student
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
 from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.step import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,6 +88,16 @@ def make_student(prepared: Preparation, teacher_model: "PreTrainedModel | None" 
         vocab_size=len(prepared.tokenizer),
         pad_token_id=prepared.collator.pad_token_id,
     )
+
+
+def make_objective(section: DistillationSection, alpha: float, causal: bool, vocabulary: int | None) -> Objective:
+    """What a training makes small; `alpha` replaces that of the section, for a rival without a teacher."""
+    core = DIVERGENCES[section.divergence].make()
+    if section.top_k is not None:
+        core = top_k(core, section.top_k, tail=section.top_k_tail)
+    if section.entropy_threshold is not None:
+        core = where_uncertain(core, section.entropy_threshold)
+    return Objective(causal, alpha, section.temperature, core, section.label_smoothing, vocabulary)
 
 
 def make_batches(prepared: Preparation, tokens: Any, max_steps: int | None, rank: int, world_size: int) -> Batches:

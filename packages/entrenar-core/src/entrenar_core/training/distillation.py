@@ -104,7 +104,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         eval_rows=len(prepared.rows.evaluation),
         examples_per_step=training.batch_size * training.gradient_accumulation,
         steps=batches.total_steps,
-        loss=f"{section.alpha:g} × KL(T={section.temperature:g}) + {1 - section.alpha:g} × CE",
+        loss=f"{section.alpha:g} × {section.divergence}(T={section.temperature:g}) + {1 - section.alpha:g} × CE",
         output_dir=config.output.dir,
         resumes_from_step=newest_step(config.output.dir) if resume else None,
     )

@@ -15,7 +15,7 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
 from entrenar_core.teachers.precomputed import Teacher
-from entrenar_core.training.assembly import make_batches, make_student, student_name
+from entrenar_core.training.assembly import make_batches, make_objective, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.evaluation import OnBatch, evaluate
@@ -26,7 +26,7 @@ from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import DistillationStep, Objective
+from entrenar_core.training.step import DistillationStep
 from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, warnings
 
 if TYPE_CHECKING:
@@ -151,10 +151,7 @@ class Run:
         if not main and not self.config.dataset.streaming and not self.prepared.causal:
             tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if label >= 0])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
-        section = self.config.distillation
-        objective = Objective(
-            self.prepared.causal, alpha, section.temperature, section.divergence, self.prepared.vocabulary
-        )
+        objective = make_objective(self.config.distillation, alpha, self.prepared.causal, self.prepared.vocabulary)
         seed_rank(self.training.seed, rank)
         settings = LoopSettings(
             training=self.training.model_copy(update={"max_steps": steps}),

@@ -4,28 +4,32 @@ Shapes: B rows, T positions, V classes or vocabulary, N rows or positions that c
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.losses import DIVERGENCES, hard_sum, soften, sum_over
+from entrenar_core.losses import Core, cross_entropy, of_logits, soften, sum_over
+from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.calling import logits_of
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """loss = alpha · T² · D(teacher ‖ student at T) / soft count + (1 − alpha) · CE / hard count.
+    """loss = alpha · T² · D(teacher, student at T) / soft count + (1 − alpha) · CE / hard count.
 
-    `vocabulary` is how many tokens the tokenizer has: heads are often padded beyond them, to different widths.
+    `divergence` is D, and `smoothing` that of the labels in CE. `vocabulary` is how many tokens the tokenizer has:
+    heads are often padded beyond them, to different widths.
 
     Source: Hinton, Vinyals & Dean 2015. `alpha` 0 needs no teacher, 1 no labels.
     """
 
     causal: bool
     alpha: float
-    temperature: float
-    divergence: str
+    temperature: float = 1.0
+    divergence: Core = forward_kl_core
+    smoothing: float = 0.0
     vocabulary: int | None = None
 
 
@@ -66,10 +70,11 @@ class DistillationStep(nn.Module):
         if self.objective.alpha > 0:
             assert teacher_logits is not None, "alpha > 0 needs a teacher"
             teacher_NV = counted(teacher_logits, batch, self.objective.causal, self.objective.vocabulary)[0]
-            divergence = soften(DIVERGENCES[self.objective.divergence], self.objective.temperature)
+            divergence = soften(partial(of_logits, self.objective.divergence), self.objective.temperature)
             soft = soft + sum_over(divergence, student_NV, teacher_NV).total / max(counts.soft, 1)
         if self.objective.alpha < 1:
-            hard = hard + hard_sum(student_NV, labels_N).total / max(counts.hard, 1)
+            values_N = cross_entropy(student_NV, labels_N, smoothing=self.objective.smoothing)
+            hard = hard + values_N.sum() / max(counts.hard, 1)
         loss = self.objective.alpha * soft + (1 - self.objective.alpha) * hard
         return StepLoss(loss, soft.detach(), hard.detach())
 
