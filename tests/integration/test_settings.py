@@ -20,6 +20,7 @@ from entrenar_core.config import DistillationConfig
 from entrenar_core.errors import EntrenarError
 from entrenar_core.losses import DIVERGENCES
 from entrenar_core.training.callbacks import StepMetrics
+from entrenar_core.training.distillation import plan
 from hub_server import HubServer
 from tiny_jobs import Models, build_models, classification, language, write_rows
 from tiny_models import tiny_bert
@@ -397,6 +398,18 @@ def test_what_is_compared_changes_the_soft_loss_alone(models: Models, tmp_path: 
     assert len({step.soft for step in first}) == len(ways)
     assert len({step.hard for step in first}) == 1
     assert all(step.soft is not None and math.isfinite(step.soft) for step in first)
+
+
+def test_a_plan_tells_the_whole_loss(models: Models, tmp_path: Path) -> None:
+    way = {"divergence": "jsd", "temperature": 3.0, "alpha": 0.75, "label_smoothing": 0.1, "entropy_threshold": 0.2}
+    selected = {"top_k": 7, "top_k_tail": False}
+    (tmp_path / "plain").mkdir()
+    plain, whole = (
+        plan(parse_config(language(models, folder, distillation=chosen))).loss
+        for folder, chosen in ((tmp_path / "plain", {}), (tmp_path, way | selected))
+    )
+    assert plain == "0.5 × forward_kl(T=2) + 0.5 × CE"
+    assert whole == "0.75 × jsd(T=3, top 7 without tail, entropy > 0.2) + 0.25 × CE(smoothing 0.1)"
 
 
 def test_smoothing_changes_the_hard_loss_alone(models: Models, tmp_path: Path) -> None:
