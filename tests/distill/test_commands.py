@@ -1,15 +1,15 @@
-"""`run` and `validate` as a person meets them: their output in all modes, their flags, and what they import."""
+"""`run`, `validate` and `losses` as a person meets them: all modes of output, flags, and what they import."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from entrenar_core.config.schema import ProbeFinetuning, TeacherConfig
+from entrenar_core.config.schema import DivergenceName, ProbeFinetuning, TeacherConfig
 from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate
 from tiny_jobs import Models, classification, language, merged, write_config, write_rows
@@ -100,6 +100,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         quiet=[str(config.parent / "out")],
     )
     assert sorted(config.parent.rglob("*")) == before
+
+
+def test_the_losses_are_those_that_a_configuration_may_choose(
+    program: Program, check_output: Callable[..., Any]
+) -> None:
+    from entrenar_core.losses import DIVERGENCES
+
+    assert set(get_args(DivergenceName)) == set(DIVERGENCES)
+    jsd = {"name": "jsd", "parameters": {"beta": 0.5, "normalised": False}, "needs": "logits of teacher and student"}
+    found = check_output(
+        program,
+        ["losses"],
+        values={},
+        shows=["Losses", "½ Σ |p − q|", "beta 0.5, normalised false", "choose one as `distillation.divergence`"],
+        lines=["reverse_kl\tKL(q ‖ p)\t\tGu et al. 2024 (MiniLLM)"],
+        quiet=list(DIVERGENCES),
+    )
+    assert jsd.items() <= next(loss for loss in found["losses"] if loss["name"] == "jsd").items()
 
 
 def test_the_plan_is_what_the_run_does(program: Program, capsys: Capture, config: Path) -> None:
@@ -220,7 +238,7 @@ def test_validate_says_that_a_complete_run_is_in_the_way(program: Program, capsy
     assert "--resume or --force" in checks[-1]["detail"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["validate", "{config}"]])
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["validate", "{config}"], ["losses"]])
 def test_light_commands_import_nothing_heavy(config: Path, argv: list[str]) -> None:
     code = (
         "import sys; from entrenar_distill.cli import main; status = main(sys.argv[1:]); "

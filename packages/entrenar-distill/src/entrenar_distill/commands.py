@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entrenar_core.errors import UsageError
-from entrenar_distill.reports import Plan, RunReport, ValidationReport
+from entrenar_distill.reports import LossTable, Plan, RunReport, ValidationReport
 
 if TYPE_CHECKING:
     from entrenar_core.config.loading import Loaded
@@ -31,6 +31,11 @@ entrenar-distill validate --config distill.yaml
 entrenar-distill validate distill.yaml --student org/small --set dataset.max_length=128   as `run` would take it
 
 entrenar-distill validate distill.yaml --json
+"""
+LOSSES_EXAMPLES = """
+entrenar-distill losses
+
+entrenar-distill losses --json
 """
 
 ConfigArgument = Annotated[
@@ -102,6 +107,14 @@ def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> Valida
     from entrenar_distill.validation import validate as check
 
     return check(loaded.config, "the command line" if file is None else str(file), loaded.places, hub=hub)
+
+
+@app.command(epilog=LOSSES_EXAMPLES)
+def losses() -> LossTable:
+    """List the losses: formula, what each needs from the models, and its source."""
+    from entrenar_distill.losses import list_losses
+
+    return list_losses()
 
 
 def _assembled(

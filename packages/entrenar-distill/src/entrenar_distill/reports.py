@@ -5,7 +5,7 @@ from typing import Literal
 
 from entrenar_core.reports import Plan, RunReport
 
-__all__ = ["Check", "Plan", "RunReport", "ValidationReport"]
+__all__ = ["Check", "Loss", "LossTable", "Plan", "RunReport", "ValidationReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +23,21 @@ class ValidationReport:
 
     config: str
     checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss that a student can be trained with, and what its parameters are by default."""
+
+    name: str
+    formula: str
+    parameters: dict[str, float | bool]
+    needs: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LossTable:
+    """All losses."""
+
+    losses: tuple[Loss, ...]

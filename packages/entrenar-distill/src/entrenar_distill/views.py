@@ -8,7 +8,7 @@ from entrenar_common.tables import Table, key_values
 from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
-from entrenar_distill.reports import ValidationReport
+from entrenar_distill.reports import Loss, LossTable, ValidationReport
 
 
 def run_report(report: RunReport) -> list[Block]:
@@ -112,6 +112,25 @@ def validation(report: ValidationReport) -> Table:
     return Table(f"{report.config} is valid", ("check", "", "detail"), rows)
 
 
+def losses(report: LossTable) -> Table:
+    """Every loss by its name."""
+    rows = tuple((loss.name, loss.formula, _parameters(loss), loss.source) for loss in report.losses)
+    notes = (
+        "p is the teacher's distribution over tokens or classes, q the student's, both at the temperature",
+        "each needs the logits of teacher and student; choose one as `distillation.divergence`",
+        "parameters other than these are given in Python: `from entrenar_core.losses import jsd`",
+    )
+    return Table("Losses", ("name", "formula", "by default", "source"), rows, notes)
+
+
+def _parameters(loss: Loss) -> str:
+    texts = {True: "true", False: "false"}
+    values = {
+        name: texts[value] if isinstance(value, bool) else f"{value:g}" for name, value in loss.parameters.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
 def _folder(folder: Path) -> list[str]:
     return [str(folder)]
 
@@ -120,4 +139,5 @@ VIEWS: ViewTable = {
     RunReport: View(run_report, quiet=lambda report: _folder(report.output_dir)),
     Plan: View(plan, quiet=lambda report: _folder(report.output_dir)),
     ValidationReport: View(validation, quiet=lambda _: []),
+    LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

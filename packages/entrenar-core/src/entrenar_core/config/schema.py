@@ -22,7 +22,7 @@ DivergenceName = Literal[
     "bild",
     "total_variation",
     "cross_entropy_hard",
-]  # the names of losses.DIVERGENCES, which needs torch; a test compares them
+]  # the names of losses.DIVERGENCES; a test compares them
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them

@@ -1,24 +1,31 @@
-"""What the student is trained to make small: pure functions of tensors that return a sum and a count."""
+"""What the student is trained to make small: pure functions of tensors that return a sum and a count.
 
-from entrenar_core.losses.divergence import (
-    Core,
-    cross_entropy_hard,
-    forward_kl,
-    jeffreys,
-    jsd,
-    of_logits,
-    reverse_kl,
-    skew_forward_kl,
-    skew_reverse_kl,
-    soften,
-    sum_over,
-    total_variation,
-)
-from entrenar_core.losses.hard import cross_entropy, hard_sum
-from entrenar_core.losses.logit_differences import bild
-from entrenar_core.losses.selection import top_k, where_uncertain
-from entrenar_core.losses.sums import LossSum
-from entrenar_core.losses.table import DIVERGENCES
+Names are imported when they are first used, so that the table of the losses can be read without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entrenar_core.losses.divergence import (
+        Core,
+        cross_entropy_hard,
+        forward_kl,
+        jeffreys,
+        jsd,
+        of_logits,
+        reverse_kl,
+        skew_forward_kl,
+        skew_reverse_kl,
+        soften,
+        sum_over,
+        total_variation,
+    )
+    from entrenar_core.losses.hard import cross_entropy, hard_sum
+    from entrenar_core.losses.logit_differences import bild
+    from entrenar_core.losses.selection import top_k, where_uncertain
+    from entrenar_core.losses.sums import LossSum
+    from entrenar_core.losses.table import DIVERGENCES
 
 __all__ = [
     "DIVERGENCES",
@@ -41,3 +48,19 @@ __all__ = [
     "total_variation",
     "where_uncertain",
 ]
+
+_HOMES = {
+    "DIVERGENCES": "table",
+    "LossSum": "sums",
+    "bild": "logit_differences",
+    "cross_entropy": "hard",
+    "hard_sum": "hard",
+    "top_k": "selection",
+    "where_uncertain": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'divergence')}"), name)

@@ -1,39 +1,63 @@
-"""The divergences, each registered once: the choices of `distillation.divergence` are the names of this table."""
+"""The divergences, each registered once: the choices of `distillation.divergence` are the names of this table.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+It can be read without torch; the code of a divergence is imported when it is made.
+"""
 
-from entrenar_core.losses.divergence import (
-    Core,
-    cross_entropy_hard_core,
-    forward_kl_core,
-    jeffreys_core,
-    jsd_core,
-    reverse_kl_core,
-    skew_forward_kl_core,
-    skew_reverse_kl_core,
-    total_variation_core,
-)
-from entrenar_core.losses.logit_differences import bild_core
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from entrenar_core.losses.divergence import Core
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A row of the table. `make` takes the divergence's own parameters."""
+    """A row of the table. p is the teacher's distribution, q the student's.
 
+    `home` is the module of its core; `parameters` are those that the core is made with, and what they are by default.
+    """
+
+    name: str
     formula: str
-    citation: str
-    make: Callable[..., Core]
+    source: str
+    parameters: Mapping[str, float | bool] = field(default_factory=dict)
+    home: str = "divergence"
+
+    def make(self, **parameters: float | bool) -> "Core":
+        """Its core.
+
+        Raises:
+            ValueError: a parameter is out of its range.
+        """
+        found = getattr(import_module(f"entrenar_core.losses.{self.home}"), f"{self.name}_core")
+        return cast("Core", found(**parameters) if self.parameters else found)
 
 
-DIVERGENCES: Mapping[str, Divergence] = {
-    "forward_kl": Divergence("Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015", lambda: forward_kl_core),
-    "reverse_kl": Divergence("Σ q (log q − log p)", "Gu et al. 2024, MiniLLM", lambda: reverse_kl_core),
-    "jeffreys": Divergence("forward · KL(p ‖ q) + reverse · KL(q ‖ p)", "Jeffreys 1946", jeffreys_core),
-    "jsd": Divergence("β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q", "Agarwal et al. 2024, GKD", jsd_core),
-    "skew_forward_kl": Divergence("KL(p ‖ λ p + (1 − λ) q)", "Ko et al. 2024, DistiLLM", skew_forward_kl_core),
-    "skew_reverse_kl": Divergence("KL(q ‖ λ q + (1 − λ) p)", "Ko et al. 2024, DistiLLM", skew_reverse_kl_core),
-    "bild": Divergence("KL of softmaxed differences of the k largest logits, both ways", "Li et al. 2024", bild_core),
-    "total_variation": Divergence("½ Σ |p − q|", "Wen et al. 2023", lambda: total_variation_core),
-    "cross_entropy_hard": Divergence("−log q(argmax p)", "Touvron et al. 2021, DeiT", lambda: cross_entropy_hard_core),
-}
+_ROWS = (
+    Divergence("forward_kl", "KL(p ‖ q) = Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015"),
+    Divergence("reverse_kl", "KL(q ‖ p)", "Gu et al. 2024 (MiniLLM)"),
+    Divergence(
+        "jeffreys", "forward · KL(p ‖ q) + reverse · KL(q ‖ p)", "Jeffreys 1946", {"forward": 0.5, "reverse": 0.5}
+    ),
+    Divergence(
+        "jsd",
+        "β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q",
+        "Agarwal et al. 2024 (GKD)",
+        {"beta": 0.5, "normalised": False},
+    ),
+    Divergence("skew_forward_kl", "KL(p ‖ λ p + (1 − λ) q)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
+    Divergence("skew_reverse_kl", "KL(q ‖ λ q + (1 − λ) p)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
+    Divergence(
+        "bild",
+        "KL of softmaxed differences of the likeliest logits",
+        "Li et al. 2024 (BiLD)",
+        {"top_k": 8},
+        home="logit_differences",
+    ),
+    Divergence("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)"),
+    Divergence("cross_entropy_hard", "−log q(argmax p)", "Touvron et al. 2021 (DeiT)"),
+)
+
+DIVERGENCES: Mapping[str, Divergence] = {row.name: row for row in _ROWS}
