@@ -32,6 +32,8 @@ PURE = [
     "packages/entrenar-core/src/entrenar_core/config/yaml_source.py",
     "packages/entrenar-core/src/entrenar_core/data/ordering.py",
     "packages/entrenar-core/src/entrenar_core/losses/divergence.py",
+    "packages/entrenar-core/src/entrenar_core/losses/head.py",
+    "packages/entrenar-core/src/entrenar_core/losses/kernel.py",
     "packages/entrenar-core/src/entrenar_core/losses/logit_differences.py",
     "packages/entrenar-core/src/entrenar_core/losses/selection.py",
     "packages/entrenar-common/src/entrenar_common/tables.py",

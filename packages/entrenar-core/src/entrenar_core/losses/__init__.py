@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         total_variation,
     )
     from entrenar_core.losses.hard import cross_entropy, hard_sum
+    from entrenar_core.losses.head import Head
+    from entrenar_core.losses.kernel import HardTerm, HeadLoss, SoftTerm, head_loss
     from entrenar_core.losses.logit_differences import bild
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
@@ -30,12 +32,17 @@ if TYPE_CHECKING:
 __all__ = [
     "DIVERGENCES",
     "Core",
+    "HardTerm",
+    "Head",
+    "HeadLoss",
     "LossSum",
+    "SoftTerm",
     "bild",
     "cross_entropy",
     "cross_entropy_hard",
     "forward_kl",
     "hard_sum",
+    "head_loss",
     "jeffreys",
     "jsd",
     "of_logits",
@@ -51,10 +58,15 @@ __all__ = [
 
 _HOMES = {
     "DIVERGENCES": "table",
+    "HardTerm": "kernel",
+    "Head": "head",
+    "HeadLoss": "kernel",
     "LossSum": "sums",
+    "SoftTerm": "kernel",
     "bild": "logit_differences",
     "cross_entropy": "hard",
     "hard_sum": "hard",
+    "head_loss": "kernel",
     "top_k": "selection",
     "where_uncertain": "selection",
 }

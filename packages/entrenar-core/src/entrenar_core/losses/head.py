@@ -1,0 +1,48 @@
+"""A model's last layer: from hidden states to logits, and a gradient back through what is not linear in it.
+
+Shapes: N rows, H width, V tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from entrenar_core.losses.sums import at_least_fp32
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """From hidden states to logits: z = cap · tanh(scale · (h Wᵀ + b) / cap), the cap only where there is one."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def logits_of_rows(hidden_NH: Tensor, head: Head, vocabulary: int) -> Tensor:
+    """Of the first tokens, in fp32 or better."""
+    dtype = compute_dtype(hidden_NH, head.weight_VH)
+    bias_V = None if head.bias_V is None else head.bias_V[:vocabulary].to(dtype)
+    logits_NV = at_least_fp32(F.linear(hidden_NH.to(dtype), head.weight_VH[:vocabulary].to(dtype), bias_V))
+    if head.scale != 1:
+        logits_NV.mul_(head.scale)
+    if head.softcap is not None:
+        logits_NV.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits_NV
+
+
+def through_head_(gradient_NV: Tensor, logits_NV: Tensor, head: Head) -> None:
+    """Turns a gradient in the logits into one in h Wᵀ + b; d tanh = 1 − tanh²."""
+    if head.softcap is not None:
+        gradient_NV.mul_(logits_NV.div_(head.softcap).square_().neg_().add_(1))
+    if head.scale != 1:
+        gradient_NV.mul_(head.scale)
+
+
+def compute_dtype(hidden_NH: Tensor, weight_VH: Tensor) -> torch.dtype:
+    """What a linear layer would compute in: autocast's, else that of the weights."""
+    device = hidden_NH.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype

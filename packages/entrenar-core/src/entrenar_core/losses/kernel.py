@@ -1,0 +1,249 @@
+"""Losses on logits that are never all there: from hidden states and heads, in tiles of rows, with gradients computed
+in the forward pass.
+
+A tile's logits live only as long as the tile. Soft and hard targets share them, and what leaves the forward pass is
+the gradient of the hidden states and of the head, which a backward pass only scales. So memory grows with the tile
+and the head, and not with rows × vocabulary.
+
+Source: the idea of computing a head's gradient in the forward pass is that of Hsu et al. 2024 (Liger), section 3.2.
+
+Shapes: N rows that count, H student's width, K teacher's width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from entrenar_core.data.labels import IGNORED
+from entrenar_core.losses.divergence import Core, value_and_gradient
+from entrenar_core.losses.head import Head, compute_dtype, logits_of_rows, through_head_
+from entrenar_core.losses.sums import at_least_fp32
+
+TILE_BYTES = 256 * 2**20
+"""What the buffers of one tile may take together."""
+_BUFFERS = 8  # tensors of a tile's size that are there at once, at most
+_CPU_ROWS = 128  # more are no faster on a CPU, whose caches they leave
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTerm:
+    """weight · T² · Σ rows D(p at T, q at T)."""
+
+    core: Core
+    temperature: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class HardTerm:
+    """weight · Σ rows cross-entropy with the label, of which `smoothing` is spread evenly over the vocabulary."""
+
+    weight: float
+    smoothing: float = 0.0
+
+
+class HeadLoss(NamedTuple):
+    """The weighted total, with a graph; the sums of the terms before their weights, without."""
+
+    total: Tensor
+    soft: tuple[Tensor, ...]
+    hard: Tensor
+
+
+def head_loss(
+    student_hidden_NH: Tensor,
+    student_head: Head,
+    *,
+    teacher_hidden_NK: Tensor | None = None,
+    teacher_head: Head | None = None,
+    labels_N: Tensor | None = None,
+    soft: Sequence[SoftTerm] = (),
+    hard: HardTerm | None = None,
+    row_weights_N: Tensor | None = None,
+    vocabulary: int | None = None,
+    tile_bytes: int = TILE_BYTES,
+) -> HeadLoss:
+    """All losses on the logits of rows that count, in one pass over tiles of rows.
+
+    Differentiable in the student's hidden states, head and bias, once, with the gradients computed here; under
+    `no_grad`, a plain evaluation. The teacher gets no gradient.
+
+    Args:
+        student_hidden_NH: what the student's head reads.
+        student_head: weights may be tied to embeddings, and of another dtype than the hidden states.
+        teacher_hidden_NK: the teacher's, needed by `soft`.
+        teacher_head: the teacher's, of as many tokens.
+        labels_N: for `hard`; a row of `IGNORED` has none.
+        soft: divergences, each with its temperature and weight.
+        hard: the cross-entropy with the labels.
+        row_weights_N: multiply the terms of a row, and change no denominator.
+        vocabulary: how many tokens there are; heads may be padded beyond them, each to its own width.
+        tile_bytes: what the buffers of a tile may take.
+
+    Raises:
+        ValueError: `soft` without a teacher, `hard` without labels, or heads of fewer tokens than `vocabulary`.
+    """
+    heads = [head for head in (student_head, teacher_head) if head is not None]
+    if soft and (teacher_hidden_NK is None or teacher_head is None):
+        raise ValueError("a soft target needs the teacher's hidden states and head")
+    if hard is not None and labels_N is None:
+        raise ValueError("a hard target needs labels")
+    vocabulary = _real_vocabulary([head.weight_VH.shape[0] for head in heads], vocabulary)
+    rows = max(1, tile_bytes // (_BUFFERS * 4 * vocabulary))
+    rows = min(rows, _CPU_ROWS) if student_hidden_NH.device.type == "cpu" else rows
+    job = _Job(
+        student_head, teacher_hidden_NK, teacher_head, labels_N, tuple(soft), hard, row_weights_N, vocabulary, rows
+    )
+    total, *sums = _HeadLoss.apply(student_hidden_NH, student_head.weight_VH, student_head.bias_V, job)  # type: ignore[no-untyped-call]
+    return HeadLoss(total, tuple(sums[:-1]), sums[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What does not change from tile to tile."""
+
+    student_head: Head
+    teacher_hidden_NK: Tensor | None
+    teacher_head: Head | None
+    labels_N: Tensor | None
+    soft: tuple[SoftTerm, ...]
+    hard: HardTerm | None
+    row_weights_N: Tensor | None
+    vocabulary: int
+    tile_rows: int
+
+
+def _real_vocabulary(sizes: Sequence[int], vocabulary: int | None) -> int:
+    if vocabulary is None and len(set(sizes)) > 1:
+        raise ValueError(f"the heads have {sizes[0]} and {sizes[1]} tokens: say how many are real as `vocabulary`")
+    if vocabulary is not None and not 0 < vocabulary <= min(sizes):
+        raise ValueError(f"`vocabulary` is {vocabulary}, and a head has {min(sizes)} tokens")
+    return vocabulary or sizes[0]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Total, and the sums of the terms; the gradients of the total are made on the way and kept for `backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        made = _Gradients.wanted(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad)
+        sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
+        for start in range(0, len(hidden_NH), job.tile_rows):
+            tile = slice(start, start + job.tile_rows)
+            logits_NV = logits_of_rows(hidden_NH[tile], job.student_head, job.vocabulary)
+            gradient_NV = _tile_terms(logits_NV, tile, job, sums)
+            if made.any:
+                through_head_(gradient_NV, logits_NV, job.student_head)
+                made.add_(tile, gradient_NV, hidden_NH, weight_VH)
+        weights = [*(term.weight for term in job.soft), job.hard.weight if job.hard else 0.0]
+        ctx.made = made
+        sums = sums.to(at_least_fp32(hidden_NH).dtype)
+        ctx.mark_non_differentiable(*(parts := sums.unbind()))
+        return ((sums * sums.new_tensor(weights)).sum(), *parts)  # a product of matrices would be autocast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        return (*ctx.made.scaled_(grad_total), None)
+
+
+@dataclass(slots=True)
+class _Gradients:
+    """Of hidden states, weights and bias, each where it is wanted; sums over tiles are kept in fp32 or better."""
+
+    hidden_NH: Tensor | None
+    weight_VH: Tensor | None
+    bias_V: Tensor | None
+    used: bool = False
+
+    @classmethod
+    def wanted(cls, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, needs: Sequence[bool]) -> "_Gradients":
+        def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:
+            return torch.zeros_like(like, dtype=at_least_fp32(like[:0]).dtype) if wanted and like is not None else None
+
+        hidden = torch.empty_like(hidden_NH) if needs[0] else None
+        return cls(hidden, zeros(weight_VH, needs[1]), zeros(bias_V, needs[2]))
+
+    @property
+    def any(self) -> bool:
+        return any(gradient is not None for gradient in (self.hidden_NH, self.weight_VH, self.bias_V))
+
+    def add_(self, tile: slice, gradient_NV: Tensor, hidden_NH: Tensor, weight_VH: Tensor) -> None:
+        vocabulary = gradient_NV.shape[-1]
+        dtype = compute_dtype(hidden_NH, weight_VH)
+        operand_NV = gradient_NV.to(dtype)
+        if self.hidden_NH is not None:
+            self.hidden_NH[tile] = operand_NV @ weight_VH[:vocabulary].to(dtype)
+        if self.weight_VH is not None:
+            rows_NH = hidden_NH[tile].to(dtype)
+            if dtype == self.weight_VH.dtype:
+                self.weight_VH[:vocabulary].addmm_(operand_NV.T, rows_NH)
+            else:
+                self.weight_VH[:vocabulary] += operand_NV.T @ rows_NH
+        if self.bias_V is not None:
+            self.bias_V[:vocabulary] += gradient_NV.sum(0)
+
+    def scaled_(self, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients times that of the total, in place: they are there once."""
+        if self.used:
+            raise RuntimeError("the gradients of a head loss can be asked for once: do not retain its graph")
+        self.used = True
+        made = (self.hidden_NH, self.weight_VH, self.bias_V)
+        self.hidden_NH = self.weight_VH = self.bias_V = None
+        return tuple(None if gradient is None else gradient.mul_(grad_total) for gradient in made)  # type: ignore[return-value]
+
+
+def _tile_terms(logits_NV: Tensor, tile: slice, job: _Job, sums: Tensor) -> Tensor:
+    """Adds the terms of a tile to `sums`, and gives the gradient of their weighted total in the logits."""
+    weights_N = None if job.row_weights_N is None else job.row_weights_N[tile]
+    total_NV: Tensor | None = None
+    if job.soft:
+        assert job.teacher_hidden_NK is not None, "checked"
+        assert job.teacher_head is not None, "checked"
+        teacher_NV = logits_of_rows(job.teacher_hidden_NK[tile], job.teacher_head, job.vocabulary)
+        for index, term in enumerate(job.soft):
+            t = term.temperature
+            values_N, gradient_NV = value_and_gradient(term.core, _over(logits_NV, t), _over(teacher_NV, t))
+            sums[index] += t**2 * _weighted_(values_N, gradient_NV, weights_N)
+            total_NV = _added(total_NV, gradient_NV, t * term.weight)
+    if job.hard is not None:
+        assert job.labels_N is not None, "checked"
+        values_N, gradient_NV = _cross_entropy(logits_NV, job.labels_N[tile], job.hard.smoothing)
+        sums[-1] += _weighted_(values_N, gradient_NV, weights_N)
+        total_NV = _added(total_NV, gradient_NV, job.hard.weight)
+    return torch.zeros_like(logits_NV) if total_NV is None else total_NV
+
+
+def _weighted_(values_N: Tensor, gradient_NV: Tensor, weights_N: Tensor | None) -> Tensor:
+    if weights_N is not None:
+        values_N.mul_(weights_N)
+        gradient_NV.mul_(weights_N.unsqueeze(-1))
+    return values_N.sum(dtype=torch.float64)
+
+
+def _added(total_NV: Tensor | None, gradient_NV: Tensor, weight: float) -> Tensor:
+    return gradient_NV.mul_(weight) if total_NV is None else total_NV.add_(gradient_NV, alpha=weight)
+
+
+def _over(logits_NV: Tensor, temperature: float) -> Tensor:
+    return logits_NV if temperature == 1 else logits_NV / temperature
+
+
+def _cross_entropy(logits_NV: Tensor, labels_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """−(1 − ε) log q(label) − ε mean log q, and its gradient in the logits; zero where there is no label."""
+    log_q_NV = logits_NV.log_softmax(-1)
+    unlabelled_N = labels_N == IGNORED
+    labels_N1 = labels_N.masked_fill(unlabelled_N, 0).unsqueeze(-1)
+    values_N = log_q_NV.gather(-1, labels_N1).squeeze(-1).mul_(smoothing - 1)
+    if smoothing:
+        values_N -= smoothing * log_q_NV.mean(-1)
+    gradient_NV = log_q_NV.exp_()
+    if smoothing:
+        gradient_NV -= smoothing / gradient_NV.shape[-1]
+    gradient_NV.scatter_add_(-1, labels_N1, gradient_NV.new_full((1, 1), smoothing - 1).expand_as(labels_N1))
+    values_N.masked_fill_(unlabelled_N, 0.0)
+    return values_N, gradient_NV.masked_fill_(unlabelled_N.unsqueeze(-1), 0.0)
