@@ -218,7 +218,7 @@ def folded(values: Array, tokens: Array, *, tail: bool) -> Array:
 
 @every_case
 @pytest.mark.parametrize("tail", [True, False])
-@given(seed=st.integers(0, 99), k=st.integers(2, 8))
+@pytest.mark.parametrize(("seed", "k"), [(0, 2), (1, 4), (2, 5), (3, 8)])
 def test_of_the_likeliest_tokens_the_divergence_is_that_of_folded_distributions(
     name: str, settings: Mapping[str, Any], reference: Reference, tail: bool, seed: int, k: int
 ) -> None:
