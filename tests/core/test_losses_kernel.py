@@ -214,6 +214,22 @@ def test_what_is_frozen_gets_no_gradient_and_evaluation_gets_none_at_all() -> No
     torch.testing.assert_close(found.total, whole(drawn, [SoftTerm(KL, 1.0, 1.0)]).detach())
 
 
+def test_an_evaluation_makes_no_gradients_only_to_forget_them() -> None:
+    drawn = case()
+    made: list[tuple[int, ...]] = []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            made.extend([tuple(result.shape)] if isinstance(result, Tensor) else [])
+            return result
+
+    with torch.no_grad(), Shapes():
+        tiled(drawn, [SoftTerm(KL, 1.0, 1.0)], HardTerm(1.0))
+    assert made
+    assert (V + 3, H) not in made, "a gradient of the weights"
+
+
 def test_no_row_gives_zero_with_a_graph() -> None:
     drawn = case(0)
     found = tiled(drawn, [SoftTerm(KL, 2.0, 1.0)], HardTerm(1.0))

@@ -43,9 +43,9 @@ def test_a_student_that_is_no_better_than_the_commonest_class_is_told(accuracy: 
 
 def test_few_rows_are_told_with_their_interval() -> None:
     (said,) = told(scores(0.5, examples=12))
-    assert said == "12 evaluation rows are few: the student's accuracy lies between 25% and 75% (95 % interval)"
+    assert said == "12 evaluation rows are few: the student's accuracy lies between 25.4 % and 74.6 % (95 % interval)"
     (said,) = told(scores(1.0, examples=48))
-    assert "between 93% and 100%" in said
+    assert "between 92.6 % and 100.0 %" in said
     assert told(scores(0.5, examples=200)) == []
 
 

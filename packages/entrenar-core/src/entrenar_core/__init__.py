@@ -6,8 +6,9 @@
 Names are imported when they are first used, so that what needs no torch does not wait for it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from entrenar_core.lazily import importing
 
 if TYPE_CHECKING:
     from entrenar_core.artifact import ModelArtifact
@@ -53,12 +54,4 @@ _HOMES = {
     "plan": "training.distillation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__ = importing(__name__, _HOMES)

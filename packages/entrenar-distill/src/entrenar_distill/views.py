@@ -4,7 +4,7 @@ from pathlib import Path
 
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
-from entrenar_common.tables import Table, key_values
+from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
@@ -124,11 +124,7 @@ def losses(report: LossTable) -> Table:
 
 
 def _parameters(loss: Loss) -> str:
-    texts = {True: "true", False: "false"}
-    values = {
-        name: texts[value] if isinstance(value, bool) else f"{value:g}" for name, value in loss.parameters.items()
-    }
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name} {exact(value)}" for name, value in loss.parameters.items())
 
 
 def _folder(folder: Path) -> list[str]:

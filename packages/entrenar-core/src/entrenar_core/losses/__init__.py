@@ -3,8 +3,9 @@
 Names are imported when they are first used, so that the table of the losses can be read without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from entrenar_core.lazily import importing
 
 if TYPE_CHECKING:
     from entrenar_core.losses.divergence import (
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Core": "divergence",
     "DIVERGENCES": "table",
     "HardTerm": "kernel",
     "Head": "head",
@@ -65,14 +67,21 @@ _HOMES = {
     "SoftTerm": "kernel",
     "bild": "logit_differences",
     "cross_entropy": "hard",
+    "cross_entropy_hard": "divergence",
+    "forward_kl": "divergence",
     "hard_sum": "hard",
     "head_loss": "kernel",
+    "jeffreys": "divergence",
+    "jsd": "divergence",
+    "of_logits": "divergence",
+    "reverse_kl": "divergence",
+    "skew_forward_kl": "divergence",
+    "skew_reverse_kl": "divergence",
+    "soften": "divergence",
+    "sum_over": "divergence",
     "top_k": "selection",
+    "total_variation": "divergence",
     "where_uncertain": "selection",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'divergence')}"), name)
+__getattr__ = importing(__name__, _HOMES)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from entrenar_core.data.labels import IGNORED
 from entrenar_core.losses.divergence import Core, value_and_gradient
+from entrenar_core.losses.hard import cross_entropy_and_gradient
 from entrenar_core.losses.head import Head, compute_dtype, logits_of_rows, through_head_
 from entrenar_core.losses.sums import at_least_fp32
 
 TILE_BYTES = 256 * 2**20
-"""What the buffers of one tile may take together."""
-_BUFFERS = 8  # tensors of a tile's size that are there at once, at most
+"""What the buffers of one tile may take together, about."""
+_BUFFERS = 8  # tensors of a tile's size that are there at once, a few more with a selection
 _CPU_ROWS = 128  # more are no faster on a CPU, whose caches they leave
 
 
@@ -77,7 +77,7 @@ def head_loss(
         student_head: weights may be tied to embeddings, and of another dtype than the hidden states.
         teacher_hidden_NK: the teacher's, needed by `soft`.
         teacher_head: the teacher's, of as many tokens.
-        labels_N: for `hard`; a row of `IGNORED` has none.
+        labels_N: for `hard`; a row of −100 (`IGNORED`) has none.
         soft: divergences, each with its temperature and weight.
         hard: the cross-entropy with the labels.
         row_weights_N: multiply the terms of a row, and change no denominator.
@@ -96,7 +96,16 @@ def head_loss(
     rows = max(1, tile_bytes // (_BUFFERS * 4 * vocabulary))
     rows = min(rows, _CPU_ROWS) if student_hidden_NH.device.type == "cpu" else rows
     job = _Job(
-        student_head, teacher_hidden_NK, teacher_head, labels_N, tuple(soft), hard, row_weights_N, vocabulary, rows
+        student_head,
+        teacher_hidden_NK,
+        teacher_head,
+        labels_N,
+        tuple(soft),
+        hard,
+        row_weights_N,
+        vocabulary,
+        rows,
+        differentiated=torch.is_grad_enabled(),  # inside of the function it never is
     )
     total, *sums = _HeadLoss.apply(student_hidden_NH, student_head.weight_VH, student_head.bias_V, job)  # type: ignore[no-untyped-call]
     return HeadLoss(total, tuple(sums[:-1]), sums[-1])
@@ -115,6 +124,7 @@ class _Job:
     row_weights_N: Tensor | None
     vocabulary: int
     tile_rows: int
+    differentiated: bool
 
 
 def _real_vocabulary(sizes: Sequence[int], vocabulary: int | None) -> int:
@@ -130,13 +140,13 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
-        made = _Gradients.wanted(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad)
+        made = _Gradients.of(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3] if job.differentiated else ())
         sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
         for start in range(0, len(hidden_NH), job.tile_rows):
             tile = slice(start, start + job.tile_rows)
             logits_NV = logits_of_rows(hidden_NH[tile], job.student_head, job.vocabulary)
             gradient_NV = _tile_terms(logits_NV, tile, job, sums)
-            if made.any:
+            if made.wanted:
                 through_head_(gradient_NV, logits_NV, job.student_head)
                 made.add_(tile, gradient_NV, hidden_NH, weight_VH)
         weights = [*(term.weight for term in job.soft), job.hard.weight if job.hard else 0.0]
@@ -148,7 +158,15 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        return (*ctx.made.scaled_(grad_total), None)
+        made, ctx.made = ctx.made, None
+        if made is None:
+            raise RuntimeError("the gradients of a head loss can be asked for once: do not retain its graph")
+        return (
+            _scaled_(made.hidden_NH, grad_total),
+            _scaled_(made.weight_VH, grad_total),
+            _scaled_(made.bias_V, grad_total),
+            None,
+        )
 
 
 @dataclass(slots=True)
@@ -158,18 +176,18 @@ class _Gradients:
     hidden_NH: Tensor | None
     weight_VH: Tensor | None
     bias_V: Tensor | None
-    used: bool = False
 
     @classmethod
-    def wanted(cls, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, needs: Sequence[bool]) -> "_Gradients":
-        def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:
-            return torch.zeros_like(like, dtype=at_least_fp32(like[:0]).dtype) if wanted and like is not None else None
-
-        hidden = torch.empty_like(hidden_NH) if needs[0] else None
-        return cls(hidden, zeros(weight_VH, needs[1]), zeros(bias_V, needs[2]))
+    def of(cls, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, needs: Sequence[bool]) -> "_Gradients":
+        hidden, weight, bias = needs or (False, False, False)
+        return cls(
+            torch.empty_like(hidden_NH) if hidden else None,
+            _zeros(weight_VH) if weight else None,
+            _zeros(bias_V) if bias and bias_V is not None else None,
+        )
 
     @property
-    def any(self) -> bool:
+    def wanted(self) -> bool:
         return any(gradient is not None for gradient in (self.hidden_NH, self.weight_VH, self.bias_V))
 
     def add_(self, tile: slice, gradient_NV: Tensor, hidden_NH: Tensor, weight_VH: Tensor) -> None:
@@ -187,14 +205,14 @@ class _Gradients:
         if self.bias_V is not None:
             self.bias_V[:vocabulary] += gradient_NV.sum(0)
 
-    def scaled_(self, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients times that of the total, in place: they are there once."""
-        if self.used:
-            raise RuntimeError("the gradients of a head loss can be asked for once: do not retain its graph")
-        self.used = True
-        made = (self.hidden_NH, self.weight_VH, self.bias_V)
-        self.hidden_NH = self.weight_VH = self.bias_V = None
-        return tuple(None if gradient is None else gradient.mul_(grad_total) for gradient in made)  # type: ignore[return-value]
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=at_least_fp32(like[:0]).dtype)
+
+
+def _scaled_(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    """In place: the gradient is there once."""
+    return None if gradient is None else gradient.mul_(factor)
 
 
 def _tile_terms(logits_NV: Tensor, tile: slice, job: _Job, sums: Tensor) -> Tensor:
@@ -212,7 +230,7 @@ def _tile_terms(logits_NV: Tensor, tile: slice, job: _Job, sums: Tensor) -> Tens
             total_NV = _added(total_NV, gradient_NV, t * term.weight)
     if job.hard is not None:
         assert job.labels_N is not None, "checked"
-        values_N, gradient_NV = _cross_entropy(logits_NV, job.labels_N[tile], job.hard.smoothing)
+        values_N, gradient_NV = cross_entropy_and_gradient(logits_NV, job.labels_N[tile], job.hard.smoothing)
         sums[-1] += _weighted_(values_N, gradient_NV, weights_N)
         total_NV = _added(total_NV, gradient_NV, job.hard.weight)
     return torch.zeros_like(logits_NV) if total_NV is None else total_NV
@@ -231,19 +249,3 @@ def _added(total_NV: Tensor | None, gradient_NV: Tensor, weight: float) -> Tenso
 
 def _over(logits_NV: Tensor, temperature: float) -> Tensor:
     return logits_NV if temperature == 1 else logits_NV / temperature
-
-
-def _cross_entropy(logits_NV: Tensor, labels_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """−(1 − ε) log q(label) − ε mean log q, and its gradient in the logits; zero where there is no label."""
-    log_q_NV = logits_NV.log_softmax(-1)
-    unlabelled_N = labels_N == IGNORED
-    labels_N1 = labels_N.masked_fill(unlabelled_N, 0).unsqueeze(-1)
-    values_N = log_q_NV.gather(-1, labels_N1).squeeze(-1).mul_(smoothing - 1)
-    if smoothing:
-        values_N -= smoothing * log_q_NV.mean(-1)
-    gradient_NV = log_q_NV.exp_()
-    if smoothing:
-        gradient_NV -= smoothing / gradient_NV.shape[-1]
-    gradient_NV.scatter_add_(-1, labels_N1, gradient_NV.new_full((1, 1), smoothing - 1).expand_as(labels_N1))
-    values_N.masked_fill_(unlabelled_N, 0.0)
-    return values_N, gradient_NV.masked_fill_(unlabelled_N.unsqueeze(-1), 0.0)

@@ -10,7 +10,7 @@ class LossSum:
     """`total / count` is the mean of the loss, and the sums of two batches add up."""
 
     total: Tensor
-    count: int
+    count: int | Tensor
 
     def __add__(self, other: "LossSum") -> "LossSum":
         return LossSum(self.total + other.total, self.count + other.count)

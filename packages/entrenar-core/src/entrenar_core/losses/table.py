@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Entry:
     """A row of the table. p is the teacher's distribution, q the student's.
 
     `home` is the module of its core; `parameters` are those that the core is made with, and what they are by default.
@@ -36,28 +36,26 @@ class Divergence:
 
 
 _ROWS = (
-    Divergence("forward_kl", "KL(p ‖ q) = Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015"),
-    Divergence("reverse_kl", "KL(q ‖ p)", "Gu et al. 2024 (MiniLLM)"),
-    Divergence(
-        "jeffreys", "forward · KL(p ‖ q) + reverse · KL(q ‖ p)", "Jeffreys 1946", {"forward": 0.5, "reverse": 0.5}
-    ),
-    Divergence(
+    Entry("forward_kl", "KL(p ‖ q) = Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015"),
+    Entry("reverse_kl", "KL(q ‖ p)", "Gu et al. 2024 (MiniLLM)"),
+    Entry("jeffreys", "forward · KL(p ‖ q) + reverse · KL(q ‖ p)", "Jeffreys 1946", {"forward": 0.5, "reverse": 0.5}),
+    Entry(
         "jsd",
         "β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q",
         "Agarwal et al. 2024 (GKD)",
         {"beta": 0.5, "normalised": False},
     ),
-    Divergence("skew_forward_kl", "KL(p ‖ λ p + (1 − λ) q)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
-    Divergence("skew_reverse_kl", "KL(q ‖ λ q + (1 − λ) p)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
-    Divergence(
+    Entry("skew_forward_kl", "KL(p ‖ λ p + (1 − λ) q)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
+    Entry("skew_reverse_kl", "KL(q ‖ λ q + (1 − λ) p)", "Ko et al. 2024 (DistiLLM)", {"skew": 0.1}),
+    Entry(
         "bild",
         "KL of softmaxed differences of the likeliest logits",
         "Li et al. 2024 (BiLD)",
         {"top_k": 8},
         home="logit_differences",
     ),
-    Divergence("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)"),
-    Divergence("cross_entropy_hard", "−log q(argmax p)", "Touvron et al. 2021 (DeiT)"),
+    Entry("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)"),
+    Entry("cross_entropy_hard", "−log q(argmax p)", "Touvron et al. 2021 (DeiT)"),
 )
 
-DIVERGENCES: Mapping[str, Divergence] = {row.name: row for row in _ROWS}
+DIVERGENCES: Mapping[str, Entry] = {row.name: row for row in _ROWS}

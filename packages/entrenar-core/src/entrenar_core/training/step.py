@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.losses import Core, cross_entropy, of_logits, soften, sum_over
+from entrenar_core.losses import Core, hard_sum, of_logits, soften, sum_over
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.calling import logits_of
 
@@ -73,8 +73,8 @@ class DistillationStep(nn.Module):
             divergence = soften(partial(of_logits, self.objective.divergence), self.objective.temperature)
             soft = soft + sum_over(divergence, student_NV, teacher_NV).total / max(counts.soft, 1)
         if self.objective.alpha < 1:
-            values_N = cross_entropy(student_NV, labels_N, smoothing=self.objective.smoothing)
-            hard = hard + values_N.sum() / max(counts.hard, 1)
+            found = hard_sum(student_NV, labels_N, smoothing=self.objective.smoothing)
+            hard = hard + found.total / max(counts.hard, 1)
         loss = self.objective.alpha * soft + (1 - self.objective.alpha) * hard
         return StepLoss(loss, soft.detach(), hard.detach())
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.reports import Scores
+from entrenar_core.units import percent
 
 FEW_ROWS = 200
 
@@ -41,7 +42,7 @@ def warnings(
     if majority is not None and student.examples < FEW_ROWS:
         low, high = interval(student.accuracy, student.examples)
         rows = f"{student.examples} evaluation rows are few"
-        yield f"{rows}: the student's accuracy lies between {low:.0%} and {high:.0%} (95 % interval)"
+        yield f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
     if baseline is not None:
         # compared by what the report shows: accuracy of classes, cross-entropy of tokens
         causal = student.perplexity is not None
