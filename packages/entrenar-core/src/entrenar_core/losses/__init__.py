@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from entrenar_core.losses.hard import cross_entropy, hard_sum
     from entrenar_core.losses.head import Head
     from entrenar_core.losses.kernel import HardTerm, HeadLoss, SoftTerm, head_loss
+    from entrenar_core.losses.layer_mapping import layer_pairs, pairs_by_cka
     from entrenar_core.losses.logit_differences import bild
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
@@ -46,7 +47,9 @@ __all__ = [
     "head_loss",
     "jeffreys",
     "jsd",
+    "layer_pairs",
     "of_logits",
+    "pairs_by_cka",
     "reverse_kl",
     "skew_forward_kl",
     "skew_reverse_kl",
