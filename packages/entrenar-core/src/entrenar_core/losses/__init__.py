@@ -22,11 +22,16 @@ if TYPE_CHECKING:
         sum_over,
         total_variation,
     )
+    from entrenar_core.losses.grouping import count_groups, groups
     from entrenar_core.losses.hard import cross_entropy, hard_sum
     from entrenar_core.losses.head import Head
+    from entrenar_core.losses.hidden import attention_maps, cka, hidden_cosine, hidden_mse, patient
     from entrenar_core.losses.kernel import HardTerm, HeadLoss, SoftTerm, head_loss
+    from entrenar_core.losses.kernel_alignment import cka_matrix, linear_cka
     from entrenar_core.losses.layer_mapping import layer_pairs, pairs_by_cka
     from entrenar_core.losses.logit_differences import bild
+    from entrenar_core.losses.pooling import pooled
+    from entrenar_core.losses.relations import in_batch_similarity, rkd_angle, rkd_distance, similarity_preserving
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
     from entrenar_core.losses.table import DIVERGENCES
@@ -39,18 +44,32 @@ __all__ = [
     "HeadLoss",
     "LossSum",
     "SoftTerm",
+    "attention_maps",
     "bild",
+    "cka",
+    "cka_matrix",
+    "count_groups",
     "cross_entropy",
     "cross_entropy_hard",
     "forward_kl",
+    "groups",
     "hard_sum",
     "head_loss",
+    "hidden_cosine",
+    "hidden_mse",
+    "in_batch_similarity",
     "jeffreys",
     "jsd",
     "layer_pairs",
+    "linear_cka",
     "of_logits",
     "pairs_by_cka",
+    "patient",
+    "pooled",
     "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
     "skew_forward_kl",
     "skew_reverse_kl",
     "soften",
@@ -68,7 +87,11 @@ _HOMES = {
     "HeadLoss": "kernel",
     "LossSum": "sums",
     "SoftTerm": "kernel",
+    "attention_maps": "hidden",
     "bild": "logit_differences",
+    "cka": "hidden",
+    "cka_matrix": "kernel_alignment",
+    "count_groups": "grouping",
     "cross_entropy": "hard",
     "cross_entropy_hard": "divergence",
     "forward_kl": "divergence",
