@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from entrenar_core.losses.layer_mapping import layer_pairs, pairs_by_cka
     from entrenar_core.losses.logit_differences import bild
     from entrenar_core.losses.pooling import pooled
+    from entrenar_core.losses.projections import make_projection
     from entrenar_core.losses.relations import in_batch_similarity, rkd_angle, rkd_distance, similarity_preserving
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
@@ -62,6 +63,7 @@ __all__ = [
     "jsd",
     "layer_pairs",
     "linear_cka",
+    "make_projection",
     "of_logits",
     "pairs_by_cka",
     "patient",
