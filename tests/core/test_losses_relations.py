@@ -1,5 +1,6 @@
 """Relations between examples: what each loss is indifferent to, its symmetry, and its limits."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrenar_core.losses import LossSum, in_batch_similarity, rkd_angle, rkd_distance, similarity_preserving
+from hidden_references import huber
 from ragged import padded, rotation, rows
 
 Loss = Callable[..., LossSum]
@@ -73,6 +75,19 @@ def test_an_angle_is_that_at_the_middle_example() -> None:
     teacher = torch.tensor([[1.0], [0.0], [-1.0]], dtype=torch.float64)
     expected = (0.5 + 2 * (1 - 0.5**0.5) ** 2 / 2) / 3
     assert value(rkd_angle, student, teacher) == pytest.approx(expected)
+
+
+def test_where_examples_are_equal_in_one_model_their_angles_count_as_right_ones() -> None:
+    """Each of the triplets of different examples counts; a side with itself, whose cosine would be 0 or 1, does not."""
+    student, teacher = normal(5, 4), normal(5, 4, seed=1)
+    student[3] = student[1]
+    total = 0.0
+    for i, j, k in itertools.permutations(range(5), 3):
+        (one, other), (a, b) = ((x[i] - x[j], x[k] - x[j]) for x in (student, teacher))
+        right = not one.any() or not other.any()
+        cosine = 0.0 if right else (one @ other / one.norm() / other.norm()).item()
+        total += huber(cosine - (a @ b / a.norm() / b.norm()).item())
+    assert value(rkd_angle, student, teacher) == pytest.approx(total / 60)
 
 
 def test_two_examples_have_one_distance_which_is_its_mean() -> None:
