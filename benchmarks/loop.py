@@ -25,13 +25,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from entrenar_core.config.schema import TrainingConfig
-from entrenar_core.data.collating import Collator
+from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import epoch_batches
+from entrenar_core.losses.divergence import forward_kl_core
+from entrenar_core.models.rows import Counting, Logits
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import DistillationStep, Objective
+from entrenar_core.training.step import DistillationStep
 
 BOUND = 1.05
 BLOCK = 10  # steps; one line of metrics in each
@@ -205,12 +208,18 @@ def measure(case: Case) -> Turns:
     torch.manual_seed(0)
     turns = Turns(ByHand(case, case.student()))
     batches = StoredBatches(case.rows, Collator(pad_token_id=0), case.training)
+    counting = Counting(shifted=case.causal)
+    terms = (RowTerm("forward_kl", ALPHA, forward_kl_core, TEMPERATURE), RowTerm("cross_entropy", 1 - ALPHA))
+
+    def said(batch: Batch) -> Logits:
+        return Logits(counting.rows(case.teacher(batch.input_ids_BT, batch.attention_mask_BT, batch.rows_B), batch))
+
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(case.training, Path(folder), 10**9, 1, evaluate=_never, score=lambda _: 0.0)
         loop = Loop(
-            DistillationStep(ours, Objective(case.causal, ALPHA, TEMPERATURE)),
+            DistillationStep(ours, Objective(counting, terms)),
             batches,
-            lambda batch: case.teacher(batch.input_ids_BT, batch.attention_mask_BT, batch.rows_B),
+            said,
             Accelerator(cpu=True),
             settings,
             [turns],

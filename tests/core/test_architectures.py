@@ -10,25 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModel
 
 from entrenar_core.architectures import SIZES, Architecture, architecture_of, architecture_of_gguf, families, family_of
 from entrenar_core.formats.gguf import SkippedArray
+from family_models import FURTHER, WANTED
 
-WANTED = {
-    "num_layers": 2,
-    "hidden_size": 24,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "intermediate_size": 56,
-    "vocab_size": 131,
-    "max_positions": 96,
-}
-# Outside of the table's sizes: the width of a head, which follows from the others only in some families.
-FURTHER: dict[str, dict[str, int]] = {
-    "t5": {"d_kv": 6, "num_decoder_layers": 3},
-    "qwen3": {"head_dim": 6},
-    "gemma2": {"head_dim": 6},
-    "gemma3_text": {"head_dim": 6},
-    "mistral": {"head_dim": 6},
-    "phi3": {"pad_token_id": 0},
-}
 MODEL_TYPES = [model_type for family in families().values() for model_type in family.model_types]
 
 

@@ -15,18 +15,12 @@ CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 LATER = {
     "chapter": {
         "8:3": "`student.lora` is not part of this version",
-        "18:3": "`distillation.progressive` is not part of this version",
-        "26:3": "`distillation.attention` is not part of this version",
     },
     "pipeline": {
-        "16:3": "`distillation.progressive` is not part of this version",
-        "19:3": "`distillation.attention` is not part of this version",
         "38:26": "`output.formats[1]` cannot be 'apr'",
     },
     "suite": {
         "10:3": "`student.lora` is not part of this version",
-        "21:3": "`distillation.progressive` is not part of this version",
-        "26:3": "`distillation.attention` is not part of this version",
     },
 }
 
@@ -34,7 +28,12 @@ MEANT: dict[str, dict[str, Any]] = {
     "chapter": {
         "teacher": {"model_id": "meta-llama/Llama-2-7b", "format": "safetensors"},
         "student": {"model_id": "TinyLlama/TinyLlama-1.1B"},
-        "distillation": {"temperature": 4.0, "alpha": 0.7},
+        "distillation": {
+            "temperature": 4.0,
+            "alpha": 0.7,
+            "progressive": {"enabled": True, "layer_mapping": ((0, 3), (1, 7), (2, 11)), "weight": 0.3},
+            "attention": {"enabled": True, "weight": 0.1},
+        },
         "training": {
             "epochs": 10,
             "batch_size": 32,
@@ -48,7 +47,12 @@ MEANT: dict[str, dict[str, Any]] = {
     "pipeline": {
         "teacher": {"model_id": "microsoft/codebert-base", "revision": "main", "format": "safetensors"},
         "student": {"architecture": "transformer", "hidden_size": 256, "num_layers": 4, "num_heads": 4},
-        "distillation": {"temperature": 4.0, "alpha": 0.7},
+        "distillation": {
+            "temperature": 4.0,
+            "alpha": 0.7,
+            "progressive": {"enabled": True, "layer_mapping": ((0, 2), (1, 5), (2, 8), (3, 11))},
+            "attention": {"enabled": True, "weight": 0.1},
+        },
         "dataset": {"name": "bigcode/starcoderdata", "split": "train", "streaming": True, "max_length": 512},
         "training": {
             "epochs": 10,
@@ -62,7 +66,12 @@ MEANT: dict[str, dict[str, Any]] = {
     "suite": {
         "teacher": {"model_id": "meta-llama/Llama-2-7b", "revision": "main", "format": "safetensors"},
         "student": {"model_id": "TinyLlama/TinyLlama-1.1B"},
-        "distillation": {"temperature": 4.0, "alpha": 0.7},
+        "distillation": {
+            "temperature": 4.0,
+            "alpha": 0.7,
+            "progressive": {"enabled": True, "layer_mapping": ((0, 3), (1, 7), (2, 11)), "weight": 0.3},
+            "attention": {"enabled": True, "weight": 0.1},
+        },
         "training": {
             "epochs": 10,
             "batch_size": 32,
@@ -97,8 +106,6 @@ def test_a_file_in_older_spellings_is_refused_only_for_what_comes_later(name: st
 def test_without_later_features_it_means_what_it_says_and_nothing_else(name: str, tmp_path: Path) -> None:
     values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     values["student"].pop("lora", None)
-    for key in ("progressive", "attention", "attention_transfer"):
-        values["distillation"].pop(key, None)
     if "formats" in values["output"]:
         values["output"]["formats"].remove("apr")
     reduced = tmp_path / "reduced.yaml"
@@ -109,11 +116,10 @@ def test_without_later_features_it_means_what_it_says_and_nothing_else(name: str
 @pytest.mark.parametrize("old", [old for old, new in RENAMED.items() if new not in ABSENT])
 def test_an_older_spelling_and_the_name_of_today_are_one_setting(old: str, tmp_path: Path) -> None:
     section, key = old.split(".")
-    value = {"learning_rate": 0.5, "gradient_accumulation": 2, "formats": ["safetensors"]}.get(
-        RENAMED[old].split(".")[1], "name"
-    )
-    values: dict[str, Any] = {"teacher": {"model_id": "t"}, "student": {"model_id": "s"}, "dataset": {"name": "d"}}
     new_key = RENAMED[old].split(".")[1]
+    known = {"learning_rate": 0.5, "gradient_accumulation": 2, "formats": ["safetensors"], "attention": None}
+    value = known.get(new_key, "name")
+    values: dict[str, Any] = {"teacher": {"model_id": "t"}, "student": {"model_id": "s"}, "dataset": {"name": "d"}}
     values.setdefault(section, {}).pop(new_key, None)
     values[section][key] = value
     path = tmp_path / "old.yaml"

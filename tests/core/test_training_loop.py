@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Collator
 from entrenar_core.errors import TrainingError
+from entrenar_core.models.rows import Counting
 from entrenar_core.reports import Scores
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.finite import largest
 from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import DistillationStep, Objective
+from entrenar_core.training.step import DistillationStep
 
 
 class Fragile(nn.Module):
@@ -60,7 +62,7 @@ def loop(
     rows = [{"input_ids": [row + 1], "labels": row % 2, "length": 1, "row": row} for row in range(4)]
     config = TrainingConfig(batch_size=4, max_steps=3, schedule="constant", weight_decay=0.0, **training)
     settings = LoopSettings(config, folder, 1, 1, evaluate=evaluate, score=score)
-    step = DistillationStep(model, Objective(causal=False, alpha=0.0))
+    step = DistillationStep(model, Objective(Counting(shifted=False), (RowTerm("cross_entropy"),)))
     batches = StoredBatches(datasets.Dataset.from_list(rows), Collator(0), config)
     return Loop(step, batches, None, Accelerator(cpu=True), settings, callbacks, StopRequest())
 

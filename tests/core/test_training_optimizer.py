@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import TrainingConfig
-from entrenar_core.data.collating import IGNORED, Batch, Collator
+from entrenar_core.data.collating import IGNORED, Collator
+from entrenar_core.models.rows import Counting, read_rows
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.evaluation import evaluate
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
@@ -128,14 +129,11 @@ def test_scores_are_those_of_numpy_whatever_the_batch_size(causal: bool, batch_s
             losses.append(-q[label])
             correct.append(q.argmax() == label)
 
-    def teacher_logits(batch: Batch) -> Tensor:
-        logits: Tensor = teacher(batch.input_ids_BT, batch.attention_mask_BT).logits
-        return logits
-
+    counting = Counting(shifted=causal)
     student.train()
     scores = evaluate(
-        student, rows(causal), collator=Collator(0), batch_size=batch_size, causal=causal,
-        accelerator=Accelerator(cpu=True), teacher_logits=teacher_logits,
+        student, rows(causal), collator=Collator(0), batch_size=batch_size, counting=counting,
+        accelerator=Accelerator(cpu=True), teacher=lambda batch: read_rows(teacher, batch, counting),
     )  # fmt: skip
     assert student.training, "it is left in the mode that it was in"
     assert (scores.examples, scores.targets) == (7, len(losses))

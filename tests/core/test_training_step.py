@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Collator
-from entrenar_core.training.step import Counts, DistillationStep, Objective, counted
+from entrenar_core.losses.divergence import forward_kl_core
+from entrenar_core.models.rows import Counting, read_rows
+from entrenar_core.training.objective import Objective, RowTerm
+from entrenar_core.training.step import DistillationStep
 
 WORDS = 7
 
@@ -31,7 +34,9 @@ def batch() -> Any:
 
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 9), (9, 7), (12, 9), (9, 9)])
 def test_padding_of_either_head_changes_neither_loss_nor_gradient(student_width: int, teacher_width: int) -> None:
-    objective = Objective(causal=True, alpha=0.5, temperature=2.0, vocabulary=WORDS)
+    counting = Counting(shifted=True, vocabulary=WORDS)
+    terms = (RowTerm("forward_kl", 0.5, forward_kl_core, 2.0), RowTerm("cross_entropy", 0.5))
+    objective = Objective(counting, terms)
     student, teacher = Table(student_width, 0), Table(teacher_width, 1)
     plain, plain_teacher = Table(WORDS, 0), Table(WORDS, 1)
     with torch.no_grad():
@@ -41,8 +46,8 @@ def test_padding_of_either_head_changes_neither_loss_nor_gradient(student_width:
     losses = []
     for model, source in ((student, teacher), (plain, plain_teacher)):
         with torch.no_grad():
-            logits = source(rows.input_ids_BT, rows.attention_mask_BT).logits
-        loss = DistillationStep(model, objective)(rows, logits, Counts(rows.num_soft, rows.num_hard)).loss
+            said = read_rows(source, rows, counting)
+        loss = DistillationStep(model, objective)(rows, said, objective.at(0, 1, objective.counts([rows]))).loss
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -53,7 +58,6 @@ def test_padding_of_either_head_changes_neither_loss_nor_gradient(student_width:
 
 
 def test_without_a_vocabulary_the_whole_head_counts() -> None:
-    rows = batch()
-    logits = torch.randn(2, 4, 9)
-    assert counted(logits, rows, causal=True)[0].shape == (4, 9)
-    assert counted(logits, rows, causal=True, vocabulary=WORDS)[0].shape == (4, WORDS)
+    rows, model = batch(), Table(9, 0)
+    assert read_rows(model, rows, Counting(shifted=True)).of(slice(None)).shape == (4, 9)
+    assert read_rows(model, rows, Counting(shifted=True, vocabulary=WORDS)).of(slice(None)).shape == (4, WORDS)

@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from entrenar_core.config.schema import DivergenceName, ProbeFinetuning, TeacherConfig
+from entrenar_core.config import parse_config
+from entrenar_core.config.losses import DivergenceName
+from entrenar_core.config.schema import ProbeFinetuning, TeacherConfig
 from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate
 from tiny_jobs import Models, classification, language, merged, write_config, write_rows
@@ -105,19 +107,25 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 def test_the_losses_are_those_that_a_configuration_may_choose(
     program: Program, check_output: Callable[..., Any]
 ) -> None:
-    from entrenar_core.losses import DIVERGENCES
+    from entrenar_core.losses import DIVERGENCES, LOSSES
 
     assert set(get_args(DivergenceName)) == set(DIVERGENCES)
-    jsd = {"name": "jsd", "parameters": {"beta": 0.5, "normalised": False}, "needs": "logits of teacher and student"}
+    for name, row in LOSSES.items():
+        values = {"teacher": {"model_id": "t"}, "student": {"model_id": "s"}, "dataset": {"name": "d"}}
+        read = parse_config(values | {"distillation": {"losses": [{"name": name}]}}).distillation.losses
+        assert read is not None
+        assert {key: getattr(read[0], key) for key in row.parameters} == row.parameters
     found = check_output(
         program,
         ["losses"],
         values={},
-        shows=["Losses", "½ Σ |p − q|", "beta 0.5, normalised false", "choose one as `distillation.divergence`"],
-        lines=["reverse_kl\tKL(q ‖ p)\t\tGu et al. 2024 (MiniLLM)"],
-        quiet=list(DIVERGENCES),
+        shows=["Losses", "½ Σ |p − q|", "beta 0.5, normalised false", "any number of them"],
+        lines=["reverse_kl\tKL(q ‖ p)\tlogits\t\tGu et al. 2024 (MiniLLM)"],
+        quiet=list(LOSSES),
     )
-    assert jsd.items() <= next(loss for loss in found["losses"] if loss["name"] == "jsd").items()
+    cka = next(loss for loss in found["losses"] if loss["name"] == "cka")
+    assert (cka["family"], cka["scope"], cka["needs"]) == ("hidden", "group", "hidden states")
+    assert cka["settings"] == {"weight": 1.0, "layers": "uniform", "pool": "mean", "group_size": 8}
 
 
 def test_the_plan_is_what_the_run_does(program: Program, capsys: Capture, config: Path) -> None:

@@ -1,7 +1,7 @@
 """What the commands return. Standard library only, so that it imports in no time."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from entrenar_core.reports import Plan, RunReport
 
@@ -27,12 +27,17 @@ class ValidationReport:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss that a student can be trained with, and what its parameters are by default."""
+    """A loss that a student can be trained with: an entry of `distillation.losses`, and its settings by default.
+
+    `needs` is what both models must give; `scope` what may not be cut: tokens, sequences, or groups of rows.
+    """
 
     name: str
+    family: str
     formula: str
-    parameters: dict[str, float | bool]
+    settings: dict[str, Any]
     needs: str
+    scope: str
     source: str
 
 

@@ -1,6 +1,7 @@
 """How the reports look in a terminal."""
 
 from pathlib import Path
+from typing import Any
 
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
@@ -112,19 +113,28 @@ def validation(report: ValidationReport) -> Table:
     return Table(f"{report.config} is valid", ("check", "", "detail"), rows)
 
 
+_SHARED = ("weight", "temperature", "top_k_tail", "entropy_threshold")
+
+
 def losses(report: LossTable) -> Table:
     """Every loss by its name."""
-    rows = tuple((loss.name, loss.formula, _parameters(loss), loss.source) for loss in report.losses)
+    rows = tuple((loss.name, loss.formula, loss.needs, _settings(loss), loss.source) for loss in report.losses)
     notes = (
-        "p is the teacher's distribution over tokens or classes, q the student's, both at the temperature",
-        "each needs the logits of teacher and student; choose one as `distillation.divergence`",
-        "parameters other than these are given in Python: `from entrenar_core.losses import jsd`",
+        "p is the teacher's distribution over tokens or classes, q the student's, both at the temperature; "
+        "s and t are vectors of student and teacher",
+        "any number of them, each with its `weight`, as `distillation.losses: [{name: …, weight: …}, …]`",
+        "those of logits also take `temperature`, `top_k`, `top_k_tail` and `entropy_threshold`",
     )
-    return Table("Losses", ("name", "formula", "by default", "source"), rows, notes)
+    return Table("Losses", ("name", "formula", "needs", "by default", "source"), rows, notes)
 
 
-def _parameters(loss: Loss) -> str:
-    return ", ".join(f"{name} {exact(value)}" for name, value in loss.parameters.items())
+def _settings(loss: Loss) -> str:
+    own = {name: value for name, value in loss.settings.items() if name not in _SHARED and value is not None}
+    return ", ".join(f"{name} {_value(value)}" for name, value in own.items())
+
+
+def _value(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else exact(value)
 
 
 def _folder(folder: Path) -> list[str]:

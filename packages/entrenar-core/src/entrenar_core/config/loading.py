@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from entrenar_core.config.rules import Broken, broken_rules
+from entrenar_core.config.broken import Broken
+from entrenar_core.config.rules import broken_rules
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.spellings import RENAMED, respell
 from entrenar_core.config.wording import dotted, place, problems_of

@@ -5,19 +5,14 @@ type is the schema's to report and is passed over here.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from entrenar_core.config.broken import Broken
+from entrenar_core.config.loss_rules import loss_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
 SOURCE = ("revision", "format", "files", "allow_pickle", "trust_remote_code")
-
-
-class Broken(NamedTuple):
-    """A broken rule: the setting to point at, what is wrong, what to do."""
-
-    path: tuple[str, ...]
-    message: str
-    hint: str | None
 
 
 def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
@@ -26,7 +21,7 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     yield from _student(student)
     yield from _dataset(dataset)
     yield from _columns(dataset)
-    yield from _divergence(_section(values, "distillation"))
+    yield from loss_rules(_section(values, "distillation"), training)
     yield from _training(training)
     yield from _streaming(dataset, training)
     if training.get("baseline") is True and _is_zero(_section(values, "distillation").get("alpha")):
@@ -167,23 +162,6 @@ def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:
             ("dataset", "messages_column"),
             "`dataset.prompt_column` and `dataset.messages_column` are two kinds of rows",
             "keep `prompt_column` or `messages_column`",
-        )
-
-
-def _divergence(distillation: Mapping[str, Any]) -> Iterator[Broken]:
-    if "top_k" in distillation and distillation.get("divergence") == "bild":
-        yield Broken(
-            ("distillation", "top_k"), "`distillation.divergence: bild` looks at the 8 likeliest tokens", "remove top_k"
-        )
-    if distillation.get("top_k_tail") is not False:
-        return
-    if "top_k" not in distillation:
-        yield Broken(("distillation", "top_k_tail"), "`distillation.top_k_tail` needs `distillation.top_k`", None)
-    elif distillation["top_k"] == 1:
-        yield Broken(
-            ("distillation", "top_k"),
-            "`distillation.top_k` 1 without `distillation.top_k_tail` leaves nothing to compare",
-            "raise it, or leave the tail",
         )
 
 

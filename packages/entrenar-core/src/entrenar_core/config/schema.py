@@ -7,49 +7,31 @@ is generated from the descriptions below.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.types import (
+    Count,
+    Folder,
+    Fraction,
+    Index,
+    NonNegative,
+    Positive,
+    Probability,
+    Rate,
+    Section,
+    Seed,
+    Switch,
+    Text,
+    Texts,
+)
 
 Task = Literal["causal-lm", "sequence-classification"]
 WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
-DivergenceName = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "jeffreys",
-    "jsd",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "bild",
-    "total_variation",
-    "cross_entropy_hard",
-]  # the names of losses.DIVERGENCES; a test compares them
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them
-
-# A title says in plain words what is accepted; errors quote it.
-Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1")]
-Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number, at least 0")]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
-NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
-Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, title="a number above 0, at most 1e30")]
-Fraction = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False, title="a number between 0 and 1")]
-Temperature = Annotated[float, Field(strict=True, ge=0.01, le=1000, title="a number from 0.01 to 1000")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False, title="a number from 0 to 1")]
-Probability = Annotated[
-    float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, title="a number, at least 0 and below 1")
-]
-Switch = Annotated[bool, Field(strict=True, title="true or false")]
-Text = Annotated[str, Field(strict=True, min_length=1, title="a text that is not empty")]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1, title="a list of at least one text, such as [a, b]")]
-Folder = Annotated[Path, Field(title="the path of a folder")]
-
-
-class Section(BaseModel):
-    """A group of settings: immutable, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, protected_namespaces=())
 
 
 class ProbeFinetuning(Section):
@@ -127,28 +109,6 @@ class StudentConfig(ModelSource):
     )
     dropout: Probability | None = Field(
         None, description="Every dropout probability of the student in training; the model's own if not given."
-    )
-
-
-class DistillationSection(Section):
-    """What the student learns from the teacher. loss = alpha · T² · D(teacher, student at T) + (1 − alpha) · CE."""
-
-    temperature: Temperature = Field(
-        2.0, description="Softens both distributions; T² restores the size of the gradient."
-    )
-    alpha: Share = Field(0.5, description="Weight of the teacher's soft targets; the labels get 1 − alpha.")
-    divergence: DivergenceName = Field("forward_kl", description="How far the student is from the teacher, D.")
-    top_k: Count | None = Field(
-        None, description="Look only at the tokens or classes that the teacher finds likeliest, so many."
-    )
-    top_k_tail: Switch = Field(
-        True, description="Count what `top_k` leaves out as one token more; false: renormalise over the `top_k`."
-    )
-    entropy_threshold: NonNegative | None = Field(
-        None, description="Only rows or positions where the teacher's entropy at T is above this, in nats."
-    )
-    label_smoothing: Probability = Field(
-        0.0, description="Part of a label that CE gives to all tokens or classes evenly."
     )
 
 

@@ -4,11 +4,12 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import Discriminator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from entrenar_core.config.schema import DistillationConfig, Section
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.types import Section
 from entrenar_core.config.yaml_source import Path
 from entrenar_core.errors import Problem
 
@@ -55,10 +56,11 @@ def _problem(details: ErrorDetails, places: Mapping[Path, str]) -> Problem:
         case "missing":
             message, hint = "is missing", _meaning(field)
         case "union_tag_not_found":
-            path, message, hint = (*path, "method"), "is missing", f"choose {_methods(field)}"
+            path = (*path, details["ctx"]["discriminator"].strip("'"))
+            message, hint = "is missing", f"choose {_kinds(field)}"
         case "union_tag_invalid":
-            path, shown = (*path, "method"), _shown(details["ctx"]["tag"])
-            message, hint = f"cannot be {shown}", f"choose {_methods(field)}"
+            path, shown = (*path, details["ctx"]["discriminator"].strip("'")), _shown(details["ctx"]["tag"])
+            message, hint = f"cannot be {shown}", _near_kind(details["ctx"]["tag"], field)
         case "literal_error":
             message, hint = f"cannot be {shown}", f"choose {details['ctx']['expected']}"
         case "value_error":
@@ -75,19 +77,31 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[Path, type[Section] | None]:
     path: Path = ()
     owners: list[type[Section]] = [DistillationConfig]
     inside: list[type[Section]] = [DistillationConfig]
+    tag_follows = False
     for part in loc:
-        if chosen := _tagged(inside, part):
-            inside = chosen
-            continue
-        path = (*path, part)
-        if isinstance(part, str):
-            owners = inside
+        if isinstance(part, int):
+            path = (*path, part)
+        elif tag_follows:
+            inside = [section for section in inside if part in _tags(section)] or inside
+            tag_follows = False
+        else:
+            path, owners = (*path, part), inside
             inside = _inside(owners, part)
+            tag_follows = any(_is_union(owner.model_fields.get(part)) for owner in owners)
     return path, owners[0] if owners else None
 
 
-def _tagged(sections: list[type[Section]], tag: str | int) -> list[type[Section]]:
-    return [section for section in sections if len(sections) > 1 and tag in _tags(section)]
+def _is_union(field: FieldInfo | None) -> bool:
+    """Whether the places of what it holds name the member of a union, by a tag or by a discriminating setting."""
+    return field is not None and (field.discriminator is not None or _discriminated(field))
+
+
+def _discriminated(annotated: Any) -> bool:
+    notes = annotated.metadata if isinstance(annotated, FieldInfo) else getattr(annotated, "__metadata__", ())
+    if any(isinstance(note, Discriminator) or getattr(note, "discriminator", None) for note in notes):
+        return True
+    inner = [annotated.annotation] if isinstance(annotated, FieldInfo) else get_args(annotated)
+    return any(_discriminated(part) for part in inner)
 
 
 def _inside(owners: list[type[Section]], name: str) -> list[type[Section]]:
@@ -106,13 +120,23 @@ def _sections(field: FieldInfo | None) -> list[type[Section]]:
 
 
 def _tags(section: type[Section]) -> tuple[Any, ...]:
-    field = section.model_fields.get("method")
-    return () if field is None else get_args(field.annotation)
+    """What a section is told apart by: the values of its `method` or `name`."""
+    fields = [section.model_fields[name] for name in ("method", "name") if name in section.model_fields]
+    return get_args(fields[0].annotation) if fields else ()
 
 
-def _methods(field: FieldInfo | None) -> str:
-    *most, last = (f"'{tag}'" for section in _sections(field) for tag in _tags(section))
+def _kind_names(field: FieldInfo | None) -> list[str]:
+    return [tag for section in _sections(field) for tag in _tags(section)]
+
+
+def _kinds(field: FieldInfo | None) -> str:
+    *most, last = (f"'{tag}'" for tag in _kind_names(field))
     return f"{', '.join(most)} or {last}"
+
+
+def _near_kind(tag: str, field: FieldInfo | None) -> str:
+    near = difflib.get_close_matches(str(tag), _kind_names(field), n=1)
+    return f"did you mean '{near[0]}'?" if near else f"choose {_kinds(field)}"
 
 
 def _last_name(path: Path) -> str:
@@ -150,7 +174,7 @@ def _suggestion(path: Path, section: type[Section] | None) -> str | None:
     name = str(path[-1])
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
-        return f"did you mean `{'.'.join([*map(str, path[:-1]), near[0]])}`?"
+        return f"did you mean `{dotted((*path[:-1], near[0]))}`?"
     elsewhere = [
         f"`{group}.{name}`"
         for group, field in DistillationConfig.model_fields.items()

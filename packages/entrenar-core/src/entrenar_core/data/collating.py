@@ -13,7 +13,7 @@ from torch import Tensor
 
 from entrenar_core.data.labels import IGNORED
 
-_TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B")
+_TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B", "weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Batch:
 
     `labels` are classes (B,) or tokens (B, T) as in transformers: unshifted, −100 where nothing is to be learnt.
     `targets` says what the soft loss counts: every row of a classifier, labelled or not, or the positions whose token
-    is predicted. `rows_B` are the rows' positions in their source. The numbers of both are taken on the CPU, when the
-    batch is made, so that no step waits for the device.
+    is predicted. `rows_B` are the rows' positions in their source; `weights` are those of labels, where they have some.
+    The numbers of labels and targets are taken on the CPU, when the batch is made, so that no step waits for the
+    device. A `blank` batch has nothing that counts.
     """
 
     input_ids_BT: Tensor
@@ -31,6 +32,8 @@ class Batch:
     labels: Tensor
     targets: Tensor
     rows_B: Tensor
+    weights: Tensor | None = None
+    blank: bool = False
     num_soft: int = field(init=False)
     num_hard: int = field(init=False)
 
@@ -42,8 +45,14 @@ class Batch:
         """The same batch on a device."""
         moved = copy.copy(self)
         for name in _TENSORS:
-            object.__setattr__(moved, name, getattr(self, name).to(device, non_blocking=True))
+            if (tensor := getattr(self, name)) is not None:
+                object.__setattr__(moved, name, tensor.to(device, non_blocking=True))
         return moved
+
+    @property
+    def real(self) -> Tensor:
+        """Which tokens, (B, T), are a row's own and count."""
+        return self.attention_mask_BT.bool() & (not self.blank)
 
     def blanked(self) -> Self:
         """The same shapes with nothing that counts, for a process that has no rows but must take part."""
@@ -53,6 +62,7 @@ class Batch:
             torch.full_like(self.labels, IGNORED),
             torch.zeros_like(self.targets),
             self.rows_B,
+            blank=True,
         )
 
 

@@ -30,9 +30,13 @@ def epoch_batches(
     return shuffled + _cut(order[whole:], batch_size)
 
 
-def share(batch: Sequence[int], rank: int, world_size: int) -> list[int]:
-    """The contiguous part of a batch that a process takes; the sizes of the parts differ by at most one."""
-    return list(batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size])
+def share(batch: Sequence[int], rank: int, world_size: int, group_size: int = 1) -> list[int]:
+    """The contiguous part of a batch that a process takes; the parts differ by at most one group of rows, of which
+    each lies in one part.
+    """
+    groups = -(-len(batch) // group_size)
+    first, end = (groups * part // world_size * group_size for part in (rank, rank + 1))
+    return list(batch[first:end])
 
 
 def _cut(rows: list[int], size: int) -> list[list[int]]:

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from entrenar_core.losses.relations import in_batch_similarity, rkd_angle, rkd_distance, similarity_preserving
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
-    from entrenar_core.losses.table import DIVERGENCES
+    from entrenar_core.losses.table import DIVERGENCES, LOSSES
 
 __all__ = [
     "DIVERGENCES",
+    "LOSSES",
     "Core",
     "HardTerm",
     "Head",
@@ -82,8 +83,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Core": "divergence",
     "DIVERGENCES": "table",
+    "LOSSES": "table",
+    "Core": "divergence",
     "HardTerm": "kernel",
     "Head": "head",
     "HeadLoss": "kernel",
@@ -97,12 +99,25 @@ _HOMES = {
     "cross_entropy": "hard",
     "cross_entropy_hard": "divergence",
     "forward_kl": "divergence",
+    "groups": "grouping",
     "hard_sum": "hard",
     "head_loss": "kernel",
+    "hidden_cosine": "hidden",
+    "hidden_mse": "hidden",
+    "in_batch_similarity": "relations",
     "jeffreys": "divergence",
     "jsd": "divergence",
+    "layer_pairs": "layer_mapping",
+    "linear_cka": "kernel_alignment",
+    "make_projection": "projections",
     "of_logits": "divergence",
+    "pairs_by_cka": "layer_mapping",
+    "patient": "hidden",
+    "pooled": "pooling",
     "reverse_kl": "divergence",
+    "rkd_angle": "relations",
+    "rkd_distance": "relations",
+    "similarity_preserving": "relations",
     "skew_forward_kl": "divergence",
     "skew_reverse_kl": "divergence",
     "soften": "divergence",

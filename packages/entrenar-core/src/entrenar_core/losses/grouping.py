@@ -15,14 +15,9 @@ from torch import Tensor
 
 from entrenar_core.losses.pooling import Vectors, compared_vectors, real_lengths
 from entrenar_core.losses.sums import LossSum, at_least_fp32
+from entrenar_core.losses.table import LOSSES
 
-LEAST: Mapping[str, int] = {
-    "cka": 4,  # the unbiased estimate divides by n − 3
-    "rkd_distance": 2,
-    "rkd_angle": 3,
-    "similarity_preserving": 2,
-    "in_batch_similarity": 3,  # of a single other example the distribution is always the same
-}
+LEAST: Mapping[str, int] = {name: row.least for name, row in LOSSES.items() if row.scope == "group"}
 """How many examples a group must have for a loss to compare them."""
 
 Comparison = Callable[[Tensor, Tensor], Tensor]

@@ -18,7 +18,8 @@ def logits_of(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor)
     in the evaluation of long rows that memory would be the largest there is.
     """
     without = {"use_cache": False} if _keeps_keys(type(model).forward) else {}
-    return model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **without).logits  # type: ignore[no-any-return]
+    output = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **without)
+    return output if isinstance(output, Tensor) else output.logits
 
 
 @cache

@@ -59,6 +59,9 @@ def make_teacher(
         body = _loaded(prepared).base_model.to(accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator, on_batch)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
+        if prepared.teacher_reads_tokens:
+            live = LiveTeacher(classifier, accelerator, prepared.counting)
+            return ReadyTeacher(live, _sound(evaluate(classifier), prepared), parameter_count(classifier), None)
         teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch)
         return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(classifier), None)
     if prepared.config.teacher.finetune is not None:
@@ -67,9 +70,10 @@ def make_teacher(
             _note(callbacks, "reusing the teacher fitted before")
     else:
         model = _loaded(prepared)
-    live = LiveTeacher(model, accelerator)
     if prepared.teacher_reads_tokens:
+        live = LiveTeacher(model, accelerator, prepared.counting, prepared.output_layer(model))
         return ReadyTeacher(live, _sound(evaluate(model), prepared), parameter_count(model), model)
+    model.to(accelerator.device).eval().requires_grad_(False)
     teacher, scores = _precomputed(
         prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask), on_batch
     )
@@ -110,7 +114,8 @@ def _precomputed(
     on_batch: OnBatch,
 ) -> tuple[PrecomputedTeacher, Scores]:
     rows, training = prepared.rows, prepared.config.training
-    train = rows.train if prepared.config.distillation.alpha > 0 else rows.train.select([])
+    taught = any(term.needs_teacher for term in prepared.terms)
+    train = rows.train if taught else rows.train.select([])
     both = [*train, *rows.evaluation]
     logits_NC = classify(
         forward,

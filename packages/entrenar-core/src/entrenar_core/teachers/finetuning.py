@@ -16,15 +16,17 @@ from entrenar_core.data.collating import Collator
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ModelError
 from entrenar_core.models.loading import load_model
+from entrenar_core.models.rows import Counting
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.kept import held, keep_model, keeping, kept_folder, kept_model, require_writable
 from entrenar_core.teachers.probe import Probe, ProbeClassifier, embed, fit_probe, load_probe, save_probe
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch
+from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.run_folder import complete_checkpoints, newest_step
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import DistillationStep, Objective
+from entrenar_core.training.step import DistillationStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,7 +173,7 @@ def _fit(
     for callback in callbacks:
         callback.on_phase("teacher", batches.total_steps, newest_step(work) or 0)
     every = prepared.config.output.checkpoint_every or max(1, batches.total_steps // 10)
-    objective = Objective(causal=False, alpha=0.0)
+    objective = Objective(Counting(shifted=False), (RowTerm("cross_entropy"),))
     settings = LoopSettings(training, work, every, 1, _no_evaluation, _no_score, name="teacher")
     loop = Loop(DistillationStep(model, objective), batches, None, accelerator, settings, callbacks, stop)
     seed_rank(training.seed, accelerator.process_index)

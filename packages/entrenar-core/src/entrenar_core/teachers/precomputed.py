@@ -7,6 +7,7 @@ Shapes: N texts, C classes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +16,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.models.calling import logits_of
+from entrenar_core.models.output_layer import OutputLayer
+from entrenar_core.models.recording import Record, recording
+from entrenar_core.models.rows import Counting, Logits, Rows, read_rows
+from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.reading import in_order, text_batches
 from entrenar_core.training.evaluation import OnBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a teacher says of a batch: of the rows that count, and what passed inside of it, if it was asked."""
+
+    rows: Rows
+    record: Record | None = None
+
+
+TeacherSays = Callable[[Batch], Said]
 
 
 class PrecomputedTeacher:
@@ -28,25 +43,41 @@ class PrecomputedTeacher:
         self.place[torch.tensor(rows)] = torch.arange(len(rows))
         self.logits_NC = logits_NC
 
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, C), on the device of the batch."""
+    def rows(self, batch: Batch) -> Logits:
+        """What it says of the rows that count, on the device of the batch."""
         places_B = self.place[batch.rows_B.cpu()]
         assert (places_B >= 0).all(), "a row that the teacher has not read"
-        return self.logits_NC[places_B].to(batch.rows_B.device)
+        return Logits(self.logits_NC[places_B].to(batch.rows_B.device)[batch.targets])
+
+    def listening(self, wants: Wants) -> TeacherSays:
+        """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""
+        assert not wants.anything, "layers are compared over the same tokens"
+        return lambda batch: Said(self.rows(batch))
 
 
 class LiveTeacher:
     """A model that reads the student's batches, at the same autocast as the student."""
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, counting: Counting, output: OutputLayer | None = None
+    ) -> None:
         self.model = model.to(accelerator.device).eval().requires_grad_(False)
-        self.accelerator = accelerator
+        self.accelerator, self.counting, self.output = accelerator, counting, output
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, T, V) of a language model, (B, C) of a classifier."""
+    def rows(self, batch: Batch) -> Rows:
+        """What it says of the rows or positions that count."""
         with self.accelerator.autocast():
-            return logits_of(self.model, batch.input_ids_BT, batch.attention_mask_BT)
+            return read_rows(self.model, batch, self.counting, self.output)
+
+    def listening(self, wants: Wants) -> TeacherSays:
+        """What it says in training: also what passes in the layers that are wanted."""
+
+        def says(batch: Batch) -> Said:
+            with recording(self.model, **wants.arguments()) as record:
+                return Said(self.rows(batch), record)
+
+        return says if wants.anything else lambda batch: Said(self.rows(batch))
 
 
 Teacher = PrecomputedTeacher | LiveTeacher

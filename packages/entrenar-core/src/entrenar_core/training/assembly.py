@@ -1,26 +1,37 @@
 """Accelerator, student and batches, as the configuration describes them."""
 
+import math
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from torch import nn
+from transformers import PreTrainedModel
 
-from entrenar_core.config.schema import DistillationConfig, DistillationSection
+from entrenar_core.architectures import architecture_of
+from entrenar_core.config.desugaring import Term
+from entrenar_core.config.losses import LabelLoss, LayerLoss, SelectiveLoss, SoftLoss
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.wording import dotted
 from entrenar_core.data.streams import shuffled
-from entrenar_core.errors import UsageError
-from entrenar_core.losses import DIVERGENCES, top_k, where_uncertain
+from entrenar_core.errors import ConfigError, Problem, UsageError
+from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
+from entrenar_core.models.layer_rules import chosen_pairs
+from entrenar_core.models.layer_similarity import similar_layers
+from entrenar_core.models.loading import seeded
+from entrenar_core.models.recording import require_recordable
 from entrenar_core.models.student import build_student
+from entrenar_core.models.wants import EMBEDDINGS
+from entrenar_core.teachers.precomputed import LiveTeacher, Teacher
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
+from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
+from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.preparation import Preparation
-from entrenar_core.training.step import Objective
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def student_name(config: DistillationConfig) -> str:
@@ -75,7 +86,7 @@ def make_accelerator(config: DistillationConfig) -> Accelerator:
     return accelerator
 
 
-def make_student(prepared: Preparation, teacher_model: "PreTrainedModel | None" = None) -> "PreTrainedModel":
+def make_student(prepared: Preparation, teacher_model: PreTrainedModel | None = None) -> PreTrainedModel:
     """The student before training, the same bits for the same configuration."""
     return build_student(
         prepared.config.student,
@@ -90,23 +101,77 @@ def make_student(prepared: Preparation, teacher_model: "PreTrainedModel | None" 
     )
 
 
-def make_objective(section: DistillationSection, alpha: float, causal: bool, vocabulary: int | None) -> Objective:
-    """What a training makes small; `alpha` replaces that of the section, for a rival without a teacher."""
-    core = DIVERGENCES[section.divergence].make()
-    if section.top_k is not None:
-        core = top_k(core, section.top_k, tail=section.top_k_tail)
-    if section.entropy_threshold is not None:
-        core = where_uncertain(core, section.entropy_threshold)
-    return Objective(causal, alpha, section.temperature, core, section.label_smoothing, vocabulary)
+def make_objective(
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | None
+) -> Objective:
+    """What a training makes small.
+
+    Raises:
+        ConfigError: a loss does not fit the sizes of the models.
+        ModelError: a model does not show its layers.
+    """
+    layered = [term for term in terms if isinstance(term.entry, LayerLoss)]
+    rows = tuple(_row_term(term) for term in terms if term not in layered)
+    if not layered:
+        return Objective(prepared.counting, rows)
+    assert isinstance(teacher, LiveTeacher), "layers are compared over the same tokens"
+    with seeded(prepared.config.training.seed):
+        made = tuple(_layer_term(term, prepared, student, teacher.model) for term in layered)
+    objective = Objective(prepared.counting, rows, made)
+    for side, model in enumerate((student, teacher.model)):
+        wants = objective.wants(side)
+        require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
+    return objective
+
+
+def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module) -> LayerTerm:
+    sizes = sizes_of(student), sizes_of(teacher)
+    assert isinstance(term.entry, LayerLoss)
+    try:
+        if term.entry.layers == "cka":
+            pairs = similar_layers(student, teacher, prepared.sample(), sizes[0].num_layers, sizes[1].num_layers)
+        else:
+            pairs = chosen_pairs(term.entry.layers, sizes[0].num_layers, sizes[1].num_layers)
+        return make_layer_term(term, pairs, *sizes)
+    except ValueError as error:
+        raise ConfigError([Problem(f"`{dotted(term.path)}`: {error}", "change it, or the student")]) from error
+
+
+def _row_term(term: Term) -> RowTerm:
+    if isinstance(term.entry, LabelLoss):
+        return RowTerm(term.label, term.weight, smoothing=term.entry.label_smoothing)
+    assert isinstance(term.entry, SoftLoss)
+    assert term.temperature is not None, "every soft loss has one"
+    return RowTerm(term.label, term.weight, make_core(term.entry), term.temperature)
+
+
+def sizes_of(model: nn.Module) -> Sizes:
+    """Of a model, or of what is inside a wrapper such as a probe."""
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    found = architecture_of(inner.config.to_dict())
+    assert found.num_layers, "a family of the table without its sizes"
+    return Sizes(found.num_layers, found.hidden_size or 0, found.num_heads or 0)
+
+
+def make_core(entry: SoftLoss) -> Core:
+    """The divergence of an entry, with its parameters and what it selects."""
+    row = DIVERGENCES[entry.name]
+    core = row.make(**{name: getattr(entry, name) for name in row.parameters})
+    if isinstance(entry, SelectiveLoss) and entry.top_k is not None:
+        core = top_k(core, entry.top_k, tail=entry.top_k_tail)
+    return core if entry.entropy_threshold is None else where_uncertain(core, entry.entropy_threshold)
 
 
 def make_batches(prepared: Preparation, tokens: Any, max_steps: int | None, rank: int, world_size: int) -> Batches:
     """The batches of a training; `max_steps` replaces that of the configuration."""
     training = prepared.config.training.model_copy(update={"max_steps": max_steps})
+    sizes = (getattr(term.entry, "group_size", 1) for term in prepared.terms)
+    group_size = math.lcm(*sizes)
     if not prepared.config.dataset.streaming:
-        return StoredBatches(tokens, prepared.collator, training, rank, world_size)
+        return StoredBatches(tokens, prepared.collator, training, rank, world_size, group_size)
 
     def rows_of(epoch: int) -> Iterator[dict[str, Any]]:
         return iter(shuffled(tokens, seed=training.seed, epoch=epoch))
 
-    return StreamedBatches(rows_of, prepared.rows.num_train_rows, prepared.collator, training, rank, world_size)
+    count = prepared.rows.num_train_rows
+    return StreamedBatches(rows_of, count, prepared.collator, training, rank, world_size, group_size)

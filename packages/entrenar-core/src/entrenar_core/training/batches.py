@@ -53,13 +53,22 @@ def _collated(rows: Sequence[dict[str, Any]], *, counts: bool, collator: Collato
 
 
 class StoredBatches:
-    """Batches of rows that are all at hand: a fresh permutation every epoch, reachable at any step at once."""
+    """Batches of rows that are all at hand: a fresh permutation every epoch, reachable at any step at once.
+
+    Ranks cut a batch between groups of `group_size` rows.
+    """
 
     def __init__(
-        self, rows: Any, collator: Collator, training: TrainingConfig, rank: int = 0, world_size: int = 1
+        self,
+        rows: Any,
+        collator: Collator,
+        training: TrainingConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        group_size: int = 1,
     ) -> None:
         self.view = _RankRows(rows, collator)
-        self.training, self.rank, self.world_size = training, rank, world_size
+        self.training, self.rank, self.world_size, self.group_size = training, rank, world_size, group_size
         self.lengths: Sequence[int] | None = list(rows["length"]) if training.group_by_length else None
         self.steps_per_epoch = math.ceil(math.ceil(len(rows) / training.batch_size) / training.gradient_accumulation)
         self.total_steps = training.max_steps or training.epochs * self.steps_per_epoch
@@ -83,7 +92,8 @@ class StoredBatches:
             epoch=epoch,
             lengths=self.lengths,
         )[skipped_steps * size :]
-        shares = [share(batch, self.rank, self.world_size) or [-1 - batch[0]] for batch in batches]
+        parts = (share(batch, self.rank, self.world_size, self.group_size) for batch in batches)
+        shares = [part or [-1 - batch[0]] for part, batch in zip(parts, batches, strict=True)]
         loader: DataLoader[Any] = DataLoader(
             self.view,  # type: ignore[arg-type]
             batch_sampler=shares,
@@ -105,10 +115,11 @@ class StreamedBatches:
         training: TrainingConfig,
         rank: int = 0,
         world_size: int = 1,
+        group_size: int = 1,
     ) -> None:
         self.epoch_rows, self.collator, self.training = epoch_rows, collator, training
         self.num_rows = num_rows
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.group_size = rank, world_size, group_size
         step_rows = training.batch_size * training.gradient_accumulation
         self.total_steps = training.max_steps or training.epochs * math.ceil(num_rows / step_rows)
 
@@ -135,7 +146,7 @@ class StreamedBatches:
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         rows = self.epoch_rows(epoch)
         while batch := list(itertools.islice(rows, self.training.batch_size)):
-            mine = share(range(len(batch)), self.rank, self.world_size)
+            mine = share(range(len(batch)), self.rank, self.world_size, self.group_size)
             yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=self.collator)
 
 

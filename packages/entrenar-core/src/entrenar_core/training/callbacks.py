@@ -1,5 +1,6 @@
 """What can watch a run: progress displays, trackers, one's own code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from entrenar_core.reports import Scores
@@ -7,13 +8,16 @@ from entrenar_core.reports import Scores
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimiser step. Losses are means over what counts; `soft` or `hard` is None where it has no weight."""
+    """One optimiser step. Losses are means over what counts.
+
+    `losses` are those with weight, before their weights, by name; `schedules` are what schedules say in this step.
+    """
 
     step: int
     total_steps: int
     loss: float
-    soft: float | None
-    hard: float | None
+    losses: Mapping[str, float]
+    schedules: Mapping[str, float]
     learning_rate: float
     grad_norm: float | None
     examples: int

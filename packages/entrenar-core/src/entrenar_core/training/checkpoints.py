@@ -21,6 +21,8 @@ from entrenar_core.errors import TrainingError
 from entrenar_core.training.files import new_folder, remove_folder, write_json
 from entrenar_core.training.run_folder import complete_checkpoints, step_name
 
+_BESIDE = "beside.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -108,11 +110,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     *,
+    beside: nn.Module | None = None,
     keep: int,
     random_states: list[dict[str, Any]],
     scaler: dict[str, Any] | None,
 ) -> Path:
     """Writes `folder/step-…` and then deletes the oldest beyond `keep`.
+
+    `beside` is what trains with the model and is no part of it, such as projections.
 
     Raises:
         OutputError: it cannot be written; the checkpoints before it are left as they were.
@@ -120,7 +125,9 @@ def save_checkpoint(
     path = folder / step_name(progress.step)
     with new_folder(path) as aside:
         save_file(saved_tensors(model), aside / "model.safetensors")
-        moments = _optimizer_tensors(model, optimizer)
+        if beside_tensors := {} if beside is None else saved_tensors(beside):
+            save_file(beside_tensors, aside / _BESIDE)
+        moments = _optimizer_tensors(_named(model, beside), optimizer)
         save_file(moments, aside / "optimizer.safetensors")
         for rank, state in enumerate(random_states):
             save_file(state["tensors"], aside / f"random-{rank}.safetensors")
@@ -140,6 +147,7 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    beside: nn.Module | None = None,
     rank: int = 0,
     world_size: int = 1,
     scaler: Any = None,
@@ -154,10 +162,12 @@ def load_checkpoint(
         progress = _progress(path, state["progress"])
         _require_as_many(path, len(state["random"]), world_size)
         load_tensors(model, load_file(path / "model.safetensors"))
+        if beside is not None and saved_tensors(beside):
+            load_tensors(beside, load_file(path / _BESIDE))
         moments = load_file(path / "optimizer.safetensors")
         if len(moments) != state["optimizer_tensors"]:
             raise ValueError(f"the optimiser has {len(moments)} tensors instead of {state['optimizer_tensors']}")
-        _load_optimizer(model, optimizer, moments)
+        _load_optimizer(_named(model, beside), optimizer, moments)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         set_random_state({"tensors": load_file(path / f"random-{rank}.safetensors"), "plain": state["random"][rank]})
@@ -185,8 +195,13 @@ def _require_as_many(path: Path, made_by: int, world_size: int) -> None:
         )
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+def _named(model: nn.Module, beside: nn.Module | None) -> dict[str, nn.Parameter]:
+    others = {} if beside is None else {f"beside.{name}": parameter for name, parameter in beside.named_parameters()}
+    return dict(model.named_parameters()) | others
+
+
+def _optimizer_tensors(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in parameters.items()}
     return {
         f"{names[id(parameter)]}:{key}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
@@ -194,8 +209,9 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
+def _load_optimizer(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)
         owner = parameters[parameter]

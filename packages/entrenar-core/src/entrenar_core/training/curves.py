@@ -12,10 +12,11 @@ def loss_svg(lines: Sequence[dict[str, Any]]) -> str:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for key, label in (("loss", "loss"), ("soft", "soft targets"), ("hard", "labels")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=2 if key == "loss" else 1)
+    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    axes.plot(*zip(*points, strict=True), label="loss", linewidth=2)
+    for name in dict.fromkeys(name for line in lines for name in line.get("losses", ())):
+        points = [(line["step"], line["losses"][name]) for line in lines if name in line.get("losses", ())]
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
     points = [(line["step"], line["evaluation"]["cross_entropy"]) for line in lines if "evaluation" in line]
     if points:
         axes.plot(*zip(*points, strict=True), "o", label="cross-entropy on evaluation rows", markersize=4)

@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrenar_core.config.schema import DistillationConfig, DistillationSection
+from entrenar_core.config.formula import formula
+from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import Interrupted, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
@@ -91,7 +92,6 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
     student = make_student(prepared)
     training = config.training
     batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
-    section = config.distillation
     return Plan(
         task=prepared.task,
         teacher=str(prepared.teacher.reference),
@@ -104,21 +104,10 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         eval_rows=len(prepared.rows.evaluation),
         examples_per_step=training.batch_size * training.gradient_accumulation,
         steps=batches.total_steps,
-        loss=_loss(section),
+        loss=formula(config.distillation),
         output_dir=config.output.dir,
         resumes_from_step=newest_step(config.output.dir) if resume else None,
     )
-
-
-def _loss(section: DistillationSection) -> str:
-    """As a formula; what is left at its default is not spelled out."""
-    of = [f"T={section.temperature:g}"]
-    if section.top_k is not None:
-        of.append(f"top {section.top_k}" + ("" if section.top_k_tail else " without tail"))
-    if section.entropy_threshold is not None:
-        of.append(f"entropy > {section.entropy_threshold:g}")
-    smoothed = f"(smoothing {section.label_smoothing:g})" if section.label_smoothing else ""
-    return f"{section.alpha:g} × {section.divergence}({', '.join(of)}) + {1 - section.alpha:g} × CE{smoothed}"
 
 
 def _architecture(prepared: Preparation) -> str:

@@ -18,11 +18,12 @@ from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy, forward_kl
-from entrenar_core.models.calling import logits_of
+from entrenar_core.models.output_layer import OutputLayer
+from entrenar_core.models.rows import Counting, Logits, Rows, read_rows
 from entrenar_core.reports import Scores
-from entrenar_core.training.step import counted
 
-TeacherLogits = Callable[[Batch], Tensor]
+TeacherRows = Callable[[Batch], Rows]
+"""What a teacher says of the rows of a batch that count."""
 OnBatch = Callable[[int, int], None]
 """Is told, before each batch, how many are done, and of how many."""
 _ROWS = 256
@@ -50,10 +51,10 @@ def evaluate(
     *,
     collator: Collator,
     batch_size: int,
-    causal: bool,
+    counting: Counting,
     accelerator: Accelerator,
-    teacher_logits: TeacherLogits | None = None,
-    vocabulary: int | None = None,
+    output: OutputLayer | None = None,
+    teacher: TeacherRows | None = None,
     on_batch: OnBatch = watched_by_nobody,
 ) -> Scores:
     """Scores `model` on all `rows`, in evaluation mode, and leaves it in the mode that it was in.
@@ -63,10 +64,10 @@ def evaluate(
         rows: tokens of the evaluation rows.
         collator: makes batches of them.
         batch_size: rows in a batch, over all processes.
-        causal: whether it predicts tokens.
+        counting: what of a batch counts.
         accelerator: where and with whom.
-        teacher_logits: what KL and agreement compare with.
-        vocabulary: tokens of the tokenizer; what a head has beyond them is padding.
+        output: the output layer of a language model, if its logits can be made in tiles.
+        teacher: what KL and agreement compare with.
         on_batch: is told how many batches are done, and of how many.
     """
     training = model.training
@@ -79,33 +80,32 @@ def evaluate(
         on_batch(done, batches)
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
-            logits = logits_of(model, batch.input_ids_BT, batch.attention_mask_BT)
-        student_NV, labels_N = counted(logits, batch, causal, vocabulary)
-        teacher_NV = None if teacher_logits is None else counted(teacher_logits(batch), batch, causal, vocabulary)[0]
-        sums += _sums(student_NV, labels_N, teacher_NV)
+            student = read_rows(model, batch, counting, output)
+            sums += _sums(student, counting.labels(batch), None if teacher is None else teacher(batch))
     model.train(training)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
-    return _scores(sums, len(rows), causal, teacher_logits is not None)
+    return _scores(sums, len(rows), counting.shifted, teacher is not None)
 
 
-def _sums(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+def _sums(student: Rows, labels_N: Tensor, teacher: Rows | None) -> Tensor:
     """Targets, cross-entropy, correct; and compared rows, KL, agreeing. In 64 bits, so on the CPU: not every device
     has them.
     """
     sums = torch.zeros(6, dtype=torch.float64)
-    for start in range(0, len(student_NV), _ROWS):
-        student, labels = student_NV[start : start + _ROWS], labels_N[start : start + _ROWS]
-        of_rows = [labels != IGNORED, cross_entropy(student, labels), student.argmax(-1) == labels]
-        if teacher_NV is not None:
-            teacher = teacher_NV[start : start + _ROWS]
-            agree = student.argmax(-1) == teacher.argmax(-1)
-            of_rows += [torch.ones_like(agree), forward_kl(student, teacher), agree]
+    for start in range(0, len(student), _ROWS):
+        tile = slice(start, start + _ROWS)
+        student_NV, labels = student.of(tile), labels_N[tile]
+        of_rows = [labels != IGNORED, cross_entropy(student_NV, labels), student_NV.argmax(-1) == labels]
+        if teacher is not None:
+            teacher_NV = teacher.of(tile)
+            agree = student_NV.argmax(-1) == teacher_NV.argmax(-1)
+            of_rows += [torch.ones_like(agree), forward_kl(student_NV, teacher_NV), agree]
         sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
 
 
-def _scores(sums: Tensor, examples: int, causal: bool, compared: bool) -> Scores:
+def _scores(sums: Tensor, examples: int, predicts: bool, compared: bool) -> Scores:
     targets, loss, correct, rows, kl, agreeing = sums.tolist()
     mean = loss / max(targets, 1)
     return Scores(
@@ -113,7 +113,7 @@ def _scores(sums: Tensor, examples: int, causal: bool, compared: bool) -> Scores
         targets=int(targets),
         cross_entropy=mean,
         accuracy=correct / max(targets, 1),
-        perplexity=math.exp(min(mean, 700.0)) if causal else None,
+        perplexity=math.exp(min(mean, 700.0)) if predicts else None,
         kl=kl / max(rows, 1) if compared else None,
         agreement=agreeing / max(rows, 1) if compared else None,
     )
@@ -121,4 +121,4 @@ def _scores(sums: Tensor, examples: int, causal: bool, compared: bool) -> Scores
 
 def score_logits(logits_NC: Tensor, labels_N: Tensor) -> Scores:
     """Scores of a classifier whose logits are at hand."""
-    return _scores(_sums(logits_NC, labels_N, None), len(labels_N), causal=False, compared=False)
+    return _scores(_sums(Logits(logits_NC), labels_N, None), len(labels_N), predicts=False, compared=False)

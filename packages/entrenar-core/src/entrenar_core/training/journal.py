@@ -31,9 +31,10 @@ class Journal:
             callback.on_step(metrics)
         if self.metrics is None or not (last or metrics.step == 1 or metrics.step % self.log_every == 0):
             return
-        line = {key: value for key, value in asdict(metrics).items() if key != "total_steps" and value is not None}
+        told = asdict(metrics)
+        line = {key: value for key, value in told.items() if key != "total_steps" and value not in (None, {})}
         self.metrics.add(**line, examples_per_s=round(examples_per_s, 2))
-        self._track(metrics.step, {key: value for key, value in line.items() if key != "step"})
+        self._track(metrics.step, _flat(line))
 
     def evaluation(self, step: int, scores: Scores) -> None:
         """The student was evaluated after a step."""
@@ -52,3 +53,10 @@ class Journal:
         if self.accelerator.trackers:
             named = {f"{self.name}/{key}": value for key, value in values.items() if value is not None}
             self.accelerator.log(named, step=step)
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """As trackers want it: `losses/forward_kl`."""
+    flat = {key: value for key, value in line.items() if key != "step" and not isinstance(value, Mapping)}
+    groups = ((key, value) for key, value in line.items() if isinstance(value, Mapping))
+    return flat | {f"{group}/{key}": value for group, values in groups for key, value in values.items()}

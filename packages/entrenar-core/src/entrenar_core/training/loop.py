@@ -23,6 +23,7 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.errors import Interrupted
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
+from entrenar_core.teachers.precomputed import TeacherSays
 from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.checkpoints import (
@@ -34,14 +35,14 @@ from entrenar_core.training.checkpoints import (
     save_best,
     save_checkpoint,
 )
-from entrenar_core.training.evaluation import TeacherLogits
 from entrenar_core.training.finite import largest, require_finite
 from entrenar_core.training.journal import Journal
+from entrenar_core.training.objective import Now
 from entrenar_core.training.optimizer import learning_rate, make_optimizer
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.run_folder import complete_checkpoints
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import Counts, DistillationStep
+from entrenar_core.training.step import DistillationStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class LoopSettings:
 
 class _StepResult(NamedTuple):
     loss: float
-    soft: float
-    hard: float
+    terms: tuple[float, ...]
+    now: tuple[Now, ...]
     grad_norm: float
 
 
@@ -73,22 +74,22 @@ class Loop:
         self,
         step_module: DistillationStep,
         batches: Batches,
-        teacher_logits: TeacherLogits | None,
+        teacher: TeacherSays | None,
         accelerator: Accelerator,
         settings: LoopSettings,
         callbacks: Sequence[Callback],
         stop: StopRequest,
     ) -> None:
-        self.student = step_module.student
+        self.student, self.layers = step_module.student, step_module.layers
         self.objective = step_module.objective
-        self.batches, self.teacher_logits = batches, teacher_logits
+        self.batches, self.teacher = batches, teacher
         self.accelerator, self.settings, self.training = accelerator, settings, settings.training
         self.journal, self.stop = Journal(settings.name, accelerator, callbacks, settings.training.log_every), stop
         if self.training.gradient_checkpointing:
             with quietly():  # its former name, which warns, is the one that every supported version has
                 self.student.gradient_checkpointing_enable()  # type: ignore[operator]
         self.model = accelerator.prepare(step_module)
-        self.optimizer = make_optimizer(self.student, self.training)
+        self.optimizer = make_optimizer(step_module, self.training)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.progress = Progress()
         self.saved_best: int | None = None
@@ -144,26 +145,27 @@ class Loop:
         rate = learning_rate(self.progress.step, self.batches.total_steps, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mine = [sum(b.num_soft for b in micro_batches), sum(b.num_hard for b in micro_batches)]
-        mine.append(sum(len(b.rows_B) for b in micro_batches if b.num_soft or b.num_hard))
-        soft_count, hard_count, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
-        loss, soft, hard = self._summed(self._backward(micro_batches, Counts(soft_count, hard_count))).tolist()
+        mine = [*self.objective.counts(micro_batches), sum(len(b.rows_B) for b in micro_batches if not b.blank)]
+        *counts, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
+        now = self.objective.at(self.progress.step, self.batches.total_steps, counts)
+        loss, *terms = self._summed(self._backward(micro_batches, now)).tolist()
         require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
         norm = self._update(micro_batches, checkpoints)
-        return _StepResult(loss, soft, hard, norm), examples
+        return _StepResult(loss, tuple(terms), now, norm), examples
 
-    def _backward(self, micro_batches: list[Batch], counts: Counts) -> Tensor:
-        """Gradients of the whole step; returns this rank's share of the loss, its soft and its hard part."""
-        sums = torch.zeros(3, device=self.accelerator.device)
+    def _backward(self, micro_batches: list[Batch], now: tuple[Now, ...]) -> Tensor:
+        """Gradients of the whole step; returns this rank's share of the loss, and that of each of its terms."""
+        sums = torch.zeros(1 + len(now), device=self.accelerator.device)
+        taught = self.objective.needs_teacher(now)
         for index, cpu_batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 batch = cpu_batch.to(self.accelerator.device)
-                logits = self.teacher_logits(batch) if self.teacher_logits and self.objective.alpha > 0 else None
-                parts = self.model(batch, logits, counts)
+                said = self.teacher(batch) if self.teacher and taught else None
+                parts = self.model(batch, said, now)
                 # DDP averages gradients over ranks, and this loss is already a share of the whole
                 self.accelerator.backward(parts.loss * self.accelerator.num_processes)
-                sums += torch.stack([parts.loss.detach().float(), parts.soft.float(), parts.hard.float()])
+                sums += torch.cat([parts.loss.detach().float().reshape(1), parts.terms.float()])
         return sums
 
     def _update(self, micro_batches: list[Batch], checkpoints: Path) -> float:
@@ -199,18 +201,22 @@ class Loop:
             initial_loss=result.loss if self.progress.initial_loss is None else self.progress.initial_loss,
             final_loss=result.loss,
         )
-        alpha = self.objective.alpha
         step_metrics = StepMetrics(
             step=self.progress.step,
             total_steps=self.batches.total_steps,
             loss=result.loss,
-            soft=result.soft if alpha > 0 else None,
-            hard=result.hard if alpha < 1 else None,
+            losses=self._told(result),
+            schedules=self.objective.moving(result.now),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             examples=self.progress.examples,
         )
         self.journal.step(step_metrics, self.progress.examples / max(self.progress.train_s, 1e-9), last=last)
+
+    def _told(self, result: _StepResult) -> dict[str, float]:
+        """The terms that have weight, by their names."""
+        named = zip(self.objective.terms, result.terms, result.now, strict=True)
+        return {term.label: value for term, value, now in named if now.weight > 0}
 
     def _evaluates(self, done: bool) -> bool:
         every = self.training.eval_every
@@ -254,6 +260,7 @@ class Loop:
             self.student,
             self.optimizer,
             self.progress,
+            beside=self.layers,
             keep=self.settings.keep,
             random_states=states,
             scaler=scaler,
@@ -268,6 +275,7 @@ class Loop:
                 checkpoints[-1],
                 self.student,
                 self.optimizer,
+                beside=self.layers,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
                 scaler=self.accelerator.scaler,

@@ -1,23 +1,37 @@
 """Everything that a run needs before its first step, with every mistake found here or not at all."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
+from entrenar_core.config.desugaring import Term, terms_of
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.losses import LayerLoss
 from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
-from entrenar_core.data.collating import Collator
+from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.sources import Rows, load_rows
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import UNTOLD, head_labels, infer_task
+from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import parse_reference
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from entrenar_core.models.output_layer import OutputLayer
+    from entrenar_core.models.rows import Counting
+
+_TRIED = 16
+"""Tokens on which an output layer is tried."""
+_SAMPLED = 64
+"""Rows that are looked at before training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,33 @@ class Preparation:
         """How many ids the student's tokenizer has; None for a classifier. Heads may be padded beyond them."""
         return max(self.tokenizer.get_vocab().values()) + 1 if self.causal else None
 
+    @property
+    def counting(self) -> "Counting":
+        """What of a batch counts."""
+        from entrenar_core.models.rows import Counting
+
+        return Counting(shifted=self.causal, vocabulary=self.vocabulary)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The losses of the student's training."""
+        return terms_of(self.config.distillation)
+
+    def sample(self) -> Batch:
+        """The first training rows, for what is decided by looking at the models before training."""
+        return self.collator(list(itertools.islice(iter(self.train_tokens), _SAMPLED)))
+
+    def output_layer(self, model: "nn.Module") -> "OutputLayer | None":
+        """Where a language model makes its logits, if they can be made in tiles; tried on an evaluation row."""
+        from transformers import PreTrainedModel
+
+        from entrenar_core.models.output_layer import output_layer_of
+
+        if self.vocabulary is None or not isinstance(model, PreTrainedModel):
+            return None
+        batch = self.collator([self.eval_tokens[0]]).to(model.device)
+        return output_layer_of(model, batch.input_ids_BT[:, :_TRIED], batch.attention_mask_BT[:, :_TRIED])
+
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
         return {
@@ -90,6 +131,9 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     task = _task(config, teacher, student)
     if problems := check_student(config.student, teacher.architecture, task=task):
         raise ConfigError(problems)
+    shape = student.architecture if student else planned_student(config.student, teacher.architecture)
+    if problems := check_layers(config.distillation, teacher.architecture, shape):
+        raise ConfigError(problems)
     for artifact, source in ((teacher, config.teacher), (student, config.student)):
         if artifact is not None:  # a mistake in a config is not told as one in a tokenizer
             load_model_config(artifact, trust_remote_code=source.trust_remote_code)
@@ -100,7 +144,8 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     _check_pad_token(teacher, teacher_tokenizer)
     if student is not None:
         _check_pad_token(student, tokenizer)
-    reads_tokens = task == "causal-lm" or config.dataset.streaming
+    between_layers = any(isinstance(term.entry, LayerLoss) for term in terms_of(config.distillation))
+    reads_tokens = task == "causal-lm" or config.dataset.streaming or between_layers
     if reads_tokens and student is not None:
         require_one_vocabulary(teacher_tokenizer, tokenizer)
     rows = load_rows(
@@ -180,9 +225,13 @@ def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtif
         problem = Problem("`teacher.finetune` needs all labelled rows at hand", "remove `dataset.streaming`")
         raise ConfigError([problem])
     if rows.num_labelled_rows == 0 and (
-        config.teacher.finetune or config.distillation.alpha < 1 or config.training.baseline
+        config.teacher.finetune or config.training.baseline or _learns_labels(config.distillation)
     ):
         raise DataError("no training row has a label", "give labels, or set `distillation.alpha: 1`")
+
+
+def _learns_labels(section: DistillationSection) -> bool:
+    return not all(term.needs_teacher for term in terms_of(section))
 
 
 def _longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
+from entrenar_core.config.desugaring import Term, without_teacher
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import ModelFacts, RunReport, Scores
@@ -69,7 +70,7 @@ class Run:
         teacher = ready.source
         student = make_student(self.prepared, ready.model)
         before = self._before(student, teacher)
-        progress = self._train(student, teacher, self.config.distillation.alpha, "student")
+        progress = self._train(student, teacher, self.prepared.terms, "student")
         scores = self._final(student, teacher, progress)
         baseline = self._baseline(ready.model) if self.training.baseline else None
         self._phase("result")
@@ -102,14 +103,14 @@ class Run:
             self.prepared.eval_tokens,
             collator=self.prepared.collator,
             batch_size=self.training.evaluation_batch_size,
-            causal=self.prepared.causal,
+            counting=self.prepared.counting,
             accelerator=self.accelerator,
-            teacher_logits=teacher.logits if teacher else None,
-            vocabulary=self.prepared.vocabulary,
+            output=self.prepared.output_layer(model),
+            teacher=teacher.rows if teacher else None,
             on_batch=on_batch or self._watch,
         )
 
-    def _final(self, student: torch.nn.Module, teacher: Teacher, progress: Progress) -> Scores:
+    def _final(self, student: "PreTrainedModel", teacher: Teacher, progress: Progress) -> Scores:
         """The scores of the selected weights, told unless an evaluation in training has told them.
 
         Raises:
@@ -130,7 +131,7 @@ class Run:
             journal.evaluation(progress.step, scores)
         return scores
 
-    def _before(self, student: torch.nn.Module, teacher: Teacher) -> Scores:
+    def _before(self, student: "PreTrainedModel", teacher: Teacher) -> Scores:
         """The student's scores before the first step, measured once in the life of a run."""
         self._phase("student before training")
         file = self.folder.path / "metrics.jsonl"
@@ -141,7 +142,7 @@ class Run:
             Metrics(file, up_to_step=None).add(step=0, evaluation=dataclasses.asdict(scores))
         return scores
 
-    def _train(self, student: "PreTrainedModel", teacher: Teacher | None, alpha: float, name: str) -> Progress:
+    def _train(self, student: "PreTrainedModel", teacher: Teacher | None, terms: Sequence[Term], name: str) -> Progress:
         main = name == "student"
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         steps = make_batches(
@@ -151,7 +152,7 @@ class Run:
         if not main and not self.config.dataset.streaming and not self.prepared.causal:
             tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if label >= 0])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
-        objective = make_objective(self.config.distillation, alpha, self.prepared.causal, self.prepared.vocabulary)
+        objective = make_objective(terms, self.prepared, student, teacher)
         seed_rank(self.training.seed, rank)
         settings = LoopSettings(
             training=self.training.model_copy(update={"max_steps": steps}),
@@ -162,10 +163,9 @@ class Run:
             score=lambda scores: -scores.cross_entropy if self.prepared.causal else scores.accuracy,
             name=name,
         )
-        logits = teacher.logits if teacher else None
-        loop = Loop(
-            DistillationStep(student, objective), batches, logits, self.accelerator, settings, self.callbacks, self.stop
-        )
+        said = teacher.listening(objective.wants(1)) if teacher else None
+        step = DistillationStep(student, objective, self.prepared.output_layer(student))
+        loop = Loop(step, batches, said, self.accelerator, settings, self.callbacks, self.stop)
         self._phase(name, steps, (newest_step(settings.folder) or 0) if self.resume else 0)
         progress = loop.run(resume=self.resume)
         self.accelerator.free_memory()
@@ -174,7 +174,7 @@ class Run:
     def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
         """The same student, of the same weights, on the labels alone: as many steps, the same seed."""
         student = make_student(self.prepared, teacher_model)
-        self._train(student, None, 0.0, "baseline")
+        self._train(student, None, without_teacher(self.config.distillation), "baseline")
         return self._evaluate(student, None)
 
     def _report(

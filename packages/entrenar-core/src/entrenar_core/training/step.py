@@ -1,90 +1,135 @@
 """The loss of one micro-batch, computed inside one module, so that the hooks of DDP see every forward pass.
 
-Shapes: B rows, T positions, V classes or vocabulary, N rows or positions that count.
+Shapes: B rows, T positions, H width, V classes or vocabulary, N rows or positions that count.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.losses import Core, hard_sum, of_logits, soften, sum_over
-from entrenar_core.losses.divergence import forward_kl_core
+from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, head_loss, of_logits, soften
 from entrenar_core.models.calling import logits_of
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """loss = alpha · T² · D(teacher, student at T) / soft count + (1 − alpha) · CE / hard count.
-
-    `divergence` is D, and `smoothing` that of the labels in CE. `vocabulary` is how many tokens the tokenizer has:
-    heads are often padded beyond them, to different widths.
-
-    Source: Hinton, Vinyals & Dean 2015. `alpha` 0 needs no teacher, 1 no labels.
-    """
-
-    causal: bool
-    alpha: float
-    temperature: float = 1.0
-    divergence: Core = forward_kl_core
-    smoothing: float = 0.0
-    vocabulary: int | None = None
-
-
-class Counts(NamedTuple):
-    """What the losses of a whole optimiser step are divided by, over all its micro-batches and ranks."""
-
-    soft: int
-    hard: int
+from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
+from entrenar_core.models.recording import recording
+from entrenar_core.models.rows import HeadRows, Rows
+from entrenar_core.teachers.precomputed import Said
+from entrenar_core.training.objective import Now, Objective, RowTerm
 
 
 class StepLoss(NamedTuple):
-    """The share of the step's loss, with a graph, and its two parts, detached."""
+    """The share of the step's loss, with a graph, and that of each of its terms before its weight, without."""
 
     loss: Tensor
-    soft: Tensor
-    hard: Tensor
+    terms: Tensor
 
 
 class DistillationStep(nn.Module):
-    """A student with its objective: what `accelerate` prepares."""
+    """A student with its objective: what `accelerate` prepares.
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    With the student's `output` layer, its logits are made in tiles, and never all of them at once.
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective, output: OutputLayer | None = None) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self.output = output
+        self.layers = nn.ModuleList(objective.layers)
+        self.wants = objective.wants(0)
 
-    def forward(self, batch: Batch, teacher_logits: Tensor | None, counts: Counts) -> StepLoss:
+    def forward(self, batch: Batch, said: Said | None, now: Sequence[Now]) -> StepLoss:
         """The micro-batch's share of the step's loss.
 
         Args:
             batch: rows of this rank.
-            teacher_logits: (B, V) or (B, T, V); None where alpha is 0.
-            counts: of the whole optimiser step. A term that nothing counts for is zero.
+            said: what the teacher says of them; None where no term with weight needs it.
+            now: the objective's terms in this step. A term that nothing counts for is zero.
         """
+        rows = len(self.objective.rows)
+        teacher = None if said is None else said.rows
+        with recording(self.student, **self.wants.arguments()) if self.wants.anything else nullcontext() as record:
+            of_rows = self._of_rows(batch, teacher, now[:rows])
+        if record is None:
+            return of_rows
+        loss, shares = of_rows.loss, [of_rows.terms]
+        for term, present in zip(self.objective.layers, now[rows:], strict=True):
+            if present.weight > 0:
+                assert said is not None, "a loss between layers needs a teacher"
+                assert said.record is not None, "the teacher was not asked"
+                total = term(record, said.record, batch)
+                loss = loss + total * present.factor
+                shares.append(total.detach().reshape(1) / max(present.count, 1))
+            else:  # DDP wants a gradient of every parameter in every step
+                loss = loss + sum(parameter.sum() for parameter in term.parameters()) * 0.0
+                shares.append(loss.new_zeros(1))
+        return StepLoss(loss, torch.cat(shares))
+
+    def _of_rows(self, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
+        if self.output is not None and (teacher is None or isinstance(teacher, HeadRows)):
+            return self._from_hidden(self.output, batch, teacher, now)
+        counting = self.objective.counting
         logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
-        student_NV, labels_N = counted(logits, batch, self.objective.causal, self.objective.vocabulary)
-        soft = hard = student_NV.sum() * 0.0  # a graph for ranks that have nothing to count
-        if self.objective.alpha > 0:
-            assert teacher_logits is not None, "alpha > 0 needs a teacher"
-            teacher_NV = counted(teacher_logits, batch, self.objective.causal, self.objective.vocabulary)[0]
-            divergence = soften(partial(of_logits, self.objective.divergence), self.objective.temperature)
-            soft = soft + sum_over(divergence, student_NV, teacher_NV).total / max(counts.soft, 1)
-        if self.objective.alpha < 1:
-            found = hard_sum(student_NV, labels_N, smoothing=self.objective.smoothing)
-            hard = hard + found.total / max(counts.hard, 1)
-        loss = self.objective.alpha * soft + (1 - self.objective.alpha) * hard
-        return StepLoss(loss, soft.detach(), hard.detach())
+        student_NV = counting.rows(logits[..., : counting.vocabulary], batch)
+        return self._from_logits(student_NV, batch, teacher, now)
 
+    def _from_logits(self, student_NV: Tensor, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
+        counting = self.objective.counting
+        weights_N = counting.weights(batch)
+        loss = student_NV.sum() * 0.0  # a graph for ranks that have nothing to count
+        shares = loss.new_zeros(len(now))
+        for index, term, present in self._present(now):
+            if term.core is None:
+                values_N = cross_entropy(student_NV, counting.labels(batch), smoothing=term.smoothing)
+            else:
+                assert teacher is not None, "a divergence needs a teacher"
+                divergence = soften(partial(of_logits, term.core), present.temperature)
+                values_N = divergence(student_NV, teacher.of(slice(None)))
+            total = (values_N if weights_N is None else values_N * weights_N).sum()
+            loss = loss + total * present.factor
+            shares[index] = total.detach() / max(present.count, 1)
+        return StepLoss(loss, shares)
 
-def counted(logits: Tensor, batch: Batch, causal: bool, vocabulary: int | None = None) -> tuple[Tensor, Tensor]:
-    """The logits (N, V) and labels (N,) of what counts; V is the real vocabulary, without the padding of the head.
+    def _from_hidden(self, output: OutputLayer, batch: Batch, teacher: HeadRows | None, now: Sequence[Now]) -> StepLoss:
+        """In tiles, inside the output layer's own forward pass."""
+        found: list[StepLoss] = []
+        tiled = partial(self._tiled, output=output, batch=batch, teacher=teacher, now=now)
+        with instead_of_logits(output, lambda hidden_BTH: found.append(tiled(hidden_BTH))):
+            logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
+        return found[0]
 
-    For a causal model, position t − 1 predicts token t.
-    """
-    if not causal:
-        return logits[batch.targets], batch.labels[batch.targets]
-    targets_BT = batch.targets[:, 1:]
-    return logits[:, :-1, :vocabulary][targets_BT], batch.labels[:, 1:][targets_BT]
+    def _tiled(
+        self, hidden_BTH: Tensor, output: OutputLayer, batch: Batch, teacher: HeadRows | None, now: Sequence[Now]
+    ) -> StepLoss:
+        counting = self.objective.counting
+        soft: dict[int, SoftTerm] = {}
+        hard: dict[int, HardTerm] = {}
+        for index, term, present in self._present(now):
+            if term.core is None:
+                hard[index] = HardTerm(present.factor, term.smoothing)
+            else:
+                soft[index] = SoftTerm(term.core, present.temperature, present.factor)
+        found = head_loss(
+            counting.rows(hidden_BTH, batch),
+            output.head,
+            teacher_hidden_NK=None if teacher is None else teacher.hidden_NH,
+            teacher_head=None if teacher is None else teacher.head,
+            labels_N=counting.labels(batch),
+            soft=list(soft.values()),
+            hard=next(iter(hard.values()), None),
+            row_weights_N=counting.weights(batch),
+            vocabulary=counting.vocabulary,
+        )
+        shares = found.hard.new_zeros(len(now))
+        for index, total in [*zip(soft, found.soft, strict=True), *((index, found.hard) for index in hard)]:
+            shares[index] = total / max(now[index].count, 1)
+        return StepLoss(found.total, shares)
+
+    def _present(self, now: Sequence[Now]) -> list[tuple[int, RowTerm, Now]]:
+        """The terms of rows that have weight now."""
+        paired = enumerate(zip(self.objective.rows, now, strict=True))
+        return [(index, term, present) for index, (term, present) in paired if present.weight > 0]

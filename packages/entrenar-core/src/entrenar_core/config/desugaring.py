@@ -1,0 +1,109 @@
+"""The short spellings of `distillation` as entries of `distillation.losses`."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.losses import LabelLoss, LossEntry, SoftLoss
+from entrenar_core.config.schedules import Remainder, Schedule, Setting
+from entrenar_core.config.yaml_source import Path
+
+_ENTRIES: TypeAdapter[LossEntry] = TypeAdapter(LossEntry)
+_HIDDEN = {"mse": "hidden_mse", "cosine": "hidden_cosine", "patient": "patient", "cka": "cka"}
+_ATTENTION = {"kl": "attention_kl", "mse": "attention_mse", "maps": "attention_maps"}
+_WITH_PROJECTION = ("hidden_mse", "hidden_cosine", "patient")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A loss of a training, with its weight and, where it has one, its temperature.
+
+    `label` is what metrics call it; `path` is the setting that asks for it.
+    """
+
+    label: str
+    entry: LossEntry
+    weight: Setting
+    temperature: float | Schedule | None
+    path: Path
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Labels alone need none."""
+        return not isinstance(self.entry, LabelLoss)
+
+
+def terms_of(section: DistillationSection) -> tuple[Term, ...]:
+    """All losses that have some weight in some step, each with a label of its own."""
+    terms = [term for term in _all(section) if _has_weight(term.weight)]
+    seen: Counter[str] = Counter()
+    labelled = []
+    for term in terms:
+        seen[term.label] += 1
+        label = term.label if seen[term.label] == 1 else f"{term.label}_{seen[term.label]}"
+        labelled.append(Term(label, term.entry, term.weight, term.temperature, term.path))
+    return tuple(labelled)
+
+
+def without_teacher(section: DistillationSection) -> tuple[Term, ...]:
+    """What a rival learns that has no teacher: the labels, with the smoothing that the section gives them."""
+    given = [term.entry for term in _all(section) if isinstance(term.entry, LabelLoss)]
+    return (Term("cross_entropy", given[0] if given else _entry("cross_entropy"), 1.0, None, ("distillation",)),)
+
+
+def _all(section: DistillationSection) -> Iterator[Term]:
+    if section.losses is None:
+        yield from _short(section)
+        return
+    for index, entry in enumerate(section.losses):
+        temperature = None
+        if isinstance(entry, SoftLoss):
+            temperature = section.temperature if entry.temperature is None else entry.temperature
+        yield Term(entry.name, entry, entry.weight, temperature, ("distillation", "losses", index))
+
+
+def _short(section: DistillationSection) -> Iterator[Term]:
+    soft = _divergence(section)
+    yield Term(soft.name, soft, section.alpha, section.temperature, ("distillation", "divergence"))
+    labels = _entry("cross_entropy", label_smoothing=section.label_smoothing)
+    yield Term(labels.name, labels, Remainder(section.alpha), None, ("distillation", "alpha"))
+    if (hidden := section.progressive) and hidden.enabled:
+        name = _HIDDEN[hidden.loss]
+        projection = {"projection": hidden.projection} if name in _WITH_PROJECTION else {}
+        yield Term(
+            name,
+            _entry(name, layers=hidden.layer_mapping, **projection),
+            hidden.weight,
+            None,
+            ("distillation", "progressive"),
+        )
+    if (seen := section.attention) and seen.enabled:
+        name = _ATTENTION[seen.loss]
+        heads = {} if seen.loss == "maps" else {"heads": seen.head_mapping, "head_weights": seen.head_weighting}
+        yield Term(
+            name, _entry(name, layers=seen.layer_mapping, **heads), seen.weight, None, ("distillation", "attention")
+        )
+    if (related := section.relations) and related.enabled:
+        entry = _entry(related.loss, layers=related.layer_mapping)
+        yield Term(related.loss, entry, related.weight, None, ("distillation", "relations"))
+
+
+def _divergence(section: DistillationSection) -> LossEntry:
+    selection: dict[str, Any] = {} if section.top_k is None else {"top_k": section.top_k}
+    if section.divergence != "bild":
+        selection["top_k_tail"] = section.top_k_tail
+    return _entry(section.divergence, entropy_threshold=section.entropy_threshold, **selection)
+
+
+def _entry(name: str, **settings: Any) -> LossEntry:
+    return _ENTRIES.validate_python({"name": name, **settings})
+
+
+def _has_weight(weight: Setting) -> bool:
+    if isinstance(weight, Remainder):
+        return isinstance(weight.of, Schedule) or weight.of != 1
+    return isinstance(weight, Schedule) or weight != 0

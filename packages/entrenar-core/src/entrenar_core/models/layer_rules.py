@@ -1,0 +1,62 @@
+"""What losses between layers must hold against both models; without torch, so that `validate` answers at once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from entrenar_core.architectures import Architecture
+from entrenar_core.config.desugaring import Term, terms_of
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.losses import HiddenLoss, LayerLoss, Layers, PatientLoss
+from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.wording import dotted
+from entrenar_core.errors import Problem
+from entrenar_core.losses.layer_mapping import layer_pairs
+from entrenar_core.models.student_rules import chosen_layers
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+def chosen_pairs(layers: Layers, student_layers: int, teacher_layers: int) -> Pairs:
+    """The pairs that a mapping means, other than `cka`, which only the models can tell.
+
+    Raises:
+        ValueError: a layer is out of range, or the mapping does not suit these numbers of layers.
+    """
+    if layers == "final":
+        return ((student_layers - 1, teacher_layers - 1),)
+    assert layers != "cka"
+    return layer_pairs(layers, student_layers, teacher_layers)
+
+
+def planned_student(config: StudentConfig, teacher: Architecture) -> Architecture:
+    """The sizes of a student that is built, as far as the configuration tells them."""
+    if config.init_from is not None:
+        total = teacher.num_layers
+        layers = None if total is None else len(chosen_layers(config.init_from.teacher_layers, total))
+        return replace(teacher, num_layers=layers)
+    return replace(teacher, num_layers=config.num_layers, hidden_size=config.hidden_size, num_heads=config.num_heads)
+
+
+def check_layers(section: DistillationSection, teacher: Architecture, student: Architecture) -> list[Problem]:
+    """Every mistake in losses between layers; what an architecture does not say is left to the models."""
+    terms = [term for term in terms_of(section) if isinstance(term.entry, LayerLoss)]
+    return [problem for term in terms for problem in _problems(term, teacher, student)]
+
+
+def _problems(term: Term, teacher: Architecture, student: Architecture) -> Iterator[Problem]:
+    entry = term.entry
+    assert isinstance(entry, LayerLoss)
+    listed = "losses" in term.path
+    where = dotted((*term.path, "layers" if listed else "layer_mapping"))
+    if student.num_layers and teacher.num_layers and entry.layers != "cka":
+        try:
+            chosen_pairs(entry.layers, student.num_layers, teacher.num_layers)
+        except ValueError as error:
+            depths = f"the student has {student.num_layers} layers, the teacher {teacher.num_layers}, counted from 0"
+            yield Problem(f"`{where}`: {error}", depths, where)
+    if isinstance(entry, HiddenLoss | PatientLoss) and entry.projection == "none":
+        widths = student.hidden_size, teacher.hidden_size
+        if None not in widths and widths[0] != widths[1]:
+            where = dotted((*term.path, "projection"))
+            message = f"`{where}: none` needs one width, and the student has {widths[0]}, the teacher {widths[1]}"
+            yield Problem(message, "set it to linear or mlp", where)

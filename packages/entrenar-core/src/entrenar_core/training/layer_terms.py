@@ -1,0 +1,220 @@
+"""Losses between layers of student and teacher: what they need of both models, and their sums over a batch.
+
+Each averages over its pairs of layers. Projections and learnt weights are theirs: they train with the student and are
+not saved with it.
+
+Shapes: B rows, T positions, H student's width, K teacher's width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from entrenar_core.config.desugaring import Term
+from entrenar_core.config.losses import (
+    AttentionLoss,
+    AttentionMapLoss,
+    CkaLoss,
+    HiddenLoss,
+    LayerLoss,
+    MinilmLoss,
+    PatientLoss,
+    RelationLoss,
+)
+from entrenar_core.config.schedules import Setting
+from entrenar_core.data.collating import Batch
+from entrenar_core.losses.attention import LearnedHeadWeights, allowed_keys, attention_kl, attention_mse, map_heads
+from entrenar_core.losses.grouping import LEAST, count_groups
+from entrenar_core.losses.minilm import relation_kl
+from entrenar_core.losses.projections import make_projection
+from entrenar_core.losses.sums import LossSum
+from entrenar_core.losses.table import LOSSES
+from entrenar_core.models.recording import AttentionInputs, Record
+from entrenar_core.models.wants import EMBEDDINGS, Wants
+
+Pairs = tuple[tuple[int, int], ...]
+Sum = Callable[..., LossSum]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a loss between layers must know of a model: its widths and heads."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+
+class LayerTerm(nn.Module):
+    """A loss between layers, as part of an objective."""
+
+    needs_teacher = True
+    temperature = 1.0
+    uses_attention = False
+
+    def __init__(self, term: Term, pairs: Pairs) -> None:
+        super().__init__()
+        self.label, self.weight = term.label, term.weight
+        self.pairs = pairs
+
+    label: str
+    weight: Setting
+
+    def wants(self, side: int) -> Wants:
+        """What is read of the student (0) or the teacher (1)."""
+        layers = frozenset(pair[side] for pair in self.pairs)
+        return Wants(attention=layers) if self.uses_attention else Wants(hidden=layers)
+
+    def count(self, batch: Batch) -> int:
+        """What its sum over a batch is divided by: here, real tokens."""
+        return int(batch.real.sum())
+
+    def forward(self, student: Record, teacher: Record, batch: Batch) -> Tensor:
+        """The sum over a batch, the mean of those of the pairs; its count is that of `count`."""
+        totals = [self._pair(index, student, teacher, batch).total for index in range(len(self.pairs))]
+        return sum(totals[1:], totals[0]) / len(totals)
+
+    def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
+        raise NotImplementedError
+
+
+class HiddenTerm(LayerTerm):
+    """Hidden states of each pair of layers, projected where the loss needs one width, compared by `compare`."""
+
+    def __init__(
+        self, term: Term, pairs: Pairs, compare: Sum, projections: nn.ModuleList | None, count: Callable[[Tensor], int]
+    ) -> None:
+        super().__init__(term, pairs)
+        self.compare, self.projections, self.counted = compare, projections, count
+
+    def count(self, batch: Batch) -> int:
+        return self.counted(batch.real)
+
+    def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
+        student_BTH, teacher_BTK = (
+            _hidden(record, layer) for record, layer in zip((student, teacher), self.pairs[index], strict=True)
+        )
+        if self.projections is not None:
+            student_BTH = self.projections[index](student_BTH)
+        return self.compare(student_BTH, teacher_BTK, batch.real)
+
+
+class AttentionTerm(LayerTerm):
+    """What attention looks at in each pair of layers."""
+
+    uses_attention = True
+
+    def __init__(self, term: Term, pairs: Pairs, compare: Sum, weights: nn.ModuleList | None) -> None:
+        super().__init__(term, pairs)
+        self.compare, self.head_weights = compare, weights
+
+    def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
+        ours, theirs = (
+            record.attention[layer] for record, layer in zip((student, teacher), self.pairs[index], strict=True)
+        )
+        learnt = {} if self.head_weights is None else {"weights": self.head_weights[index]()}
+        return self.compare(ours.scores(), theirs.scores().detach(), _both_allowed(batch, ours, theirs), **learnt)
+
+
+class MinilmTerm(LayerTerm):
+    """Relations of queries, keys and values in each pair of layers, in equal parts."""
+
+    uses_attention = True
+
+    def __init__(self, term: Term, pairs: Pairs, relations: Sequence[str], relation_heads: int) -> None:
+        super().__init__(term, pairs)
+        self.relations, self.relation_heads = relations, relation_heads
+
+    def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
+        ours, theirs = (
+            record.attention[layer] for record, layer in zip((student, teacher), self.pairs[index], strict=True)
+        )
+        allowed_BTT = _both_allowed(batch, ours, theirs)
+        found = [
+            relation_kl(_vectors(ours, name), _vectors(theirs, name), allowed_BTT, relation_heads=self.relation_heads)
+            for name in self.relations
+        ]
+        total = sum((one.total for one in found[1:]), found[0].total)
+        return LossSum(total / len(found), found[0].count)
+
+
+def make_layer_term(term: Term, pairs: Pairs, student: Sizes, teacher: Sizes) -> LayerTerm:
+    """The loss of an entry between these pairs of layers. Its projections are drawn from torch's generator.
+
+    Raises:
+        ValueError: the models' sizes do not fit the loss.
+    """
+    entry = term.entry
+    assert isinstance(entry, LayerLoss)
+    match entry:
+        case AttentionLoss():
+            return _attention_term(term, entry, pairs, student, teacher)
+        case MinilmLoss():
+            heads = entry.relation_heads or teacher.num_heads
+            return MinilmTerm(term, pairs, entry.relations, heads)
+        case HiddenLoss():
+            pairs = ((EMBEDDINGS, EMBEDDINGS), *pairs) if entry.embeddings else pairs
+            projections = _projections(entry.projection, pairs, student, teacher)
+            return HiddenTerm(term, pairs, _function(entry.name), projections, _tokens)
+        case PatientLoss():
+            projections = _projections(entry.projection, pairs, student, teacher)
+            compare = partial(_function(entry.name), pool=entry.pool)
+            return HiddenTerm(term, pairs, compare, projections, _tokens if entry.pool == "tokens" else _rows)
+        case AttentionMapLoss():
+            return HiddenTerm(term, pairs, partial(_function(entry.name), power=entry.power), None, _rows)
+        case CkaLoss() | RelationLoss():
+            compare = partial(_function(entry.name), pool=entry.pool, group_size=entry.group_size)
+            return HiddenTerm(term, pairs, compare, None, partial(_groups, entry))
+    raise AssertionError(entry.name)
+
+
+def _attention_term(term: Term, entry: AttentionLoss, pairs: Pairs, student: Sizes, teacher: Sizes) -> AttentionTerm:
+    mapped = map_heads(entry.heads, student.num_heads, teacher.num_heads)
+    compare = partial(attention_kl if entry.name == "attention_kl" else attention_mse, heads=entry.heads)
+    if entry.head_weights == "learned":
+        weights = nn.ModuleList(LearnedHeadWeights(len(mapped.student)) for _ in pairs)
+        return AttentionTerm(term, pairs, compare, weights)
+    return AttentionTerm(term, pairs, partial(compare, weights=entry.head_weights), None)
+
+
+def _projections(kind: Any, pairs: Pairs, student: Sizes, teacher: Sizes) -> nn.ModuleList | None:
+    if kind == "none" and student.hidden_size == teacher.hidden_size:
+        return None
+    return nn.ModuleList(make_projection(kind, student.hidden_size, teacher.hidden_size) for _ in pairs)
+
+
+def _function(name: str) -> Sum:
+    found: Sum = getattr(import_module(f"entrenar_core.losses.{LOSSES[name].home}"), name)
+    return found
+
+
+def _tokens(real_BT: Tensor) -> int:
+    return int(real_BT.sum())
+
+
+def _rows(real_BT: Tensor) -> int:
+    return int(real_BT.any(-1).sum())
+
+
+def _groups(entry: CkaLoss | RelationLoss, real_BT: Tensor) -> int:
+    return count_groups(real_BT, entry.group_size, LEAST[entry.name], entry.pool == "tokens")
+
+
+def _hidden(record: Record, layer: int) -> Tensor:
+    found = record.embeddings if layer == EMBEDDINGS else record.hidden[layer]
+    assert found is not None, "it was asked for"
+    return found
+
+
+def _vectors(inputs: AttentionInputs, relation: str) -> Tensor:
+    return {"query": inputs.queries_BHTd, "key": inputs.keys_BGTd, "value": inputs.values_BGTd}[relation]
+
+
+def _both_allowed(batch: Batch, student: AttentionInputs, teacher: AttentionInputs) -> Tensor:
+    """(B, T, T): which keys a query may see in both models."""
+    ours, theirs = (allowed_keys(batch.real, inputs.causal, inputs.window) for inputs in (student, teacher))
+    return ours & theirs
