@@ -11,8 +11,11 @@ from entrenar_core.artifact import ModelArtifact, inspect_folder
 from entrenar_core.config.schema import StudentConfig
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.loading import head_labels, infer_task, load_model
+from entrenar_core.models.splitting import PROBES
 from entrenar_core.models.student import build_student
-from entrenar_core.models.tokenizers import load_tokenizer, require_one_vocabulary
+from entrenar_core.models.tokenizer_facts import TokenizerFacts, facts_of, read_facts
+from entrenar_core.models.tokenizers import load_tokenizer
+from entrenar_core.models.vocabulary import diagnose
 from entrenar_core.references import parse_reference
 from entrenar_core.teachers.probe import embed
 
@@ -41,7 +44,23 @@ def test_an_encoder_without_a_pooler_becomes_a_classifier_with_its_own_weights()
 
 
 def test_teacher_and_student_of_the_quickstart_share_a_vocabulary() -> None:
-    require_one_vocabulary(load_tokenizer(artifact(MINILM)), load_tokenizer(artifact(SMALL)))
+    finding = diagnose(*(facts_of(load_tokenizer(artifact(name))) for name in (MINILM, SMALL)), teacher_rows=30_522)
+    assert str(finding) == "identical, 30,522 tokens"
+    assert finding.splitting.alike
+    assert not finding.warnings()
+
+
+@pytest.mark.parametrize("name", [MINILM, SMALL, SMOLLM])
+def test_the_files_of_a_tokenizer_say_what_it_is_when_it_is_loaded(name: str) -> None:
+    loaded, read = facts_of(load_tokenizer(artifact(name))), read_facts(artifact(name))
+    assert isinstance(read, TokenizerFacts)
+    assert read.tokens == loaded.tokens
+    assert read.roles == loaded.roles
+    if read.split is None or loaded.split is None:
+        assert name == SMOLLM
+        return
+    for text in PROBES:
+        assert list(read.split(text)) == list(loaded.split(text))
 
 
 def test_the_encoder_puts_like_texts_together() -> None:

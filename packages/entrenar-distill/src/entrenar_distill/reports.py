@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from entrenar_core.reports import Plan, RunReport
 
-__all__ = ["Check", "Loss", "LossTable", "Plan", "RunReport", "ValidationReport"]
+__all__ = ["Check", "Loss", "LossTable", "Plan", "RunReport", "ValidationReport", "Vocabulary", "VocabularySide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,51 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class VocabularySide:
+    """One model's `tokens`, `ids` up to the highest of them, `gaps` among these that no token has, and `rows` of its
+    head, with `padding` beyond the ids. None where its configuration does not say.
+    """
+
+    model: str
+    tokens: int
+    ids: int
+    gaps: int
+    rows: int | None
+    padding: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """How the vocabularies fit. `length` columns of both heads stand for the same tokens, after mapping if permuted;
+    None if they differ. `only_teacher`, `only_student` and `moved` count the tokens that do.
+
+    `split_alike` is None where it was not compared; `split_text` is the first text that is split differently.
+    """
+
+    verdict: Literal["identical", "permuted", "differing"]
+    length: int | None
+    teacher: VocabularySide
+    student: VocabularySide
+    only_teacher: int
+    only_student: int
+    moved: int
+    roles_differing: tuple[str, ...]
+    split_alike: bool | None
+    split_text: str | None
+    parts_differing: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """A configuration without a mistake, and how far that could be known."""
+    """A configuration without a mistake, and how far that could be known.
+
+    `vocabulary` is None where it was not compared; then the check of that name says why.
+    """
 
     config: str
     checks: tuple[Check, ...]
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True, slots=True)

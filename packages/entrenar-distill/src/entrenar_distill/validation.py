@@ -1,7 +1,7 @@
 """`validate`: what can be known about a configuration without training, without torch, and with few bytes fetched.
 
 What `run` would refuse before its first step is found here with the place of the setting, all of it at once. What
-only weights, tokenizers and rows tell is left to `run`.
+only weights and rows tell is left to `run`.
 """
 
 import difflib
@@ -22,6 +22,7 @@ from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, UNTOLD, infer_
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
+from entrenar_distill.vocabularies import compare
 
 Models = Mapping[str, ModelArtifact]
 """The models that could be looked at, as `teacher` and `student`."""
@@ -54,13 +55,17 @@ def validate(
     task = _task(config, models, problems)
     problems += _teaching(config, task, models.get("teacher"))
     checks += _fit(config, task, models, problems)
+    vocabulary = None
+    if "teacher" in models and ("student" in models or config.student.model_id is None):
+        check, vocabulary = compare(config, task, models["teacher"], models.get("student"), problems)
+        checks += [check] if check else []
     problems += _lengths(config, task, models)
     checks += _schedule(config.training)
     checks += _data(config.dataset, task, problems)
     checks += _output(config.output.dir, problems)
     if problems:
         raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
-    return ValidationReport(name, tuple(checks))
+    return ValidationReport(name, tuple(checks), vocabulary)
 
 
 def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> Problem:

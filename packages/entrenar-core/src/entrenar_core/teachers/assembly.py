@@ -17,6 +17,7 @@ from entrenar_core.errors import ModelError
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.loading import load_model
+from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.finetuning import finetuned_model, probe_classifier, readable_length
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
@@ -70,14 +71,21 @@ def make_teacher(
             _note(callbacks, "reusing the teacher fitted before")
     else:
         model = _loaded(prepared)
+    reader = _reader(prepared, model)
     if prepared.teacher_reads_tokens:
-        live = LiveTeacher(model, accelerator, prepared.counting, prepared.output_layer(model))
-        return ReadyTeacher(live, _sound(evaluate(model), prepared), parameter_count(model), model)
+        live = LiveTeacher(reader, accelerator, prepared.counting, prepared.output_layer(reader))
+        return ReadyTeacher(live, _sound(evaluate(reader), prepared), parameter_count(model), model)
     model.to(accelerator.device).eval().requires_grad_(False)
     teacher, scores = _precomputed(
         prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask), on_batch
     )
     return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(model), model)
+
+
+def _reader(prepared: "Preparation", model: nn.Module) -> nn.Module:
+    """The model, reading the student's ids."""
+    token_map = prepared.token_map
+    return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.causal)
 
 
 def _sound(scores: Scores, prepared: "Preparation") -> Scores:

@@ -96,7 +96,7 @@ def make_student(prepared: Preparation, teacher_model: PreTrainedModel | None = 
         task=prepared.task,
         label_names=prepared.label_names,
         seed=prepared.config.training.seed,
-        vocab_size=len(prepared.tokenizer),
+        vocab_size=prepared.num_ids,
         pad_token_id=prepared.collator.pad_token_id,
     )
 

@@ -58,6 +58,8 @@ def distill(
     if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
         _note(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
     on_main(accelerator, lambda: folder.open(manifest, resume=resume, force=force))
+    for text in prepared.warnings:
+        _note(callbacks, text)
     try:
         with StopRequest(lambda: _note(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
             report = Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run()

@@ -19,6 +19,9 @@ from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import UNTOLD, head_labels, infer_task
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.student_rules import check_student
+from entrenar_core.models.token_map import TokenMap
+from entrenar_core.models.tokenizer_facts import facts_of
+from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
 from entrenar_core.references import parse_reference
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class Preparation:
     """The models' files, the tokenizers, the rows and their tokens.
 
     `teacher_reads_tokens`: teacher and student share a vocabulary, and the teacher reads the student's batches. Else
-    it reads the texts by itself, once, before training.
+    it reads the texts by itself, once, before training, and `finding`, how the vocabularies fit, is None.
     """
 
     config: DistillationConfig
@@ -53,6 +56,7 @@ class Preparation:
     eval_tokens: Any
     collator: Collator
     teacher_reads_tokens: bool
+    finding: VocabularyFinding | None
 
     @property
     def causal(self) -> bool:
@@ -66,8 +70,24 @@ class Preparation:
 
     @property
     def vocabulary(self) -> int | None:
-        """How many ids the student's tokenizer has; None for a classifier. Heads may be padded beyond them."""
-        return max(self.tokenizer.get_vocab().values()) + 1 if self.causal else None
+        """How many columns of logits stand for tokens; None for a classifier. Heads may be padded beyond them."""
+        return self.finding.length if self.causal and self.finding else None
+
+    @property
+    def num_ids(self) -> int:
+        """Up to the highest id of the student's tokenizer. There may be fewer tokens: some have gaps between ids."""
+        return 1 + max(map(int, self.tokenizer.get_vocab().values()))
+
+    @property
+    def token_map(self) -> TokenMap | None:
+        """From the student's ids to the teacher's, where both have the same tokens in another order."""
+        ids = self.finding.teacher_ids if self.finding else None
+        return None if ids is None else TokenMap.of(ids)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What does not stop the run, and may spoil it."""
+        return self.finding.warnings() if self.finding else ()
 
     @property
     def counting(self) -> "Counting":
@@ -124,7 +144,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         EntrenarError: of the kind that fits; nothing has been trained or written.
     """
     from entrenar_core.models.loading import load_config as load_model_config
-    from entrenar_core.models.tokenizers import load_tokenizer, require_one_vocabulary
+    from entrenar_core.models.tokenizers import load_tokenizer
 
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
@@ -146,8 +166,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         _check_pad_token(student, tokenizer)
     between_layers = any(isinstance(term.entry, LayerLoss) for term in terms_of(config.distillation))
     reads_tokens = task == "causal-lm" or config.dataset.streaming or between_layers
-    if reads_tokens and student is not None:
-        require_one_vocabulary(teacher_tokenizer, tokenizer)
+    finding = _one_vocabulary(task, teacher, teacher_tokenizer, student, tokenizer) if reads_tokens else None
     rows = load_rows(
         config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher)
     )
@@ -172,7 +191,27 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         eval_tokens=tokenized["evaluation"],
         collator=Collator(pad),
         teacher_reads_tokens=reads_tokens,
+        finding=finding,
     )
+
+
+def _one_vocabulary(
+    task: Task,
+    teacher: ModelArtifact,
+    teacher_tokenizer: "PreTrainedTokenizerBase",
+    student: ModelArtifact | None,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> VocabularyFinding:
+    """How the vocabularies fit, as they must where the teacher reads the student's tokens."""
+    theirs = facts_of(teacher_tokenizer)
+    finding = diagnose(
+        theirs,
+        theirs if student is None else facts_of(tokenizer),
+        teacher_rows=teacher.architecture.vocab_size,
+        student_rows=None if student is None else student.architecture.vocab_size,
+    )
+    require_one_vocabulary(finding, streaming=task != "causal-lm")
+    return finding
 
 
 def _check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBase") -> None:

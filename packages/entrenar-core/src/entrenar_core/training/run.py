@@ -218,7 +218,10 @@ class Run:
             train_s=progress.train_s,
             examples_per_s=progress.examples / max(progress.train_s, 1e-9),
             files=(),
-            warnings=tuple(warnings(self.config, scores, baseline, teacher.scores, majority)),
+            warnings=(
+                *self.prepared.warnings,
+                *warnings(self.config, scores, baseline, teacher.scores, majority),
+            ),
         )
 
 
