@@ -81,10 +81,12 @@ def test_validate_keeps_the_promises_of_all_modes(
         ["validate", str(config)],
         values={"config": str(config)},
         shows=["is valid", "✓ ok", "2 layers of 32", "text, label"],
-        lines=["teacher\t✓ ok\tbert, 2 layers of 32"],
+        lines=["teacher\t✓ ok\tbert, 2 layers of 32", "vocabulary\t✓ ok\tidentical, 193 tokens"],
         quiet=[],
     )
-    assert [check["name"] for check in report["checks"]] == ["settings", "teacher", "fit", "columns", "output"]
+    names = ["settings", "teacher", "fit", "vocabulary", "columns", "output"]
+    assert [check["name"] for check in report["checks"]] == names
+    assert (report["vocabulary"]["verdict"], report["vocabulary"]["length"]) == ("identical", 193)
     assert {check["status"] for check in report["checks"]} == {"ok"}
     assert not (config.parent / "out").exists()
 
@@ -165,7 +167,7 @@ def test_a_model_of_a_flag_replaces_all_that_is_said_of_the_one_before(
     plan = document(program, capsys, "run", file, *flags, "--dry-run")
     assert (plan["teacher"], plan["student"]) == (str(models.classifier), str(models.small_classifier))
     checks = document(program, capsys, "validate", file, *flags, "--output", tmp_path / "there")["checks"]
-    assert [check["name"] for check in checks] == ["settings", "teacher", "student", "columns", "output"]
+    assert [check["name"] for check in checks] == ["settings", "teacher", "student", "vocabulary", "columns", "output"]
     assert checks[2]["detail"] == "bert, 1 layers of 32"
     assert checks[-1]["detail"] == f"{tmp_path / 'there'} can be written"
     loaded = assemble(

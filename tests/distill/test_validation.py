@@ -12,11 +12,12 @@ from entrenar_core.config import parse_config
 from entrenar_core.errors import ConfigError, EntrenarError, Problem
 from entrenar_core.training.distillation import plan
 from entrenar_distill.assembly import assemble
-from entrenar_distill.reports import Check
+from entrenar_distill.reports import Check, Vocabulary, VocabularySide
 from entrenar_distill.validation import validate
 from hub_server import HubServer
 from tiny_jobs import Models, classification, language, write_rows
-from tiny_models import tiny_bert, tiny_gguf
+from tiny_models import tiny_bert, tiny_gguf, tiny_llama
+from tiny_vocabularies import edit_tokenizer, renumbered, shuffled
 
 Job = dict[str, Any]
 PROBE = "`teacher.finetune: {method: probe}`"
@@ -227,3 +228,97 @@ def test_rows_that_only_a_library_unpacks_are_not_looked_at(models: Models, tmp_
     file = write_rows(tmp_path / "packed.jsonl").rename(tmp_path / "packed.jsonl.zst")
     check = checks_of(classification(models, tmp_path, dataset={"path": str(file)}))["columns"]
     assert check == Check("columns", "skipped", "the columns of a .zst file show when it is read")
+
+
+def vocabulary_of(job: Job) -> tuple[str, Vocabulary | None]:
+    report = validate(parse_config(job), "job")
+    return next(check.detail for check in report.checks if check.name == "vocabulary"), report.vocabulary
+
+
+def test_a_student_that_is_built_takes_the_vocabulary_of_the_teacher(models: Models, tmp_path: Path) -> None:
+    wide = renumbered(models.llama, tmp_path / "wide", {id_: id_ for id_ in range(320)}, rows=384)
+    detail, found = vocabulary_of(language(models, tmp_path, teacher={"model_id": str(wide)}))
+    assert detail == "identical, 320 tokens; heads padded to 384"
+    assert found == Vocabulary(
+        verdict="identical",
+        length=320,
+        teacher=VocabularySide(str(wide), tokens=320, ids=320, gaps=0, rows=384, padding=64),
+        student=VocabularySide("the student", tokens=320, ids=320, gaps=0, rows=384, padding=64),
+        only_teacher=0,
+        only_student=0,
+        moved=0,
+        roles_differing=(),
+        split_alike=True,
+        split_text=None,
+        parts_differing=(),
+        warnings=(),
+    )
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    detail, _ = vocabulary_of(language(models, tmp_path, teacher={"model_id": str(wide)}) | {"student": sizes})
+    assert detail == "identical, 320 tokens; heads padded to 384 (teacher)"
+
+
+def test_the_same_tokens_in_another_order_are_no_problem(models: Models, tmp_path: Path) -> None:
+    other = renumbered(models.llama, tmp_path / "other", shuffled(320))
+    edit_tokenizer(other, lambda content: content["model"]["merges"].reverse())
+    job = language(models, tmp_path, teacher={"model_id": str(other)})
+    detail, found = vocabulary_of(job | {"student": {"model_id": str(models.small_llama)}})
+    assert detail.startswith("the same tokens in another order, which is mapped, 320 tokens; texts are split diff")
+    assert found
+    assert (found.verdict, found.length, found.moved, found.split_alike) == ("permuted", 320, 0, False)
+    assert found.split_text
+    assert found.parts_differing == ("model",)
+    assert len(found.warnings) == 1
+
+
+def test_a_difference_is_a_problem_where_tokens_are_compared_and_told_elsewhere(models: Models, tmp_path: Path) -> None:
+    other = tiny_llama(tmp_path / "other", tokenizer_texts=("other words",), vocab_size=280)
+    job = language(models, tmp_path) | {"student": {"model_id": str(other)}}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.where == "c.yaml:12:3"
+    assert problem.message == f"`student.model_id`: {refusal(job).message}"
+    assert problem.hint == refusal(job).hint
+    job = classification(models, tmp_path) | {"student": {"model_id": str(models.other_classifier)}}
+    detail, found = vocabulary_of(job)
+    assert detail.startswith("differing; teacher 193 tokens, student 160; ")
+    assert detail.endswith("; the teacher reads the texts by itself")
+    assert found
+    assert (found.verdict, found.length, found.split_alike) == ("differing", None, None)
+    assert found.only_teacher - found.only_student == 33
+    assert not found.warnings
+    job["dataset"] |= {"streaming": True, "eval_rows": 4}
+    job["training"] |= {"max_steps": 2}
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    assert problem.hint == refusal(job).hint
+    assert "`dataset.streaming`" in str(problem.hint)
+
+
+def test_a_model_without_a_tokenizer_is_found_as_by_the_run(models: Models, tmp_path: Path) -> None:
+    for part, job in (
+        ("teacher", language(models, tmp_path)),
+        ("student", language(models, tmp_path) | {"student": {"model_id": str(models.small_llama)}}),
+    ):
+        bare = edit_tokenizer(tmp_path / part, lambda _: 0, of=Path(job[part]["model_id"]))
+        for file in bare.glob("tokenizer*"):
+            file.unlink()
+        job[part] = {"model_id": str(bare)}
+        (problem,) = problems(job, file=tmp_path / "c.yaml")
+        assert problem.message == f"`{part}.model_id`: {refusal(job).message}"
+        assert problem.hint == refusal(job).hint
+
+
+def test_what_shows_only_when_it_is_loaded_is_not_compared(hub: HubServer, models: Models, tmp_path: Path) -> None:
+    hub.add("org/large", {"model.safetensors": b"x", "config.json": (models.llama / "config.json").read_bytes()})
+    plain = edit_tokenizer(tmp_path / "plain", lambda _: 0, of=models.llama)
+    (plain / "tokenizer.json").rename(plain / "vocab.json")
+    for teacher, reason in (
+        ({"model_id": "org/large"}, "the tokenizer of org/large shows when it is fetched"),
+        ({"model_id": str(plain)}, f"{plain} has no tokenizer.json, and its other files are read when it is loaded"),
+        (
+            {"model_id": str(models.llama), "trust_remote_code": True},
+            f"the tokenizer of {models.llama} may be code of its own",
+        ),
+    ):
+        report = validate(parse_config(language(models, tmp_path, teacher=teacher)), "job")
+        assert Check("vocabulary", "skipped", f"not compared: {reason}") in report.checks
+        assert report.vocabulary is None

@@ -91,16 +91,21 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, Any]:
     algorithm take as a set.
     """
     parts = {name: _without_ids(content.get(name)) for name in _PARTS}
-    model = parts["model"]
-    if isinstance(model, dict):
-        vocabulary = model.pop("vocab", None)
-        if isinstance(vocabulary, list):
-            model["scores"] = {str(entry[0]): entry[1] for entry in vocabulary}
-        if "merges" in model:
-            model["merges"] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    if isinstance(parts["model"], dict):
+        parts["model"] = _rules(parts["model"])
     if isinstance(parts["added_tokens"], list):
         parts["added_tokens"] = {str(token.get("content")): token for token in parts["added_tokens"]}
     return parts
+
+
+def _rules(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model without its vocabulary; a merge is written as two tokens, or in older files with a space between."""
+    rules = {name: value for name, value in model.items() if name != "vocab"}
+    if isinstance(model.get("vocab"), list):
+        rules["scores"] = {str(piece): score for piece, score in model["vocab"]}
+    if model.get("merges") is not None:
+        rules["merges"] = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return rules
 
 
 def _without_ids(value: Any) -> Any:
