@@ -275,7 +275,7 @@ def test_a_difference_is_a_problem_where_tokens_are_compared_and_told_elsewhere(
     other = tiny_llama(tmp_path / "other", tokenizer_texts=("other words",), vocab_size=280)
     job = language(models, tmp_path) | {"student": {"model_id": str(other)}}
     (problem,) = problems(job, file=tmp_path / "c.yaml")
-    assert problem.where == "c.yaml:12:3"
+    assert problem.where == "c.yaml:4:3"
     assert problem.message == f"`student.model_id`: {refusal(job).message}"
     assert problem.hint == refusal(job).hint
     job = classification(models, tmp_path) | {"student": {"model_id": str(models.other_classifier)}}

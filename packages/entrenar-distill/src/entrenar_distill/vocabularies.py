@@ -31,7 +31,7 @@ def compare(
         if artifact is not None and found is None:
             return None, None
         facts += [found] if found else []
-    rows = student.architecture.vocab_size if student else _rows_of_new(config, teacher)
+    rows = student.architecture.vocab_size if student else _rows_of_new(config, teacher, facts[0])
     finding = diagnose(facts[0], facts[-1], teacher_rows=teacher.architecture.vocab_size, student_rows=rows)
     reads_tokens = task == CAUSAL_LM or config.dataset.streaming
     problem = refusal(finding, streaming=task != CAUSAL_LM) if reads_tokens else None
@@ -55,9 +55,9 @@ def _facts(
         return None
 
 
-def _rows_of_new(config: DistillationConfig, teacher: ModelArtifact) -> int | None:
-    """Layers of a teacher come with its embedding; one of given sizes is as large as the tokenizer needs."""
-    return teacher.architecture.vocab_size if config.student.init_from else None
+def _rows_of_new(config: DistillationConfig, teacher: ModelArtifact, facts: TokenizerFacts) -> int | None:
+    """Layers of a teacher come with its embedding; a student of given sizes has a row for every id."""
+    return teacher.architecture.vocab_size if config.student.init_from else 1 + max(facts.tokens.values(), default=-1)
 
 
 def _detail(finding: VocabularyFinding, reads_tokens: bool, task: str | None) -> str:

@@ -25,7 +25,7 @@ NO_TOKENIZER = "put tokenizer.json and tokenizer_config.json beside the weights 
 """What to do about a model without a tokenizer."""
 
 _JSON, _GGUF = "tokenizer.json", "GGUF"
-_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")
 _GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 # In the GGUF of a BERT the pieces are spelled otherwise than in its tokenizer.json.
 _GGUF_MODELS = ("gpt2", "llama")
@@ -91,8 +91,7 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, Any]:
     algorithm take as a set.
     """
     parts = {name: _without_ids(content.get(name)) for name in _PARTS}
-    if isinstance(parts["model"], dict):
-        parts["model"] = _rules(parts["model"])
+    parts["model"] = _rules(content["model"])
     if isinstance(parts["added_tokens"], list):
         parts["added_tokens"] = {str(token.get("content")): token for token in parts["added_tokens"]}
     return parts
@@ -100,7 +99,7 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rules(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model without its vocabulary; a merge is written as two tokens, or in older files with a space between."""
-    rules = {name: value for name, value in model.items() if name != "vocab"}
+    rules: dict[str, Any] = _without_ids({name: model[name] for name in model if name not in ("vocab", "merges")})
     if isinstance(model.get("vocab"), list):
         rules["scores"] = {str(piece): score for piece, score in model["vocab"]}
     if model.get("merges") is not None:
