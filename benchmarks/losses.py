@@ -136,10 +136,10 @@ def shown(case: Case, results: list[dict[str, Any]], outcome: dict[str, Any] | N
         )
     notes = [f"* {x['contender']}: {x['value_is']}" for x in results if x["value_is"] != "ours"]
     if outcome is not None:
-        notes.append(
-            f"{outcome['time_ratio']:.2f} of the time (aim {outcome['time_aim']:.2g}) and {outcome['peak_ratio']:.2f} of "
-            f"the peak (aim {outcome['peak_aim']:.2g}) of {outcome['fastest']}{'' if outcome['met'] else ': MISSED'}"
+        time, peak = (
+            f"{outcome[f'{x}_ratio']:.2f} of the {x} (aim {outcome[f'{x}_aim']:.2g})" for x in ("time", "peak")
         )
+        notes.append(f"{time} and {peak} of {outcome['fastest']}{'' if outcome['met'] else ': MISSED'}")
     table.caption = "\n".join(notes)
     return table
 

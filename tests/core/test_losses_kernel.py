@@ -65,6 +65,7 @@ def tiled(
     *,
     tile_rows: int = 4,
     weighted: bool = False,
+    vocabulary: int = V,
     **head: Any,
 ) -> HeadLoss:
     return head_loss(
@@ -76,8 +77,8 @@ def tiled(
         soft=soft,
         hard=hard,
         row_weights_N=case.weights_N if weighted else None,
-        vocabulary=V,
-        tile_bytes=8 * 4 * V * tile_rows,
+        vocabulary=vocabulary,
+        tile_bytes=2 * 4 * vocabulary * tile_rows,
     )
 
 
@@ -87,6 +88,7 @@ def whole(
     hard: HardTerm | None = None,
     *,
     weighted: bool = False,
+    vocabulary: int = V,
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> Tensor:
@@ -95,7 +97,7 @@ def whole(
     student_NV = F.linear(hidden_NH, weight_VH, bias_V) * scale
     if softcap is not None:
         student_NV = softcap * torch.tanh(student_NV / softcap)
-    student_NV, teacher_NV = student_NV[:, :V], F.linear(teacher_NK, teacher_VK)[:, :V]
+    student_NV, teacher_NV = student_NV[:, :vocabulary], F.linear(teacher_NK, teacher_VK)[:, :vocabulary]
     weights_N = case.weights_N.double() if weighted else torch.ones(len(hidden_NH), dtype=torch.float64)
     total = student_NV.sum() * 0.0
     for term in soft:
@@ -144,6 +146,23 @@ def test_the_size_of_a_tile_reaches_neither_value_nor_gradient(rows: int, tile_r
     drawn = case(rows, seed=seed)
     terms = [SoftTerm(KL, 2.0, 1 / rows)], HardTerm(1 / rows)
     assert_same(drawn, tiled(drawn, *terms, tile_rows=tile_rows), whole(drawn, *terms))
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 2.0, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("vocabulary", [50_021, 150_001])
+def test_rows_of_a_large_vocabulary_are_looked_at_a_few_at_a_time(vocabulary: int, head: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_NH, teacher_NK = (torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    weight_VH, teacher_VK = (torch.randn(vocabulary, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    leaves = (hidden_NH.requires_grad_(), weight_VH.requires_grad_())
+    labels_N = torch.tensor([IGNORED, 0, 5, 5, vocabulary - 1, IGNORED, 1])
+    drawn = Case(*leaves, torch.zeros(vocabulary, dtype=torch.float64), teacher_NK, teacher_VK, labels_N, torch.rand(7))
+    jsd = DIVERGENCES["jsd"].make()
+    terms = [SoftTerm(KL, 2.0, 0.3), SoftTerm(jsd, 1.0, 0.2)], HardTerm(0.5, 0.1)
+    found = tiled(drawn, *terms, vocabulary=vocabulary, tile_rows=6, weighted=True, **head)
+    assert_same(
+        drawn._replace(bias_V=weight_VH), found, whole(drawn, *terms, vocabulary=vocabulary, weighted=True, **head)
+    )
 
 
 def test_the_sums_of_the_terms_come_without_their_weights() -> None:

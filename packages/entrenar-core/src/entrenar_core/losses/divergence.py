@@ -10,7 +10,6 @@ a batch was cut.
 Shapes: V classes or vocabulary, N rows that count.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,9 +144,10 @@ def jsd_core(beta: float = 0.5, normalised: bool = False) -> Core:
     scale = 1 / (beta * (1 - beta)) if normalised else 1.0
 
     def core(log_q_NV: Tensor, log_p_NV: Tensor) -> Local:
-        log_m_NV = torch.logaddexp(log_p_NV + math.log(beta), log_q_NV + math.log1p(-beta))
-        slopes_NV = _expected(log_q_NV.exp(), log_q_NV - log_m_NV).mul_((1 - beta) * scale)
-        teachers_NV = _expected(log_p_NV.exp(), torch.sub(log_p_NV, log_m_NV, out=log_m_NV))
+        p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
+        log_m_NV = _mixture(p_NV, q_NV, beta).log_()
+        slopes_NV = _expected_in_mixture(q_NV, log_q_NV - log_m_NV).mul_((1 - beta) * scale)
+        teachers_NV = _expected_in_mixture(p_NV, log_p_NV.sub_(log_m_NV))
         return Local(teachers_NV.sum(-1).mul_(beta * scale).add_(slopes_NV.sum(-1)), slopes_NV)
 
     return core
@@ -159,11 +159,10 @@ def skew_forward_kl_core(skew: float = 0.1) -> Core:
         return forward_kl_core
 
     def core(log_q_NV: Tensor, log_p_NV: Tensor) -> Local:
-        log_others_NV = log_q_NV + math.log1p(-skew)
-        log_m_NV = torch.logaddexp(log_p_NV + math.log(skew), log_others_NV)
-        p_NV = log_p_NV.exp()
-        values_N = _expected(p_NV, log_p_NV.sub_(log_m_NV)).sum(-1)
-        share_NV = log_others_NV.sub_(log_m_NV).masked_fill_(p_NV == 0, 0.0).exp_()
+        p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
+        m_NV = _mixture(p_NV, q_NV, skew)
+        share_NV = q_NV.mul_(1 - skew).div_(m_NV)
+        values_N = _expected_in_mixture(p_NV, log_p_NV.sub_(m_NV.log_())).sum(-1)
         return Local(values_N, share_NV.mul_(p_NV).neg_())
 
     return core
@@ -175,12 +174,10 @@ def skew_reverse_kl_core(skew: float = 0.1) -> Core:
         return reverse_kl_core
 
     def core(log_q_NV: Tensor, log_p_NV: Tensor) -> Local:
-        log_own_NV = log_q_NV + math.log(skew)
-        log_m_NV = torch.logaddexp(log_own_NV, log_p_NV.add_(math.log1p(-skew)))
         q_NV = log_q_NV.exp()
-        ruled_out_NV = q_NV == 0
-        share_NV = log_own_NV.sub_(log_m_NV).masked_fill_(ruled_out_NV, 0.0).exp_()
-        slopes_NV = _expected(q_NV, torch.sub(log_q_NV, log_m_NV, out=log_m_NV))
+        m_NV = _mixture(q_NV, log_p_NV.exp_(), skew)
+        share_NV = torch.div(q_NV, m_NV, out=log_p_NV).mul_(skew)
+        slopes_NV = _expected_in_mixture(q_NV, torch.sub(log_q_NV, m_NV.log_(), out=m_NV))
         values_N = slopes_NV.sum(-1)
         return Local(values_N, slopes_NV.sub_(share_NV.mul_(q_NV)))
 
@@ -264,6 +261,16 @@ def sum_over(divergence: Divergence, student_NV: Tensor, teacher_NV: Tensor) -> 
 def _expected(p_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
     """p · log ratio, in place of the latter: a token without probability adds nothing, whatever the ratio."""
     return log_ratio_NV.mul_(p_NV).masked_fill_(p_NV == 0, 0.0)
+
+
+def _mixture(a_NV: Tensor, b_NV: Tensor, share: float) -> Tensor:
+    """share · a + (1 − share) · b, but never 0: where both are next to nothing, nothing of it reaches a divergence."""
+    return torch.lerp(b_NV, a_NV, share).clamp_min_(torch.finfo(a_NV.dtype).tiny)
+
+
+def _expected_in_mixture(p_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
+    """As `_expected`, for ratios to a mixture that holds p: they are infinite only where p is 0."""
+    return log_ratio_NV.clamp_min_(torch.finfo(log_ratio_NV.dtype).min).mul_(p_NV)
 
 
 def _require_skew(skew: float) -> float:

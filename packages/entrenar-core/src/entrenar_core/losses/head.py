@@ -22,11 +22,19 @@ class Head:
     softcap: float | None = None
 
 
-def logits_of_rows(hidden_NH: Tensor, head: Head, vocabulary: int) -> Tensor:
-    """Of the first tokens, in fp32 or better."""
+def logits_of_rows(hidden_NH: Tensor, head: Head, vocabulary: int, *, out_NV: Tensor | None = None) -> Tensor:
+    """Of the first tokens, in fp32 or better; in `out_NV`, where it is given, which is not differentiable."""
     dtype = compute_dtype(hidden_NH, head.weight_VH)
+    hidden_NH, weight_VH = hidden_NH.to(dtype), head.weight_VH[:vocabulary].to(dtype)
     bias_V = None if head.bias_V is None else head.bias_V[:vocabulary].to(dtype)
-    logits_NV = at_least_fp32(F.linear(hidden_NH.to(dtype), head.weight_VH[:vocabulary].to(dtype), bias_V))
+    if out_NV is None:
+        logits_NV = at_least_fp32(F.linear(hidden_NH, weight_VH, bias_V))
+    elif out_NV.dtype != dtype:
+        logits_NV = out_NV.copy_(F.linear(hidden_NH, weight_VH, bias_V))
+    elif bias_V is None:
+        logits_NV = torch.mm(hidden_NH, weight_VH.T, out=out_NV)
+    else:
+        logits_NV = torch.addmm(bias_V, hidden_NH, weight_VH.T, out=out_NV)
     if head.scale != 1:
         logits_NV.mul_(head.scale)
     if head.softcap is not None:

@@ -1,9 +1,10 @@
 """Losses on logits that are never all there: from hidden states and heads, in tiles of rows, with gradients computed
 in the forward pass.
 
-A tile's logits live only as long as the tile. Soft and hard targets share them, and what leaves the forward pass is
-the gradient of the hidden states and of the head, which a backward pass only scales. So memory grows with the tile
-and the head, and not with rows × vocabulary.
+A tile's logits live only as long as the tile. Soft and hard targets share them, their gradient takes their place, and
+what leaves the forward pass is the gradient of the hidden states and of the head, which a backward pass only scales.
+So memory grows with the tile and the head, and not with rows × vocabulary. Tiles are as large as products of matrices
+like them; what is done between two products goes through a tile in blocks of rows that a CPU's caches hold.
 
 Source: the idea of computing a head's gradient in the forward pass is that of Hsu et al. 2024 (Liger), section 3.2.
 
@@ -25,8 +26,9 @@ from entrenar_core.losses.sums import at_least_fp32
 
 TILE_BYTES = 256 * 2**20
 """What the buffers of one tile may take together, about."""
-_BUFFERS = 8  # tensors of a tile's size that are there at once, a few more with a selection
-_CPU_ROWS = 128  # more are no faster on a CPU, whose caches they leave
+_BUFFERS = 8  # tensors of a block's size that are there at once, a few more with a selection; two are a tile's
+_CPU_ROWS = 256  # more are no faster on a CPU
+_CPU_BLOCK_BYTES = 512 * 2**10  # of one tensor of a block: a few of them fit into the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,7 @@ def head_loss(
     if hard is not None and labels_N is None:
         raise ValueError("a hard target needs labels")
     vocabulary = _real_vocabulary([head.weight_VH.shape[0] for head in heads], vocabulary)
-    rows = max(1, tile_bytes // (_BUFFERS * 4 * vocabulary))
-    rows = min(rows, _CPU_ROWS) if student_hidden_NH.device.type == "cpu" else rows
+    tile_rows, block_rows = _rows_at_once(vocabulary, tile_bytes, student_hidden_NH.device.type)
     job = _Job(
         student_head,
         teacher_hidden_NK,
@@ -104,7 +105,8 @@ def head_loss(
         hard,
         row_weights_N,
         vocabulary,
-        rows,
+        tile_rows,
+        block_rows,
         differentiated=torch.is_grad_enabled(),  # inside of the function it never is
     )
     total, *sums = _HeadLoss.apply(student_hidden_NH, student_head.weight_VH, student_head.bias_V, job)  # type: ignore[no-untyped-call]
@@ -124,6 +126,7 @@ class _Job:
     row_weights_N: Tensor | None
     vocabulary: int
     tile_rows: int
+    block_rows: int
     differentiated: bool
 
 
@@ -135,6 +138,15 @@ def _real_vocabulary(sizes: Sequence[int], vocabulary: int | None) -> int:
     return vocabulary or sizes[0]
 
 
+def _rows_at_once(vocabulary: int, tile_bytes: int, device: str) -> tuple[int, int]:
+    """Of a tile, and of a block of it: on a CPU small ones, elsewhere the whole tile."""
+    if device == "cpu":
+        tile_rows = min(tile_bytes // (2 * 4 * vocabulary), _CPU_ROWS)
+        return max(1, tile_rows), max(1, _CPU_BLOCK_BYTES // (4 * vocabulary))
+    tile_rows = max(1, tile_bytes // (_BUFFERS * 4 * vocabulary))
+    return tile_rows, tile_rows
+
+
 class _HeadLoss(torch.autograd.Function):
     """Total, and the sums of the terms; the gradients of the total are made on the way and kept for `backward`."""
 
@@ -142,13 +154,16 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         made = _Gradients.of(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3] if job.differentiated else ())
         sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
+        student, teacher = (
+            _Tiles(hidden_NH, job.student_head, job),
+            _Tiles(job.teacher_hidden_NK, job.teacher_head, job),
+        )
         for start in range(0, len(hidden_NH), job.tile_rows):
-            tile = slice(start, start + job.tile_rows)
-            logits_NV = logits_of_rows(hidden_NH[tile], job.student_head, job.vocabulary)
-            gradient_NV = _tile_terms(logits_NV, tile, job, sums)
+            tile = slice(start, min(start + job.tile_rows, len(hidden_NH)))
+            logits_NV = student.logits(tile)
+            _tile_terms_(logits_NV, teacher.logits(tile) if job.soft else None, tile, job, sums)
             if made.wanted:
-                through_head_(gradient_NV, logits_NV, job.student_head)
-                made.add_(tile, gradient_NV, hidden_NH, weight_VH)
+                made.add_(tile, logits_NV, hidden_NH, weight_VH)
         weights = [*(term.weight for term in job.soft), job.hard.weight if job.hard else 0.0]
         ctx.made = made
         sums = sums.to(at_least_fp32(hidden_NH).dtype)
@@ -167,6 +182,24 @@ class _HeadLoss(torch.autograd.Function):
             _scaled_(made.bias_V, grad_total),
             None,
         )
+
+
+class _Tiles:
+    """Logits of one tile after the other, all in one buffer: fresh memory costs a CPU as much as a pass over it."""
+
+    def __init__(self, hidden_NH: Tensor | None, head: Head | None, job: _Job) -> None:
+        self.hidden_NH, self.head, self.job = hidden_NH, head, job
+        self.buffer_NV: Tensor | None = None
+
+    def logits(self, tile: slice) -> Tensor:
+        """Of the tile's rows; those of the tile before are gone."""
+        assert self.hidden_NH is not None, "checked"
+        assert self.head is not None, "checked"
+        rows_NH = self.hidden_NH[tile]
+        if self.buffer_NV is None:  # the first is the largest
+            self.buffer_NV = logits_of_rows(rows_NH, self.head, self.job.vocabulary)
+            return self.buffer_NV
+        return logits_of_rows(rows_NH, self.head, self.job.vocabulary, out_NV=self.buffer_NV[: len(rows_NH)])
 
 
 @dataclass(slots=True)
@@ -215,22 +248,33 @@ def _scaled_(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.mul_(factor)
 
 
-def _tile_terms(logits_NV: Tensor, tile: slice, job: _Job, sums: Tensor) -> Tensor:
-    """Adds the terms of a tile to `sums`, and gives the gradient of their weighted total in the logits."""
-    weights_N = None if job.row_weights_N is None else job.row_weights_N[tile]
+def _tile_terms_(student_NV: Tensor, teacher_NV: Tensor | None, tile: slice, job: _Job, sums: Tensor) -> None:
+    """Adds the terms of a tile to `sums`, and turns the student's logits into the gradient of their weighted total in
+    what its head's matrix gives.
+    """
+    for start in range(0, len(student_NV), job.block_rows):
+        block = slice(start, min(start + job.block_rows, len(student_NV)))
+        rows = slice(tile.start + block.start, tile.start + block.stop)
+        logits_NV = student_NV[block]
+        gradient_NV = _block_terms(logits_NV, None if teacher_NV is None else teacher_NV[block], rows, job, sums)
+        if job.differentiated:
+            through_head_(gradient_NV, logits_NV, job.student_head)
+            logits_NV.copy_(gradient_NV)
+
+
+def _block_terms(logits_NV: Tensor, teacher_NV: Tensor | None, rows: slice, job: _Job, sums: Tensor) -> Tensor:
+    """Adds the terms of some rows to `sums`, and gives the gradient of their weighted total in the logits."""
+    weights_N = None if job.row_weights_N is None else job.row_weights_N[rows]
     total_NV: Tensor | None = None
-    if job.soft:
-        assert job.teacher_hidden_NK is not None, "checked"
-        assert job.teacher_head is not None, "checked"
-        teacher_NV = logits_of_rows(job.teacher_hidden_NK[tile], job.teacher_head, job.vocabulary)
-        for index, term in enumerate(job.soft):
-            t = term.temperature
-            values_N, gradient_NV = value_and_gradient(term.core, _over(logits_NV, t), _over(teacher_NV, t))
-            sums[index] += t**2 * _weighted_(values_N, gradient_NV, weights_N)
-            total_NV = _added(total_NV, gradient_NV, t * term.weight)
+    for index, term in enumerate(job.soft):
+        assert teacher_NV is not None, "checked"
+        t = term.temperature
+        values_N, gradient_NV = value_and_gradient(term.core, _over(logits_NV, t), _over(teacher_NV, t))
+        sums[index] += t**2 * _weighted_(values_N, gradient_NV, weights_N)
+        total_NV = _added(total_NV, gradient_NV, t * term.weight)
     if job.hard is not None:
         assert job.labels_N is not None, "checked"
-        values_N, gradient_NV = cross_entropy_and_gradient(logits_NV, job.labels_N[tile], job.hard.smoothing)
+        values_N, gradient_NV = cross_entropy_and_gradient(logits_NV, job.labels_N[rows], job.hard.smoothing)
         sums[-1] += _weighted_(values_N, gradient_NV, weights_N)
         total_NV = _added(total_NV, gradient_NV, job.hard.weight)
     return torch.zeros_like(logits_NV) if total_NV is None else total_NV
