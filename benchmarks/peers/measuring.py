@@ -6,38 +6,46 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def cost(call: Callable[[], object]) -> tuple[float, float]:
+def cost(call: Callable[[], object]) -> tuple[float, int]:
     """CPU seconds, and the peak of resident bytes during the call over those before it."""
-    gc.collect()
-    before, resettable = _settled()
+    reset_peak()
+    before = resident_bytes()
     began = time.process_time()
     call()
     seconds = time.process_time() - began
-    return seconds, max(0, (_status("VmHWM") if resettable else _highest()) - before)
+    return seconds, max(0, peak_bytes() - before)
 
 
-def _settled() -> tuple[int, bool]:
-    """Resident bytes, once freed memory has gone back to the system; and whether the mark of the peak starts there.
+def reset_peak() -> None:
+    """Gives freed memory back to the system, and starts the mark of the peak from what is left.
 
-    Where it cannot be set back, the peak of the process so far counts: then only a first call says something.
+    Where it cannot be set back (it can on Linux), the peak of the process so far stays, which is at worst too high.
     """
-    try:
+    gc.collect()
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with suppress(OSError):
         CLEAR_REFS.write_text("5")
-        return _status("VmRSS"), True
-    except (OSError, AttributeError):
-        return _highest(), False
+
+
+def resident_bytes() -> int:
+    """What the process holds now; its peak where the system does not tell."""
+    return _status("VmRSS") if STATUS.exists() else peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most it held since the mark was set back."""
+    if STATUS.exists():
+        return _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _status(field: str) -> int:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
-
-
-def _highest() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
