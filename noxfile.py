@@ -164,6 +164,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Every benchmark, one after the other, on an otherwise idle machine."""
+    """Every benchmark, one after the other, on an otherwise idle machine; installs the peers that they compare with."""
+    session.run("tools/uv", "sync", "--quiet", "--group", "peers", external=True)
     for script in sorted(Path("benchmarks").glob("*.py")):
         run(session, "python", str(script), *session.posargs)

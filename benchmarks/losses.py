@@ -8,12 +8,13 @@ what was there before. That values and gradients agree is checked. The peers com
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ PEAKS = {32_000: 1 / 3, 128_256: 0.5, 151_936: 0.5}  # of that peer's extra peak
 AGREEMENT = 1e-4
 DIVERGENCES = ("forward KL", "JSD")
 OURS = "entrenar"
+LIBRARIES = [
+    "entrenar_core.losses.kernel",
+    "liger_kernel.chunked_loss",
+    "trl.experimental.gkd",
+    "trl.kernels.chunked_divergence",
+]
 
 
 @dataclass(frozen=True)
@@ -84,16 +91,19 @@ def work(contender: str, case: Case) -> dict[str, Any]:
     }
 
 
-def measured(contender: str, case: Case) -> dict[str, Any]:
+def processes() -> ProcessPoolExecutor:
+    """Makes a process for each task, forked from one that has loaded the libraries and computed nothing."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+
+
+def measured(contender: str, case: Case, pool: ProcessPoolExecutor) -> dict[str, Any]:
     """The same, in that process; and whether it computes what ours does."""
     from peers.losses import CONTENDERS
 
-    command = [sys.executable, __file__, "--worker", json.dumps({"contender": contender, "case": asdict(case)})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{contender}, {case.name}: {done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = pool.submit(work, contender, case).result()
     differs = CONTENDERS[contender].value_differs
     if result["gradient_difference"] > AGREEMENT or (differs is None and result["value_difference"] > AGREEMENT):
         raise SystemExit(f"{contender}, {case.name}: does not compute what the others do: {result}")
@@ -153,7 +163,6 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="32,000 tokens alone")
     parser.add_argument("--json", action="store_true", help="results as JSON instead of tables")
-    parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
         options.vocabulary = [32_000]
@@ -178,20 +187,18 @@ def contenders(wanted: list[str] | None) -> list[str]:
 def main() -> int:
     """Measures, prints a table for each case, and returns 1 where an aim is missed."""
     options = options_of(sys.argv[1:])
-    if options.worker is not None:
-        task = json.loads(options.worker)
-        print(json.dumps(work(task["contender"], Case(**task["case"]))))
-        return 0
     from peers.losses import CONTENDERS
 
     names, everything, outcomes = contenders(options.contender), [], []
-    for case in cases(options):
-        results = [measured(name, case) for name in names if case.divergence in CONTENDERS[name].divergences]
-        everything += results
-        if (outcome := verdict(results, case)) is not None:
-            outcomes.append(outcome)
-        if not options.json:
-            Console(soft_wrap=False).print(shown(case, results, outcome), "")
+    with processes() as pool:
+        for case in cases(options):
+            able = [name for name in names if case.divergence in CONTENDERS[name].divergences]
+            results = [measured(name, case, pool) for name in able]
+            everything += results
+            if (outcome := verdict(results, case)) is not None:
+                outcomes.append(outcome)
+            if not options.json:
+                Console().print(shown(case, results, outcome), "")
     if options.json:
         print(json.dumps({"results": everything, "outcomes": outcomes}, indent=2))
     return int(not all(outcome["met"] for outcome in outcomes))

@@ -42,6 +42,25 @@ def logits_of_rows(hidden_NH: Tensor, head: Head, vocabulary: int, *, out_NV: Te
     return logits_NV
 
 
+class LogitTiles:
+    """Logits of one tile of rows after the other, in one buffer: fresh memory costs a CPU as much as a pass over it.
+
+    The first tile is the largest. What is done to the logits of a tile is gone with the next.
+    """
+
+    def __init__(self, hidden_NH: Tensor, head: Head, vocabulary: int) -> None:
+        self.hidden_NH, self.head, self.vocabulary = hidden_NH, head, vocabulary
+        self.buffer_NV: Tensor | None = None
+
+    def logits(self, tile: slice) -> Tensor:
+        """Of the tile's rows and the first tokens, in fp32 or better, not differentiable."""
+        rows_NH = self.hidden_NH[tile]
+        if self.buffer_NV is None:
+            self.buffer_NV = logits_of_rows(rows_NH, self.head, self.vocabulary)
+            return self.buffer_NV
+        return logits_of_rows(rows_NH, self.head, self.vocabulary, out_NV=self.buffer_NV[: len(rows_NH)])
+
+
 def through_head_(gradient_NV: Tensor, logits_NV: Tensor, head: Head) -> None:
     """Turns a gradient in the logits into one in h Wᵀ + b; d tanh = 1 − tanh²."""
     if head.softcap is not None:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from entrenar_core.losses.divergence import Core, value_and_gradient
 from entrenar_core.losses.hard import cross_entropy_and_gradient
-from entrenar_core.losses.head import Head, compute_dtype, logits_of_rows, through_head_
+from entrenar_core.losses.head import Head, LogitTiles, compute_dtype, through_head_
 from entrenar_core.losses.sums import at_least_fp32
 
 TILE_BYTES = 256 * 2**20
@@ -154,14 +154,11 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         made = _Gradients.of(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3] if job.differentiated else ())
         sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
-        student, teacher = (
-            _Tiles(hidden_NH, job.student_head, job),
-            _Tiles(job.teacher_hidden_NK, job.teacher_head, job),
-        )
+        student, teacher = LogitTiles(hidden_NH, job.student_head, job.vocabulary), _teacher(job)
         for start in range(0, len(hidden_NH), job.tile_rows):
             tile = slice(start, min(start + job.tile_rows, len(hidden_NH)))
             logits_NV = student.logits(tile)
-            _tile_terms_(logits_NV, teacher.logits(tile) if job.soft else None, tile, job, sums)
+            _tile_terms_(logits_NV, None if teacher is None else teacher.logits(tile), tile, job, sums)
             if made.wanted:
                 made.add_(tile, logits_NV, hidden_NH, weight_VH)
         weights = [*(term.weight for term in job.soft), job.hard.weight if job.hard else 0.0]
@@ -182,24 +179,6 @@ class _HeadLoss(torch.autograd.Function):
             _scaled_(made.bias_V, grad_total),
             None,
         )
-
-
-class _Tiles:
-    """Logits of one tile after the other, all in one buffer: fresh memory costs a CPU as much as a pass over it."""
-
-    def __init__(self, hidden_NH: Tensor | None, head: Head | None, job: _Job) -> None:
-        self.hidden_NH, self.head, self.job = hidden_NH, head, job
-        self.buffer_NV: Tensor | None = None
-
-    def logits(self, tile: slice) -> Tensor:
-        """Of the tile's rows; those of the tile before are gone."""
-        assert self.hidden_NH is not None, "checked"
-        assert self.head is not None, "checked"
-        rows_NH = self.hidden_NH[tile]
-        if self.buffer_NV is None:  # the first is the largest
-            self.buffer_NV = logits_of_rows(rows_NH, self.head, self.job.vocabulary)
-            return self.buffer_NV
-        return logits_of_rows(rows_NH, self.head, self.job.vocabulary, out_NV=self.buffer_NV[: len(rows_NH)])
 
 
 @dataclass(slots=True)
@@ -246,6 +225,14 @@ def _zeros(like: Tensor) -> Tensor:
 def _scaled_(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
     """In place: the gradient is there once."""
     return None if gradient is None else gradient.mul_(factor)
+
+
+def _teacher(job: _Job) -> LogitTiles | None:
+    if not job.soft:
+        return None
+    assert job.teacher_hidden_NK is not None, "checked"
+    assert job.teacher_head is not None, "checked"
+    return LogitTiles(job.teacher_hidden_NK, job.teacher_head, job.vocabulary)
 
 
 def _tile_terms_(student_NV: Tensor, teacher_NV: Tensor | None, tile: slice, job: _Job, sums: Tensor) -> None:
