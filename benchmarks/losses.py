@@ -93,7 +93,7 @@ def work(contender: str, case: Case) -> dict[str, Any]:
 
 def processes() -> ProcessPoolExecutor:
     """Makes a process for each task, forked from one that has loaded the libraries and computed nothing."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
