@@ -11,14 +11,19 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import IGNORED, Collator
-from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
+from entrenar_core.losses import DIVERGENCES, LOSSES, Core, layer_pairs, top_k, where_uncertain
 from entrenar_core.losses.divergence import forward_kl_core
+from entrenar_core.models.loading import seeded
 from entrenar_core.models.output_layer import OutputLayer, output_layer_of
 from entrenar_core.models.rows import Counting
 from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.training.assembly import sizes_of
 from entrenar_core.training.batches import StoredBatches
+from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.signals import StopRequest
@@ -81,6 +86,18 @@ def terms(teacher_weight: float, divergence: Core = forward_kl_core) -> tuple[Ro
     )
 
 
+def layer_term(name: str, student: Any, teacher: Any) -> LayerTerm:
+    """The loss as an entry of a configuration makes it; its projections are the same each time."""
+    groups: dict[str, Any] = {"group_size": 4} if LOSSES[name].scope == "group" else {}
+    if name == "attention_maps":  # norms leave no gradient in the sum of squares
+        groups = {"power": 3.0}
+    (term,) = terms_of(DistillationSection.model_validate({"losses": [{"name": name, "layers": "uniform", **groups}]}))
+    sizes = sizes_of(student), sizes_of(teacher)
+    pairs = layer_pairs("uniform", sizes[0].num_layers, sizes[1].num_layers)
+    with seeded(0):
+        return make_layer_term(term, pairs, *sizes)
+
+
 def gradients(
     task: str,
     folders: tuple[Path, Path],
@@ -92,9 +109,13 @@ def gradients(
     divergence: Core = forward_kl_core,
     tiled: bool = True,
     dtype: torch.dtype = torch.float32,
+    between_layers: str | None = None,
     **training: Any,
 ) -> Gradients:
-    """Those that the first step of the real loop gives to its optimiser; of a language model, in tiles if wanted."""
+    """Those that the first step of the real loop gives to its optimiser; of a language model, in tiles if wanted.
+
+    `between_layers` is a loss in place of those on logits, whose projections have gradients too.
+    """
     accelerator = Accelerator(cpu=True)
     teacher, student = loaded(task, folders[0], dtype).eval(), loaded(task, folders[1], dtype)
 
@@ -104,10 +125,14 @@ def gradients(
     settings = TrainingConfig(
         batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None, **training
     )
+    objective = Objective(counting, terms(teacher_weight, divergence))
+    if between_layers is not None:
+        objective = Objective(counting, (), (layer_term(between_layers, student, teacher).to(dtype),))
+    step = DistillationStep(student, objective, outputs[1])
     loop = Loop(
-        DistillationStep(student, Objective(counting, terms(teacher_weight, divergence)), outputs[1]),
+        step,
         StoredBatches(Dataset.from_list(ragged_rows(task)), Collator(0, side), settings),
-        said.rows,
+        said.listening(objective.wants(1)),
         accelerator,
         LoopSettings(settings, out, checkpoint_every=9, keep=1, evaluate=_unused, score=_unused),
         (),
@@ -116,7 +141,7 @@ def gradients(
     found: dict[str, Tensor] = {}
 
     def keep(*_: object) -> None:
-        found.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
+        found.update({name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None})
 
     loop.optimizer.register_step_pre_hook(keep)
     loop.run(resume=False)
@@ -190,6 +215,25 @@ def test_no_divergence_depends_on_how_a_step_is_cut_and_padded(
     )  # fmt: skip
     for other, (_, side, _) in zip(others, cuts[1:], strict=True):
         assert difference(other, expected) <= (1e-9 if side == "right" else 1e-6), "rotary angles are in 32 bits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+@pytest.mark.parametrize("name", [name for name, row in LOSSES.items() if row.family not in ("labels", "logits")])
+def test_no_loss_between_layers_depends_on_how_a_step_is_cut_and_padded(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, task: str
+) -> None:
+    """Losses of groups are cut between groups of four rows."""
+    whole = LOSSES[name].scope == "group"
+    cuts: list[tuple[tuple[int, int], Side]] = [((8, 1), "right"), ((4, 2) if whole else (1, 8), "right")]
+    cuts += [((4, 2), "left")] if task == "causal-lm" else []
+    expected, *others = (
+        gradients(task, models[task], tmp_path / f"{cut}{side}", cut=cut, side=side, dtype=torch.float64,
+                  between_layers=name)
+        for cut, side in cuts
+    )  # fmt: skip
+    for other, (_, side) in zip(others, cuts[1:], strict=True):
+        assert difference(other, expected) <= (1e-7 if side == "right" else 1e-5), "norms and angles are in 32 bits"
 
 
 def test_the_side_of_the_padding_does_not_reach_the_gradient(

@@ -14,8 +14,15 @@ from tiny_runs import log, losses, manifest, run, start, wait_until, weights, wr
 
 pytestmark = pytest.mark.slow
 
-# Everything that has a state: dropout, evaluations, the best weights, patience, and a second training.
+# Everything that has a state: dropout, evaluations, the best weights, patience, a second training, schedules, and what
+# trains beside the student.
 EVERYTHING: dict[str, Any] = {
+    "distillation": {
+        "temperature": {"schedule": "cosine", "start": 4.0, "end": 1.0, "warmup_steps": 2, "warmup_from": 1.0},
+        "alpha": {"schedule": "linear", "start": 0.9, "end": 0.5},
+        "progressive": {"weight": {"schedule": "exponential", "start": 1.0, "end": 0.1}},
+        "attention": {"head_weighting": "learned"},
+    },
     "training": {"epochs": 3, "eval_every": 3, "select": "best", "early_stopping": {"patience": 4}, "baseline": True},
 }
 

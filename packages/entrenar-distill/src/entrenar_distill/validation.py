@@ -12,13 +12,15 @@ from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.loading import in_order
 from entrenar_core.config.schema import DatasetConfig, ModelSource, TrainingConfig
-from entrenar_core.config.wording import place_given
+from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, EntrenarError, FetchError, OutputError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, UNTOLD, infer_task
+from entrenar_core.models.layer_rules import check_layers, planned_student
+from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
@@ -55,6 +57,7 @@ def validate(
     task = _task(config, models, problems)
     problems += _teaching(config, task, models.get("teacher"))
     checks += _fit(config, task, models, problems)
+    problems += _layers(config, models)
     vocabulary = None
     if "teacher" in models and ("student" in models or config.student.model_id is None):
         check, vocabulary = compare(config, task, models["teacher"], models.get("student"), problems)
@@ -72,7 +75,7 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     """A problem of a setting as one of its place, which names the setting once."""
     if problem.where is None:
         return Problem(problem.message, problem.hint, name)
-    where = place_given(tuple(problem.where.split(".")), places) or name
+    where = place_given(path_of(problem.where), places) or name
     message = problem.message.removeprefix(f"`{problem.where}`: ")
     if not where.startswith("--") and f"`{problem.where}`" not in message:
         message = f"`{problem.where}`: {message}"
@@ -157,8 +160,17 @@ def _fit(config: DistillationConfig, task: str | None, models: Models, problems:
         yield Check("fit", "ok", "the student fits the teacher")
 
 
+def _layers(config: DistillationConfig, models: Models) -> list[Problem]:
+    """Mistakes in losses between layers, where both models' sizes are known."""
+    if "teacher" not in models or (config.student.model_id is not None and "student" not in models):
+        return []
+    teacher = models["teacher"].architecture
+    student = models["student"].architecture if "student" in models else planned_student(config.student, teacher)
+    return check_layers(config.distillation, teacher, student)
+
+
 def _lengths(config: DistillationConfig, task: str | None, models: Models) -> Iterator[Problem]:
-    both = task == CAUSAL_LM or config.dataset.streaming
+    both = reads_tokens(config, task)
     for part, model in models.items():
         positions = model.architecture.max_positions
         read = part == "student" or both or config.student.model_id is None

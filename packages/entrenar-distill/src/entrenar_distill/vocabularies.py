@@ -3,7 +3,7 @@
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.errors import ModelError, Problem
-from entrenar_core.models.heads import CAUSAL_LM
+from entrenar_core.models.reading import reads_tokens, way_out
 from entrenar_core.models.tokenizer_facts import TokenizerFacts, Unread, read_facts
 from entrenar_core.models.vocabulary import VocabularyFinding, VocabularySize, diagnose, refusal
 from entrenar_distill.reports import Check, Vocabulary, VocabularySide
@@ -20,8 +20,8 @@ def compare(
 ) -> tuple[Check | None, Vocabulary | None]:
     """Compares the tokenizers of both; without a student of its own, looks at the teacher's, which it takes over.
 
-    A difference is a mistake where the teacher reads the student's tokens, as language models and streamed rows need,
-    and only told where it reads the texts by itself. What the task hangs on is left open while it is not known.
+    A difference is a mistake where the teacher reads the student's tokens, and only told where it reads the texts by
+    itself. What the task hangs on is left open while it is not known.
     """
     facts: list[TokenizerFacts] = []
     for part, artifact in (("teacher", teacher), ("student", student)):
@@ -33,13 +33,13 @@ def compare(
         facts += [found] if found else []
     rows = student.architecture.vocab_size if student else _rows_of_new(config, teacher, facts[0])
     finding = diagnose(facts[0], facts[-1], teacher_rows=teacher.architecture.vocab_size, student_rows=rows)
-    reads_tokens = task == CAUSAL_LM or config.dataset.streaming
-    problem = refusal(finding, streaming=task != CAUSAL_LM) if reads_tokens else None
+    reads = reads_tokens(config, task)
+    problem = refusal(finding, also=way_out(config, task)) if reads else None
     if problem is not None:
         problems.append(Problem(*problem, "student.model_id"))
         return None, None
     named = str(student.reference) if student else "the student"
-    return Check(NAME, "ok", _detail(finding, reads_tokens, task)), _report(finding, str(teacher.reference), named)
+    return Check(NAME, "ok", _detail(finding, reads, task)), _report(finding, str(teacher.reference), named)
 
 
 def _facts(
@@ -60,8 +60,8 @@ def _rows_of_new(config: DistillationConfig, teacher: ModelArtifact, facts: Toke
     return teacher.architecture.vocab_size if config.student.init_from else 1 + max(facts.tokens.values(), default=-1)
 
 
-def _detail(finding: VocabularyFinding, reads_tokens: bool, task: str | None) -> str:
-    if reads_tokens or task is None or finding.verdict == "identical":
+def _detail(finding: VocabularyFinding, reads: bool, task: str | None) -> str:
+    if reads or task is None or finding.verdict == "identical":
         return str(finding)
     return f"{finding}; the teacher reads the texts by itself"
 

@@ -200,7 +200,7 @@ class MinilmLoss(LayerLoss):
         description="Whose relations, in equal parts.",
     )
     relation_heads: Count | None = Field(
-        None, description="Heads that the relations are split into; the teacher's if not given."
+        None, description="Heads that the relations are split into; as many as the teacher has, if not given."
     )
 
 

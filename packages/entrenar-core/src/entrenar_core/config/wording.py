@@ -1,6 +1,7 @@
 """What the schema refuses, in plain words: which setting, what is wrong with it, and what would be right."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -44,6 +45,11 @@ def place_given(path: Path, places: Mapping[Path, str]) -> str | None:
 def dotted(path: Path) -> str:
     """`student.init_from`, `output.formats[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def path_of(name: str) -> Path:
+    """The reverse of `dotted`."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", name))
 
 
 def _problem(details: ErrorDetails, places: Mapping[Path, str]) -> Problem:

@@ -166,10 +166,10 @@ def vocabulary_difference(teacher: Mapping[str, int], student: Mapping[str, int]
     )
 
 
-def refusal(finding: VocabularyFinding, *, streaming: bool = False) -> tuple[str, str] | None:
+def refusal(finding: VocabularyFinding, *, also: str = "") -> tuple[str, str] | None:
     """What is wrong with vocabularies that losses over tokens cannot compare, and what to do; None if they can.
 
-    `streaming`: they classify, and the teacher reads the student's tokens only because the rows are streamed.
+    `also` is another way out, added to the hint (see reading.py).
     """
     if finding.difference is None:
         return None
@@ -182,17 +182,16 @@ def refusal(finding: VocabularyFinding, *, streaming: bool = False) -> tuple[str
         "take a student with the teacher's tokenizer, or instead of `student.model_id` give its sizes "
         "(`student.hidden_size`, `num_layers`, `num_heads`) or `student.init_from`, which take the tokenizer over"
     )
-    also = "; or remove `dataset.streaming`, so that the teacher reads the texts by itself" if streaming else ""
     return "; ".join(parts), hint + also
 
 
-def require_one_vocabulary(finding: VocabularyFinding, *, streaming: bool = False) -> None:
-    """Holds the student to the teacher's vocabulary, as losses over tokens need; `streaming` as in `refusal`.
+def require_one_vocabulary(finding: VocabularyFinding, *, also: str = "") -> None:
+    """Holds the student to the teacher's vocabulary, as losses over tokens need; `also` as in `refusal`.
 
     Raises:
         ModelError: some token is in one of them only; the message counts them and shows the first few.
     """
-    if problem := refusal(finding, streaming=streaming):
+    if problem := refusal(finding, also=also):
         raise ModelError(*problem)
 
 

@@ -148,9 +148,12 @@ def _row_term(term: Term) -> RowTerm:
 def sizes_of(model: nn.Module) -> Sizes:
     """Of a model, or of what is inside a wrapper such as a probe."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    found = architecture_of(inner.config.to_dict())
+    settings = inner.config.to_dict()
+    found = architecture_of(settings)
+    heads = found.num_heads or 0
     assert found.num_layers, "a family of the table without its sizes"
-    return Sizes(found.num_layers, found.hidden_size or 0, found.num_heads or 0)
+    rotates = any(settings.get(name) for name in ("rope_parameters", "rope_theta"))
+    return Sizes(found.num_layers, found.hidden_size or 0, heads, found.num_kv_heads or heads, rotates)
 
 
 def make_core(entry: SoftLoss) -> Core:

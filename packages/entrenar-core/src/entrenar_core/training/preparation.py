@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.losses import LayerLoss
 from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.sources import Rows, load_rows
@@ -18,6 +17,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import UNTOLD, head_labels, infer_task
 from entrenar_core.models.layer_rules import check_layers, planned_student
+from entrenar_core.models.reading import reads_tokens, way_out
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.tokenizer_facts import facts_of
@@ -164,14 +164,13 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     _check_pad_token(teacher, teacher_tokenizer)
     if student is not None:
         _check_pad_token(student, tokenizer)
-    between_layers = any(isinstance(term.entry, LayerLoss) for term in terms_of(config.distillation))
-    reads_tokens = task == "causal-lm" or config.dataset.streaming or between_layers
-    finding = _one_vocabulary(task, teacher, teacher_tokenizer, student, tokenizer) if reads_tokens else None
+    reads = reads_tokens(config, task)
+    finding = _one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
     rows = load_rows(
         config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher)
     )
     _check_finetuning(config, task, teacher, rows)
-    length = _longest(config, teacher, student, reads_tokens)
+    length = _longest(config, teacher, student, reads)
     _check_room(config, teacher_tokenizer, tokenizer, task)
     tokenized = {
         name: tokenize_rows(data, tokenizer, task=task, config=config.dataset, max_length=length)
@@ -190,12 +189,13 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         train_tokens=tokenized["train"],
         eval_tokens=tokenized["evaluation"],
         collator=Collator(pad),
-        teacher_reads_tokens=reads_tokens,
+        teacher_reads_tokens=reads,
         finding=finding,
     )
 
 
 def _one_vocabulary(
+    config: DistillationConfig,
     task: Task,
     teacher: ModelArtifact,
     teacher_tokenizer: "PreTrainedTokenizerBase",
@@ -210,7 +210,7 @@ def _one_vocabulary(
         teacher_rows=teacher.architecture.vocab_size,
         student_rows=None if student is None else student.architecture.vocab_size,
     )
-    require_one_vocabulary(finding, streaming=task != "causal-lm")
+    require_one_vocabulary(finding, also=way_out(config, task))
     return finding
 
 

@@ -1,0 +1,26 @@
+"""Whether the teacher reads the student's tokens, or the texts by itself with a tokenizer of its own. Without torch."""
+
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.losses import LayerLoss
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.models.heads import CAUSAL_LM
+
+
+def reads_tokens(config: DistillationConfig, task: str | None) -> bool:
+    """Language models do, and teachers of streamed rows or whose layers are compared: position by position."""
+    return task == CAUSAL_LM or config.dataset.streaming or bool(_between_layers(config))
+
+
+def way_out(config: DistillationConfig, task: str | None) -> str:
+    """What would let a classifier's teacher read texts by itself; nothing would for a language model."""
+    if task == CAUSAL_LM:
+        return ""
+    removed = ["`dataset.streaming`"] if config.dataset.streaming else []
+    removed += [f"`{name}`" for name in _between_layers(config)]
+    return f"; or remove {' and '.join(removed)}, so that the teacher reads the texts by itself"
+
+
+def _between_layers(config: DistillationConfig) -> list[str]:
+    """The settings that ask for losses between layers."""
+    terms = (term for term in terms_of(config.distillation) if isinstance(term.entry, LayerLoss))
+    return list(dict.fromkeys(f"distillation.{term.path[1]}" for term in terms))

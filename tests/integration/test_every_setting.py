@@ -1,0 +1,164 @@
+"""Every setting changes what happens: a table names the test that shows it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from entrenar_core.config import DistillationConfig
+
+TESTS = Path(__file__).parent.parent
+TRAINING, MODELS = "integration/test_settings.py", "integration/test_settings_of_models.py"
+LOSSES, ENTRIES = "integration/test_settings_of_losses.py", "core/test_training_layer_terms.py"
+ASSEMBLY = "core/test_training_assembly.py"
+RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
+SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
+STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
+
+SHOWN_BY = {
+    "task": f"{MODELS}::test_the_task_decides_what_is_learnt",
+    "teacher.model_id": f"{RESULT}::test_the_card_states_the_facts",
+    "teacher.revision": f"{MODELS}::test_a_revision_chooses_the_weights",
+    "teacher.format": f"{MODELS}::test_format_and_files_choose_the_weights",
+    "teacher.files": f"{MODELS}::test_format_and_files_choose_the_weights",
+    "teacher.allow_pickle": f"{BAD}::test_pickles_are_not_read_unless_allowed",
+    "teacher.trust_remote_code": f"{LOADING}::test_code_of_a_model_runs_only_when_trusted",
+    "teacher.dtype": f"{MODELS}::test_the_teacher_is_held_in_its_dtype",
+    "teacher.finetune.method": f"{RESULT}::test_a_fitted_teacher_knows_the_data_and_is_kept",
+    "teacher.finetune.l2": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
+    "teacher.finetune.epochs": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
+    "teacher.finetune.learning_rate": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
+    "teacher.finetune.batch_size": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
+    "student.model_id": f"{STUDENT}::test_a_referenced_student_is_loaded",
+    "student.revision": f"{MODELS}::test_a_revision_chooses_the_weights",
+    "student.format": f"{MODELS}::test_format_and_files_choose_the_weights",
+    "student.files": f"{MODELS}::test_format_and_files_choose_the_weights",
+    "student.allow_pickle": f"{MODELS}::test_format_and_files_choose_the_weights",
+    "student.trust_remote_code": f"{STUDENT}::test_a_referenced_student_runs_its_code_only_when_trusted",
+    "student.init_from.teacher_layers": f"{STUDENT}::test_copied_layers_have_the_bits_of_the_teachers",
+    "student.architecture": f"{STUDENT}::test_sizes_build_any_family",
+    "student.hidden_size": f"{RESULT}::test_a_student_of_given_sizes_has_them",
+    "student.num_layers": f"{RESULT}::test_a_student_of_given_sizes_has_them",
+    "student.num_heads": f"{RESULT}::test_a_student_of_given_sizes_has_them",
+    "student.num_kv_heads": f"{STUDENT}::test_grouped_heads_are_as_many_as_given",
+    "student.intermediate_size": f"{RESULT}::test_a_student_of_given_sizes_has_them",
+    "student.dropout": f"{STUDENT}::test_the_dropout_setting_changes_the_student_and_none_keeps_its_own",
+    "distillation.divergence": f"{LOSSES}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.top_k": f"{LOSSES}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.top_k_tail": f"{LOSSES}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.entropy_threshold": f"{LOSSES}::test_what_is_compared_changes_the_soft_loss_alone",
+    "distillation.label_smoothing": f"{LOSSES}::test_smoothing_changes_the_hard_loss_alone",
+    "distillation.losses.name": f"{LOSSES}::test_every_loss_of_the_table_trains",
+    "dataset.source": f"{SOURCES}::test_the_built_in_docstrings_are_split_without_a_text_on_both_sides",
+    "dataset.name": f"{SOURCES}::test_reports_call_the_data_by_name_or_file",
+    "dataset.subset": "core/test_data_streams.py::test_a_data_set_of_the_hub_is_read_by_subset_split_and_revision",
+    "dataset.revision": "core/test_data_streams.py::test_a_data_set_of_the_hub_is_read_by_subset_split_and_revision",
+    "dataset.path": f"{SOURCES}::test_every_kind_of_file_gives_the_same_rows",
+    "dataset.split": f"{SOURCES}::test_split_and_eval_split_choose_files_by_their_names",
+    "dataset.eval_split": f"{SOURCES}::test_split_and_eval_split_choose_files_by_their_names",
+    "dataset.eval_fraction": f"{SOURCES}::test_eval_fraction_eval_rows_and_max_rows_set_how_many",
+    "dataset.eval_rows": f"{SOURCES}::test_eval_fraction_eval_rows_and_max_rows_set_how_many",
+    "dataset.max_rows": f"{SOURCES}::test_eval_fraction_eval_rows_and_max_rows_set_how_many",
+    "dataset.labelled_rows": f"{SOURCES}::test_labelled_rows_keeps_so_many_labels_and_every_class",
+    "dataset.streaming": "core/test_data_streams.py::test_the_first_rows_are_for_evaluation_and_training_skips_them",
+    "dataset.text_column": f"{SOURCES}::test_columns_are_read_under_the_names_that_settings_give",
+    "dataset.label_column": f"{SOURCES}::test_columns_are_read_under_the_names_that_settings_give",
+    "dataset.prompt_column": f"{TOKENIZING}::test_of_a_prompt_with_its_completion_the_completion_is_learnt",
+    "dataset.completion_column": f"{TOKENIZING}::test_of_a_prompt_with_its_completion_the_completion_is_learnt",
+    "dataset.messages_column": f"{TOKENIZING}::test_only_what_the_assistant_says_in_a_chat_is_learnt",
+    "dataset.max_length": f"{TOKENIZING}::test_what_is_longer_than_a_limit_is_cut_and_has_no_end",
+    "dataset.num_proc": f"{TOKENIZING}::test_num_proc_is_how_many_processes_tokenise",
+    "training.epochs": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
+    "training.max_steps": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
+    "training.batch_size": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
+    "training.gradient_accumulation": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
+    "training.eval_batch_size": f"{TRAINING}::test_evaluation_has_batches_of_its_own",
+    "training.learning_rate": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",
+    "training.schedule": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",
+    "training.warmup_steps": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",
+    "training.weight_decay": f"{TRAINING}::test_weight_decay_shrinks_weights_and_spares_norms",
+    "training.max_grad_norm": f"{TRAINING}::test_a_clipped_gradient_moves_less",
+    "training.mixed_precision": f"{TRAINING}::test_autocast_computes_in_bf16_and_keeps_the_weights_in_fp32",
+    "training.gradient_checkpointing": f"{TRAINING}::test_gradient_checkpointing_computes_layers_twice",
+    "training.group_by_length": f"{TRAINING}::test_grouping_by_length_pads_less",
+    "training.dataloader_workers": f"{TRAINING}::test_workers_are_processes_and_change_nothing",
+    "training.log_every": f"{TRAINING}::test_log_every_sets_the_lines_of_the_metrics",
+    "training.eval_every": f"{TRAINING}::test_eval_every_sets_the_evaluations",
+    "training.select": f"{TRAINING}::test_the_selected_weights_are_the_last_or_the_best",
+    "training.early_stopping.patience": f"{TRAINING}::test_training_stops_when_patience_ends",
+    "training.early_stopping.min_delta": f"{TRAINING}::test_training_stops_when_patience_ends",
+    "training.trackers": f"{TRAINING}::test_trackers_get_the_metrics",
+    "training.seed": f"{TRAINING}::test_the_seed_decides_the_bits",
+    "training.baseline": f"{RESULT}::test_a_teacher_that_is_no_better_than_the_student_alone_is_told",
+    "output.dir": f"{RESULT}::test_the_files_agree_with_each_other",
+    "output.formats": f"{RESULT}::test_the_files_agree_with_each_other",
+    "output.checkpoint_every": f"{TRAINING}::test_checkpoints_are_as_often_and_as_many_as_asked",
+    "output.keep": f"{TRAINING}::test_checkpoints_are_as_often_and_as_many_as_asked",
+}
+
+
+# What several settings have in common.
+SCHEDULED = [f"distillation.{name}" for name in ("temperature", "alpha", "losses.weight", "losses.temperature")]
+SCHEDULED += [f"distillation.{name}.weight" for name in ("progressive", "attention", "relations")]
+SHORT = {
+    "progressive": ("layer_mapping", "projection", "loss"),
+    "attention": ("layer_mapping", "loss", "head_mapping", "head_weighting"),
+    "relations": ("layer_mapping", "loss"),
+}
+BETWEEN_LAYERS = ("layers", "embeddings", "projection", "pool", "group_size", "power", "heads", "head_weights")
+BETWEEN_LAYERS += ("relations", "relation_heads")
+SOFT = ("entropy_threshold", "top_k", "top_k_tail", "forward", "reverse", "beta", "normalised", "skew")
+SHOWN_BY |= {
+    f"{setting}.{part}": f"{LOSSES}::test_schedules_are_followed_and_told"
+    for setting in SCHEDULED
+    for part in ("schedule", "start", "end")
+}
+SHOWN_BY |= {
+    f"{setting}.{part}": "core/test_config_losses.py::test_a_schedule_is_a_function_of_the_step"
+    for setting in SCHEDULED
+    for part in ("warmup_from", "warmup_steps")
+}
+SHOWN_BY |= {
+    f"distillation.{section}.{name}": f"{LOSSES}::test_short_spellings_ask_for_losses_between_layers"
+    for section, names in SHORT.items()
+    for name in names
+}
+SHOWN_BY |= {
+    f"distillation.{section}.enabled": f"{LOSSES}::test_what_is_not_enabled_or_has_no_weight_takes_no_part"
+    for section in SHORT
+}
+SHOWN_BY |= {
+    f"distillation.losses.{name}": f"{ENTRIES}::test_each_setting_of_an_entry_changes_what_is_compared"
+    for name in BETWEEN_LAYERS
+}
+SHOWN_BY |= {
+    f"distillation.losses.{name}": f"{ASSEMBLY}::test_each_setting_of_a_soft_loss_changes_its_values" for name in SOFT
+}
+SHOWN_BY["distillation.losses.label_smoothing"] = f"{ASSEMBLY}::test_labels_are_as_smooth_as_the_entry_says"
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings that hold a value."""
+    for name, info in model.model_fields.items():
+        sections = list(sections_of(info.annotation))
+        if not sections:
+            yield prefix + name
+        for section in sections:
+            yield from leaves(section, f"{prefix}{name}.")
+
+
+def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_of(part)
+
+
+def test_every_setting_is_shown_by_a_test_that_exists() -> None:
+    assert set(leaves(DistillationConfig)) == set(SHOWN_BY)
+    for setting, test in SHOWN_BY.items():
+        file, name = test.split("::")
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+        assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}, f"{setting}: {test}"
