@@ -15,7 +15,7 @@ from entrenar_core.losses import LOSSES
 from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.wants import EMBEDDINGS, Wants
-from entrenar_core.training.assembly import sizes_of
+from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
 from tiny_models import tiny_bert, tiny_llama
 

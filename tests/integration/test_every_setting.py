@@ -12,7 +12,7 @@ from entrenar_core.config import DistillationConfig
 TESTS = Path(__file__).parent.parent
 TRAINING, MODELS = "integration/test_settings.py", "integration/test_settings_of_models.py"
 LOSSES, ENTRIES = "integration/test_settings_of_losses.py", "core/test_training_layer_terms.py"
-ASSEMBLY = "core/test_training_assembly.py"
+ASSEMBLY = "core/test_training_losses.py"
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from entrenar_core.architectures.flows import Flows, flows_of
+
 SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "max_positions")
 
 # The size's key in GGUF metadata, after `general.architecture` and a dot.
@@ -37,6 +39,9 @@ class Family:
     keys: Mapping[str, tuple[str, ...]]
     gguf: str | None = None
     intermediate_multiple: int | None = None
+    head_dim: bool = False
+    flows: Flows | None = None
+    scaled_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,14 @@ def families() -> Mapping[str, Family]:
     """Every family by name, in the order of families.toml."""
     rows = tomllib.loads(files(__package__).joinpath("families.toml").read_text("utf-8"))
     defaults = rows.pop("defaults")["keys"]
-    return {name: _family(name, row, defaults) for name, row in rows.items()}
+    flows = {name: flows_of(table) for name, table in rows.pop("flows").items()}
+    return {name: _family(name, row, defaults, flows) for name, row in rows.items()}
 
 
-def _family(name: str, row: dict[str, Any], defaults: dict[str, list[str]]) -> Family:
+def _family(name: str, row: dict[str, Any], defaults: dict[str, list[str]], flows: Mapping[str, Flows]) -> Family:
     keys = {size: tuple(found) for size, found in (defaults | row.pop("keys", {})).items()}
-    return Family(name, tuple(row.pop("model_types")), keys=keys, **row)
+    named = row.pop("flows", None)
+    return Family(name, tuple(row.pop("model_types")), keys=keys, flows=flows[named] if named else None, **row)
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -12,6 +12,7 @@ from entrenar_core.config.loss_rules import loss_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
+WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 SOURCE = ("revision", "format", "files", "allow_pickle", "trust_remote_code")
 
 
@@ -66,6 +67,29 @@ def _student(student: Mapping[str, Any]) -> Iterator[Broken]:
     yield from _divisible(student, "hidden_size", "num_heads")
     yield from _divisible(student, "num_heads", "num_kv_heads")
     yield from _sourceless(student)
+    yield from _copied(student)
+
+
+def _copied(student: Mapping[str, Any]) -> Iterator[Broken]:
+    """What `init_from` says of how, without a thing to do it to."""
+    if "init_from" not in student or not isinstance(student["init_from"], dict):
+        return
+    init = _section(student, "init_from")
+    narrower = any(key in init for key in WIDTHS)
+    where = ("student", "init_from")
+    if not narrower and "teacher_layers" not in init:
+        yield Broken(where, "`student.init_from` does not say what becomes smaller", "give `teacher_layers` or a width")
+    if "layers_from" in init and not isinstance(init.get("teacher_layers"), int):
+        message = "`student.init_from.layers_from` chooses a number of layers, and none is given"
+        yield Broken((*where, "layers_from"), message, "give the number as `teacher_layers`, or remove it")
+    for key, needs in (("width", WIDTHS), ("importance", WIDTHS), ("embeddings", ("hidden_size",))):
+        if key in init and not any(need in init for need in needs):
+            message = f"`student.init_from.{key}` says how to make the student narrower, and no width is given"
+            yield Broken((*where, key), message, f"give a narrower `{needs[0]}`, or remove it")
+    if "importance" in init and init.get("width") in ("truncate", "interpolate") and init.get("embeddings") != "svd":
+        message = f"`student.init_from.importance` changes nothing with `width: {init['width']}`"
+        yield Broken((*where, "importance"), message, "remove one of the two")
+    yield from _divisible(init, "num_heads", "num_kv_heads", "student.init_from")
 
 
 def _sourceless(student: Mapping[str, Any]) -> Iterator[Broken]:
@@ -78,12 +102,12 @@ def _sourceless(student: Mapping[str, Any]) -> Iterator[Broken]:
             )
 
 
-def _divisible(student: Mapping[str, Any], whole: str, part: str) -> Iterator[Broken]:
+def _divisible(student: Mapping[str, Any], whole: str, part: str, section: str = "student") -> Iterator[Broken]:
     number, divisor = student.get(whole), student.get(part)
     if isinstance(number, int) and isinstance(divisor, int) and divisor > 0 and number % divisor:
         yield Broken(
-            ("student", part),
-            f"`student.{whole}` {number} is not a multiple of `student.{part}` {divisor}",
+            (*section.split("."), part),
+            f"`{section}.{whole}` {number} is not a multiple of `{section}.{part}` {divisor}",
             f"take a multiple of {divisor}, such as {(number // divisor + 1) * divisor}",
         )
 

@@ -82,11 +82,37 @@ def _layers(value: object) -> object:
 
 
 class InitFrom(Section):
-    """Starts the student as a copy of some of the teacher's layers."""
+    """Starts the student as a copy of the teacher: of some of its layers, of a part of their width, or both."""
 
-    teacher_layers: Annotated[int | tuple[int, ...], BeforeValidator(_layers)] = Field(
+    teacher_layers: Annotated[int | tuple[int, ...], BeforeValidator(_layers)] | None = Field(
+        None,
         title="a whole number, or a list of them",
-        description="Indices of the teacher's layers to copy, in order, or how many, spaced evenly.",
+        description="Indices of the teacher's layers to copy, in order, or how many; all if not given.",
+    )
+    layers_from: Literal["uniform", "first", "last"] = Field(
+        "uniform", description="Which layers a number of them means: spaced evenly, the first ones or the last ones."
+    )
+    hidden_size: Count | None = Field(None, description="Width of the student's residual stream; else the teacher's.")
+    num_heads: Count | None = Field(
+        None, description="Attention heads, of the teacher's size; as many as the teacher's or as `hidden_size` holds."
+    )
+    num_kv_heads: Count | None = Field(
+        None, description="Key and value heads; so many that each serves as many heads as in the teacher."
+    )
+    intermediate_size: Count | None = Field(None, description="Width of the feed-forward layers; else the teacher's.")
+    width: Literal["truncate", "interpolate", "importance"] = Field(
+        "importance",
+        description="What is kept of a width: its first numbers, heads and neurons, a mixture of neighbours, or those "
+        "that matter most.",
+    )
+    importance: Literal["activation", "magnitude"] = Field(
+        "activation",
+        description="By what it shows what matters: what the teacher does on the first training rows, or its weights.",
+    )
+    embeddings: Literal["slice", "svd"] = Field(
+        "slice",
+        description="How the embeddings, and with them the residual stream, become narrower: as `width` says, or "
+        "turned into their principal directions.",
     )
 
 
@@ -94,7 +120,7 @@ class StudentConfig(ModelSource):
     """The model to train: a reference, an architecture given by sizes, or layers of the teacher."""
 
     model_id: Text | None = Field(None, description="A pretrained student: a reference as for the teacher.")
-    init_from: InitFrom | None = Field(None, description="Copy layers of the teacher.")
+    init_from: InitFrom | None = Field(None, description="Copy layers of the teacher, whole or narrower.")
     architecture: Text | None = Field(
         None, description="Family of a student given by sizes, such as `llama`; `transformer` is the teacher's family."
     )

@@ -1,4 +1,4 @@
-"""Students: a model that is there already, one of given sizes, or layers of the teacher."""
+"""Students: a model that is there already, one of given sizes, or the teacher with fewer layers or narrower ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,16 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from entrenar_core.architectures import Family, architecture_of
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import ConfigError
 from entrenar_core.models.dropout import set_dropout
 from entrenar_core.models.heads import CLASSIFICATION
+from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import load_config, load_model, model_class, seeded, set_labels
+from entrenar_core.models.narrowing import Narrowed, narrow
 from entrenar_core.models.quiet import explaining, quietly
 from entrenar_core.models.student_rules import check_student, chosen_layers, evenly_spaced, family_of_student
+from entrenar_core.models.widths import WIDTHS, Widths, student_widths, widths_of
 
 __all__ = ["build_student", "evenly_spaced", "set_dropout"]
 
@@ -46,12 +49,14 @@ def build_student(
     seed: int,
     vocab_size: int,
     pad_token_id: int | None = None,
+    sample: Sample | None = None,
 ) -> PreTrainedModel:
     """The model to train, on the CPU, in 32 bits and in evaluation mode.
 
     `student_artifact` is what `config.model_id` means. Layers are copied from `teacher_model`, or from the teacher's
     artifact where it is None, with the teacher's own embeddings, whatever `vocab_size` says, which a student of given
     sizes gets. What is drawn depends on `seed` alone. `label_names` and `pad_token_id` are those of `load_model`.
+    `sample` are the texts on which `init_from.importance: activation` measures: batches of ids and attention masks.
 
     Raises:
         ConfigError: the settings do not fit the teacher (see `check_student`).
@@ -68,7 +73,9 @@ def build_student(
             pad_token_id=pad_token_id,
         )
     else:
-        student = _built(config, teacher_artifact, teacher_model, task, label_names, seed, vocab_size, pad_token_id)
+        student = _built(
+            config, teacher_artifact, teacher_model, task, label_names, seed, vocab_size, pad_token_id, sample
+        )
     if config.dropout is not None:
         set_dropout(student, config.dropout)
     return student.eval()
@@ -83,6 +90,7 @@ def _built(
     seed: int,
     vocab_size: int,
     pad_token_id: int | None,
+    sample: Sample | None,
 ) -> PreTrainedModel:
     architecture = teacher_artifact.architecture
     if problems := check_student(config, architecture, task=task):
@@ -91,20 +99,41 @@ def _built(
     assert family, "checked above"
     if config.init_from and teacher_model is None:
         teacher_model = load_model(teacher_artifact, task, label_names=label_names, seed=seed)
-    teacher_config = teacher_model.config if teacher_model is not None else load_config(teacher_artifact)
-    layers: tuple[int, ...] = ()
-    if config.init_from:
-        layers = chosen_layers(config.init_from.teacher_layers, _depth(teacher_config))
-        settings = _with_layers(teacher_config, family, layers)
-    else:
+    if config.init_from is None:
+        teacher_config = teacher_model.config if teacher_model is not None else load_config(teacher_artifact)
         settings = _with_sizes(config, teacher_config, family, vocab_size)
-    if settings.get("pad_token_id") is None:
-        settings["pad_token_id"] = pad_token_id
-    student = _fresh(settings, task, label_names, seed)
-    if layers:
-        assert teacher_model is not None
-        _copy_layers(teacher_model, student, family, layers)
+        return _fresh(_padded(settings, pad_token_id), task, label_names, seed)
+    assert teacher_model is not None, "loaded above"
+    return _copied(config.init_from, teacher_model, family, task, label_names, seed, pad_token_id, sample)
+
+
+def _copied(
+    init: InitFrom,
+    teacher: PreTrainedModel,
+    family: Family,
+    task: str,
+    label_names: Sequence[str] | None,
+    seed: int,
+    pad_token_id: int | None,
+    sample: Sample | None,
+) -> PreTrainedModel:
+    """Layers of the teacher, cut to the given widths."""
+    layers = chosen_layers(init.teacher_layers, _depth(teacher.config), init.layers_from)
+    settings = _with_layers(teacher.config, family, layers)
+    before = widths_of(architecture_of(teacher.config.to_dict()))
+    after = student_widths(init, family, before) if before else None
+    if before is None or after is None or before == after:
+        weights = _whole(teacher)
+    else:
+        settings |= _with_widths(teacher.config, family, before, after)
+        weights = narrow(teacher, family, init, (before, after), layers, sample)
+    student = _fresh(_padded(settings, pad_token_id), task, label_names, seed)
+    _copy(weights, teacher, student, family, layers)
     return student
+
+
+def _padded(settings: dict[str, Any], pad_token_id: int | None) -> dict[str, Any]:
+    return settings | {"pad_token_id": pad_token_id} if settings.get("pad_token_id") is None else settings
 
 
 def _fresh(settings: Mapping[str, Any], task: str, label_names: Sequence[str] | None, seed: int) -> PreTrainedModel:
@@ -127,6 +156,15 @@ def _with_layers(teacher: PreTrainedConfig, family: Family, layers: Sequence[int
     kept = _settings(teacher, drop=_NOT_KEPT)
     cut = {name: [kept[name][index] for index in layers] for name in _per_layer(kept, total)}
     return kept | cut | {_key(family, "num_layers"): len(layers)}
+
+
+def _with_widths(teacher: PreTrainedConfig, family: Family, before: Widths, after: Widths) -> dict[str, int]:
+    """The narrower widths under the family's keys. A head keeps its width, which is no longer told by the others."""
+    sizes = {_key(family, name): getattr(after, name) for name in ("num_kv_heads", *WIDTHS) if name in family.keys}
+    sizes[_key(family, "num_heads")] = after.num_heads  # some families have one key for both
+    if family.head_dim:
+        sizes["head_dim"] = getattr(teacher, "head_dim", None) or before.hidden_size // before.num_heads
+    return sizes
 
 
 def _with_sizes(config: StudentConfig, teacher: PreTrainedConfig, family: Family, vocab_size: int) -> dict[str, Any]:
@@ -185,25 +223,33 @@ def _positions(teacher: PreTrainedConfig, family: Family, pad_token_id: int | No
     return {"max_position_embeddings": positions + unused}
 
 
-def _copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, family: Family, layers: Sequence[int]) -> None:
+def _whole(teacher: PreTrainedModel) -> Narrowed:
+    whole = teacher.state_dict()
+    return Narrowed(
+        teacher.base_model.state_dict(), {name: whole[name] for name in whole if not _in_body(teacher, name)}
+    )
+
+
+def _copy(
+    weights: Narrowed, teacher: PreTrainedModel, student: PreTrainedModel, family: Family, layers: Sequence[int]
+) -> None:
     """Copies embeddings, norms, the chosen layers and, where the student has the same one, the head."""
     body, prefix = student.base_model, f"{family.layers}."
-    source = teacher.base_model.state_dict()
-    weights: dict[str, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
     for name, own in body.state_dict().items():
         theirs = name
         if name.startswith(prefix):
             index, _, rest = name.removeprefix(prefix).partition(".")
             theirs = f"{prefix}{layers[int(index)]}.{rest}"
-        if theirs in source or "pooler" not in name:  # a teacher may come without a pooler, never without the rest
-            weights[name] = source[theirs]
+        if (
+            theirs in weights.body or "pooler" not in name
+        ):  # a teacher may come without a pooler, never without the rest
+            chosen[name] = weights.body[theirs]
         else:
-            weights[name] = own
-    body.load_state_dict(weights)
+            chosen[name] = own
+    body.load_state_dict(chosen)
     if _same_head(teacher, student):
-        whole = teacher.state_dict()
-        head = {name: whole[name] for name in student.state_dict() if not _in_body(student, name)}
-        student.load_state_dict(head, strict=False)
+        student.load_state_dict(weights.head, strict=False)
 
 
 def _same_head(teacher: PreTrainedModel, student: PreTrainedModel) -> bool:

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Iterator
+from typing import Literal
 
 from entrenar_core.architectures import Architecture, Family, families
-from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import Problem
+from entrenar_core.models.widths import check_widths
 
 OF_THE_TEACHER = "transformer"
 """The `student.architecture` that means the teacher's family, as does none."""
@@ -25,13 +27,22 @@ def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
     return tuple(-(-i * (total - 1) // max(count - 1, 1)) for i in range(count))
 
 
-def chosen_layers(layers: int | tuple[int, ...], total: int) -> tuple[int, ...]:
-    """The indices that `init_from.teacher_layers` means, of a teacher with `total` layers.
+def chosen_layers(
+    layers: int | tuple[int, ...] | None, total: int, layers_from: Literal["uniform", "first", "last"] = "uniform"
+) -> tuple[int, ...]:
+    """The indices that `init_from.teacher_layers` means, of a teacher with `total` layers: None means all of them, and
+    a number so many evenly spaced, or the first or the last ones.
 
     Raises:
         ValueError: more layers are counted than there are.
     """
-    return evenly_spaced(layers, total) if isinstance(layers, int) else layers
+    if layers is None:
+        return tuple(range(total))
+    if not isinstance(layers, int):
+        return layers
+    spread = evenly_spaced(layers, total)
+    ends = {"uniform": spread, "first": tuple(range(layers)), "last": tuple(range(total - layers, total))}
+    return ends[layers_from]
 
 
 def family_of_student(config: StudentConfig, teacher: Architecture) -> Family | None:
@@ -51,7 +62,10 @@ def check_student(config: StudentConfig, teacher: Architecture, *, task: str | N
     if family is None:
         return [_unknown_family(config, teacher)]
     problems = list(_kind(config, family, task))
-    problems += _layers(config, teacher) if config.init_from else _sizes(config, family)
+    if config.init_from is None:
+        return [*problems, *_sizes(config, family)]
+    problems += _layers(config.init_from, teacher)
+    problems += check_widths(config.init_from, family, teacher)
     return problems
 
 
@@ -79,16 +93,15 @@ def _kind(config: StudentConfig, family: Family, task: str | None) -> Iterator[P
         )
 
 
-def _layers(config: StudentConfig, teacher: Architecture) -> Iterator[Problem]:
-    assert config.init_from
-    layers, total = config.init_from.teacher_layers, teacher.num_layers
+def _layers(init_from: InitFrom, teacher: Architecture) -> Iterator[Problem]:
+    layers, total = init_from.teacher_layers, teacher.num_layers
     if total is None:
         yield Problem(
             "the teacher's config does not say how many layers it has", "give the student's `model_id`", LAYERS
         )
     elif isinstance(layers, int) and layers > total:
         yield Problem(f"{layers} layers are asked for, and the teacher has {total}", f"take at most {total}", LAYERS)
-    elif not isinstance(layers, int) and (beyond := [index for index in layers if index >= total]):
+    elif isinstance(layers, tuple) and (beyond := [index for index in layers if index >= total]):
         yield Problem(
             f"the teacher has no layer {', '.join(map(str, beyond))}", f"its layers are 0 to {total - 1}", LAYERS
         )

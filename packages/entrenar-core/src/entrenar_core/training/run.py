@@ -16,12 +16,13 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
 from entrenar_core.teachers.precomputed import Teacher
-from entrenar_core.training.assembly import make_batches, make_objective, make_student, student_name
+from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.evaluation import OnBatch, evaluate
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.losses import make_objective
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.result import write_result

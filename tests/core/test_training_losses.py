@@ -9,7 +9,7 @@ from entrenar_core.config import parse_config
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.losses import LabelLoss, SoftLoss
 from entrenar_core.losses import of_logits
-from entrenar_core.training.assembly import make_core
+from entrenar_core.training.losses import make_core
 
 STUDENT, TEACHER = (torch.randn(5, 12, generator=torch.Generator().manual_seed(seed)) * 3 for seed in (0, 1))
 

@@ -1,0 +1,86 @@
+"""From the entries of a configuration to what a training makes small."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from entrenar_core.architectures import architecture_of
+from entrenar_core.config.desugaring import Term
+from entrenar_core.config.losses import LabelLoss, LayerLoss, SelectiveLoss, SoftLoss
+from entrenar_core.config.wording import dotted
+from entrenar_core.errors import ConfigError, Problem
+from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
+from entrenar_core.models.layer_rules import chosen_pairs
+from entrenar_core.models.layer_similarity import similar_layers
+from entrenar_core.models.loading import seeded
+from entrenar_core.models.recording import require_recordable
+from entrenar_core.models.wants import EMBEDDINGS
+from entrenar_core.teachers.precomputed import LiveTeacher, Teacher
+from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
+from entrenar_core.training.objective import Objective, RowTerm
+from entrenar_core.training.preparation import Preparation
+
+
+def make_objective(
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | None
+) -> Objective:
+    """What a training makes small.
+
+    Raises:
+        ConfigError: a loss does not fit the sizes of the models.
+        ModelError: a model does not show its layers.
+    """
+    layered = [term for term in terms if isinstance(term.entry, LayerLoss)]
+    rows = tuple(_row_term(term) for term in terms if term not in layered)
+    if not layered:
+        return Objective(prepared.counting, rows)
+    assert isinstance(teacher, LiveTeacher), "layers are compared over the same tokens"
+    with seeded(prepared.config.training.seed):
+        made = tuple(_layer_term(term, prepared, student, teacher.model) for term in layered)
+    objective = Objective(prepared.counting, rows, made)
+    for side, model in enumerate((student, teacher.model)):
+        wants = objective.wants(side)
+        require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
+    return objective
+
+
+def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module) -> LayerTerm:
+    sizes = sizes_of(student), sizes_of(teacher)
+    assert isinstance(term.entry, LayerLoss)
+    try:
+        if term.entry.layers == "cka":
+            pairs = similar_layers(student, teacher, prepared.sample(), sizes[0].num_layers, sizes[1].num_layers)
+        else:
+            pairs = chosen_pairs(term.entry.layers, sizes[0].num_layers, sizes[1].num_layers)
+        return make_layer_term(term, pairs, *sizes)
+    except ValueError as error:
+        raise ConfigError([Problem(f"`{dotted(term.path)}`: {error}", "change it, or the student")]) from error
+
+
+def _row_term(term: Term) -> RowTerm:
+    if isinstance(term.entry, LabelLoss):
+        return RowTerm(term.label, term.weight, smoothing=term.entry.label_smoothing)
+    assert isinstance(term.entry, SoftLoss)
+    assert term.temperature is not None, "every soft loss has one"
+    return RowTerm(term.label, term.weight, make_core(term.entry), term.temperature)
+
+
+def sizes_of(model: nn.Module) -> Sizes:
+    """Of a model, or of what is inside a wrapper such as a probe."""
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    settings = inner.config.to_dict()
+    found = architecture_of(settings)
+    heads = found.num_heads or 0
+    assert found.num_layers, "a family of the table without its sizes"
+    rotates = any(settings.get(name) for name in ("rope_parameters", "rope_theta"))
+    return Sizes(found.num_layers, found.hidden_size or 0, heads, found.num_kv_heads or heads, rotates)
+
+
+def make_core(entry: SoftLoss) -> Core:
+    """The divergence of an entry, with its parameters and what it selects."""
+    row = DIVERGENCES[entry.name]
+    core = row.make(**{name: getattr(entry, name) for name in row.parameters})
+    if isinstance(entry, SelectiveLoss) and entry.top_k is not None:
+        core = top_k(core, entry.top_k, tail=entry.top_k_tail)
+    return core if entry.entropy_threshold is None else where_uncertain(core, entry.entropy_threshold)
