@@ -1,6 +1,6 @@
 """Narrower students in every family: what goes missing is what was meant to, and all matrices agree on it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ def test_the_neurons_that_stay_are_those_that_add_most_on_the_sample(tmp_path: P
     teacher = teacher_of("llama")
     seen: list[Any] = []
     down = teacher.model.layers[1].mlp.down_proj
-    handle = down.register_forward_hook(lambda module, given, output: seen.append(given[0].detach().double().numpy()))
+    handle = down.register_forward_hook(lambda _, given, __: seen.append(given[0].detach().double().numpy()))
     logits(teacher)
     handle.remove()
     columns = (down.weight.detach().double().numpy() ** 2).sum(0)

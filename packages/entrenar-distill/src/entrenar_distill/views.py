@@ -9,7 +9,7 @@ from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
-from entrenar_distill.reports import Loss, LossTable, ValidationReport
+from entrenar_distill.reports import Design, Loss, LossTable, ProposedStudent, ValidationReport
 
 
 def run_report(report: RunReport) -> list[Block]:
@@ -137,6 +137,38 @@ def _value(value: Any) -> str:
     return " ".join(value) if isinstance(value, tuple) else exact(value)
 
 
+def design(report: Design) -> list[Block]:
+    """The proposals beside each other, and the first one as a part of a configuration."""
+    columns = ("", "layers", "hidden", "heads", "KV heads", "feed-forward", "parameters", "ratio", "embeddings")
+    rows = tuple(
+        (
+            str(number),
+            str(one.num_layers),
+            str(one.hidden_size),
+            str(one.num_heads),
+            str(one.num_kv_heads),
+            str(one.intermediate_size),
+            f"{one.parameters:,}",
+            f"{one.ratio:.2f} ×",
+            percent(one.embedding_share),
+        )
+        for number, one in enumerate(report.proposals, 1)
+    )
+    counted = "with the head over tokens, what is tied once" if report.with_head else "without a head"
+    notes = (
+        f"{report.teacher}: {report.family}, {report.teacher_parameters:,} parameters; "
+        f"wanted: {report.wanted_parameters:,}",
+        f"parameters are exact, {counted}; `ratio` is the teacher's over the student's",
+    )
+    yaml = "\n".join(_student_section(one, number) for number, one in enumerate(report.proposals, 1))
+    return [Table(f"Students, --keep {report.keep}", columns, rows, notes), f"For a configuration:\n\n{yaml}"]
+
+
+def _student_section(one: ProposedStudent, number: int) -> str:
+    settings = ", ".join(f"{name}: {value}" for name, value in one.student["init_from"].items())
+    return f"# {number}\nstudent: {{init_from: {{{settings}}}}}"
+
+
 def _folder(folder: Path) -> list[str]:
     return [str(folder)]
 
@@ -145,5 +177,6 @@ VIEWS: ViewTable = {
     RunReport: View(run_report, quiet=lambda report: _folder(report.output_dir)),
     Plan: View(plan, quiet=lambda report: _folder(report.output_dir)),
     ValidationReport: View(validation, quiet=lambda _: []),
+    Design: View(design, quiet=lambda report: [_student_section(report.proposals[0], 1).partition("\n")[2]]),
     LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

@@ -10,6 +10,9 @@ from typing import Any
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.loss_rules import loss_rules
 
+from entrenar_core.architectures import families
+from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
+
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
 WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
@@ -62,12 +65,32 @@ def _student(student: Mapping[str, Any]) -> Iterator[Broken]:
             "`student` does not say what the model is",
             "give a `model_id`, or `hidden_size`, `num_layers` and `num_heads`, or `init_from: {teacher_layers: 6}`",
         )
+    elif (known := _known(student)) is not None:
+        yield from _contradicted(student, known)
     elif sizes and (missing := [key for key in SIZES if key not in student]):
         yield Broken(("student",), f"a student given by sizes needs `student.{missing[0]}` too", None)
     yield from _divisible(student, "hidden_size", "num_heads")
     yield from _divisible(student, "num_heads", "num_kv_heads")
     yield from _sourceless(student)
     yield from _copied(student)
+
+
+def _known(student: Mapping[str, Any]) -> ReferenceSizes | None:
+    """The known model that is named; a name that is a family's too means the family where sizes are given."""
+    known = reference_sizes().get(str(student.get("architecture")))
+    is_family = known is not None and known.name in families()
+    return None if is_family and any(key in student for key in SIZES) else known
+
+
+def _contradicted(student: Mapping[str, Any], known: ReferenceSizes) -> Iterator[Broken]:
+    """A known model has the sizes of its name: others beside it would be another model."""
+    for key in (*SIZES, "num_kv_heads", "intermediate_size"):
+        if key in student and student[key] != getattr(known, key):
+            yield Broken(
+                ("student", key),
+                f"`student.architecture` {known.name} has `{key}` {getattr(known, key)}, and {student[key]} is given",
+                f"remove `{key}`, or give `architecture: {known.family}` and all sizes",
+            )
 
 
 def _copied(student: Mapping[str, Any]) -> Iterator[Broken]:

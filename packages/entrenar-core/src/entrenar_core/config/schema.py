@@ -122,7 +122,9 @@ class StudentConfig(ModelSource):
     model_id: Text | None = Field(None, description="A pretrained student: a reference as for the teacher.")
     init_from: InitFrom | None = Field(None, description="Copy layers of the teacher, whole or narrower.")
     architecture: Text | None = Field(
-        None, description="Family of a student given by sizes, such as `llama`; `transformer` is the teacher's family."
+        None,
+        description="Family of a student given by sizes, such as `llama`; `transformer` is the teacher's family. Or a "
+        "known model, which brings its sizes: `tinyllama-1.1b`, `distilbert`, `small-1b` or `tiny-500m`.",
     )
     hidden_size: Count | None = Field(None, description="Width of a student given by sizes.")
     num_layers: Count | None = Field(None, description="Depth of a student given by sizes.")

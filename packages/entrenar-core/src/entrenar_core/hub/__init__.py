@@ -7,7 +7,7 @@ HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE) is read at every call.
 
 from entrenar_core.hub.client import resolve_token
 from entrenar_core.hub.data_sets import DatasetFiles, download_dataset
-from entrenar_core.hub.models import describe_model, fetch_model
+from entrenar_core.hub.models import describe_model, fetch_config, fetch_model
 from entrenar_core.hub.progress import Transfer
 from entrenar_core.hub.transfer import RemoteFile, list_files
 
@@ -17,6 +17,7 @@ __all__ = [
     "Transfer",
     "describe_model",
     "download_dataset",
+    "fetch_config",
     "fetch_model",
     "list_files",
     "resolve_token",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from entrenar_core.architectures import Architecture, architecture_of
 from entrenar_core.artifact import TOKENIZER_FILES, ModelArtifact, inspect_folder
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import ModelError, NotFoundError
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, read_json, shards_of
 from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
 from entrenar_core.hub.progress import Progress
@@ -115,3 +115,36 @@ def describe_model(
             return None
         folder = fetch_files(client, repository, commit, [remote["config.json"]])
     return architecture_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
+
+
+def fetch_config(reference: Reference) -> Path:
+    """The folder with a model's config.json, or the GGUF that holds its metadata: of the Hub nothing else is fetched.
+
+    Raises:
+        NotFoundError: there is no config.json.
+        AccessError, FetchError, ModelError: as `fetch_model`.
+    """
+    if not isinstance(reference, HubReference):
+        path = reference.locate()
+        folder = path if path.is_dir() else path.parent
+        if (folder / "config.json").is_file() and path.suffix != ".gguf":
+            return folder
+        return _only_gguf(inspect_folder(path, reference=reference))
+    client = connect()
+    repository = Repository("model", reference.repo_id, reference.revision)
+    if client.offline:
+        folder = cached_snapshot(client, repository)[1]
+    else:
+        commit, remote = listing(client, repository)
+        if "config.json" not in remote:
+            raise NotFoundError(f"{repository} has no config.json", "name a repository in the layout of transformers")
+        folder = fetch_files(client, repository, commit, [remote["config.json"]])
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(f"{repository} has no config.json here", "try without HF_HUB_OFFLINE")
+    return folder
+
+
+def _only_gguf(artifact: ModelArtifact) -> Path:
+    if artifact.format is not WeightFormat.GGUF:
+        raise NotFoundError(f"{artifact.reference} has no config.json", "name a folder in the layout of transformers")
+    return artifact.weight_files[0]

@@ -6,6 +6,7 @@ pooler below it) may be random; any other weight that is missing, left over or o
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,16 @@ from entrenar_core.models.heads import (
 from entrenar_core.models.quiet import explaining, without_gguf_bar
 from entrenar_core.models.weights import read_weights
 
-__all__ = ["head_labels", "infer_task", "load_config", "load_model", "model_class", "seeded", "set_labels"]
+__all__ = [
+    "head_labels",
+    "infer_task",
+    "load_config",
+    "load_model",
+    "model_class",
+    "read_config",
+    "seeded",
+    "set_labels",
+]
 
 _AUTO = {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification}
 _AGAIN = "fetch or export the model again"
@@ -95,18 +105,30 @@ def load_config(artifact: ModelArtifact, *, trust_remote_code: bool = False) -> 
     Raises:
         ModelError: transformers does not know the model, or its config is broken.
     """
-    inside = {"gguf_file": artifact.weight_files[0].name} if artifact.format is WeightFormat.GGUF else {}
-    with explaining("configuration", artifact.reference, _AGAIN):
-        config = AutoConfig.from_pretrained(
-            artifact.path, local_files_only=True, trust_remote_code=trust_remote_code, **inside
-        )
-    if inside and hasattr(config, "quantization_config"):
-        del config.quantization_config
+    place = artifact.weight_files[0] if artifact.format is WeightFormat.GGUF else artifact.path
+    config = read_config(place, name=artifact.reference, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise ModelError(
             f"{artifact.reference} is quantised in a way that only its own library reads",
             "take the model at 16 or 32 bits, or as GGUF",
         )
+    return config
+
+
+def read_config(place: Path, *, name: object = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration in a folder or a GGUF as transformers' object; weights need not be there.
+
+    Raises:
+        ModelError: transformers does not know the model, or its config is broken.
+    """
+    inside = {"gguf_file": place.name} if place.is_file() else {}
+    folder = place.parent if inside else place
+    with explaining("configuration", name or place, _AGAIN):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code, **inside
+        )
+    if inside and hasattr(config, "quantization_config"):
+        del config.quantization_config
     return config
 
 

@@ -17,7 +17,14 @@ from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import load_config, load_model, model_class, seeded, set_labels
 from entrenar_core.models.narrowing import Narrowed, narrow
 from entrenar_core.models.quiet import explaining, quietly
-from entrenar_core.models.student_rules import check_student, chosen_layers, evenly_spaced, family_of_student
+from entrenar_core.models.student_rules import (
+    check_student,
+    chosen_layers,
+    evenly_spaced,
+    family_of_student,
+    known_sizes,
+    with_known_sizes,
+)
 from entrenar_core.models.widths import WIDTHS, Widths, student_widths, widths_of
 
 __all__ = ["build_student", "evenly_spaced", "set_dropout"]
@@ -95,13 +102,15 @@ def _built(
     architecture = teacher_artifact.architecture
     if problems := check_student(config, architecture, task=task):
         raise ConfigError(problems)
-    family = family_of_student(config, architecture)
+    family = family_of_student(with_known_sizes(config), architecture)
     assert family, "checked above"
     if config.init_from and teacher_model is None:
         teacher_model = load_model(teacher_artifact, task, label_names=label_names, seed=seed)
     if config.init_from is None:
         teacher_config = teacher_model.config if teacher_model is not None else load_config(teacher_artifact)
-        settings = _with_sizes(config, teacher_config, family, vocab_size)
+        settings = _with_sizes(with_known_sizes(config), teacher_config, family, vocab_size)
+        if known := known_sizes(config):
+            settings["tie_word_embeddings"] = known.tied
         return _fresh(_padded(settings, pad_token_id), task, label_names, seed)
     assert teacher_model is not None, "loaded above"
     return _copied(config.init_from, teacher_model, family, task, label_names, seed, pad_token_id, sample)
@@ -119,17 +128,25 @@ def _copied(
 ) -> PreTrainedModel:
     """Layers of the teacher, cut to the given widths."""
     layers = chosen_layers(init.teacher_layers, _depth(teacher.config), init.layers_from)
-    settings = _with_layers(teacher.config, family, layers)
-    before = widths_of(architecture_of(teacher.config.to_dict()))
-    after = student_widths(init, family, before) if before else None
-    if before is None or after is None or before == after:
-        weights = _whole(teacher)
-    else:
-        settings |= _with_widths(teacher.config, family, before, after)
-        weights = narrow(teacher, family, init, (before, after), layers, sample)
+    settings, widths = copied_settings(init, teacher.config, family)
+    weights = _whole(teacher) if widths is None else narrow(teacher, family, init, widths, layers, sample)
     student = _fresh(_padded(settings, pad_token_id), task, label_names, seed)
     _copy(weights, teacher, student, family, layers)
     return student
+
+
+def copied_settings(
+    init: InitFrom, teacher: PreTrainedConfig, family: Family
+) -> tuple[dict[str, Any], tuple[Widths, Widths] | None]:
+    """The config of a student that is copied from a teacher of this config, and the widths of both, None where they
+    are the same. What the settings ask for must have passed `check_student`.
+    """
+    settings = _with_layers(teacher, family, chosen_layers(init.teacher_layers, _depth(teacher), init.layers_from))
+    before = widths_of(architecture_of(teacher.to_dict()))
+    after = student_widths(init, family, before) if before else None
+    if before is None or after is None or before == after:
+        return settings, None
+    return settings | _with_widths(teacher, family, before, after), (before, after)
 
 
 def _padded(settings: dict[str, Any], pad_token_id: int | None) -> dict[str, Any]:

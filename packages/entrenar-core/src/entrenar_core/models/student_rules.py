@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from entrenar_core.architectures import Architecture, Family, families
+from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
 from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import Problem
 from entrenar_core.models.widths import check_widths
@@ -12,6 +13,7 @@ from entrenar_core.models.widths import check_widths
 OF_THE_TEACHER = "transformer"
 """The `student.architecture` that means the teacher's family, as does none."""
 LAYERS = "student.init_from.teacher_layers"
+_SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 
 
 def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
@@ -45,6 +47,22 @@ def chosen_layers(
     return ends[layers_from]
 
 
+def known_sizes(config: StudentConfig) -> ReferenceSizes | None:
+    """The known model that `student.architecture` names. A name that is a family's too, such as `distilbert`, means
+    the family where sizes are given.
+    """
+    known = reference_sizes().get(config.architecture or "")
+    return None if known is not None and known.name in families() and config.hidden_size is not None else known
+
+
+def with_known_sizes(config: StudentConfig) -> StudentConfig:
+    """A student of a known model's name as one of its family and sizes; any other as it is."""
+    known = known_sizes(config)
+    if known is None:
+        return config
+    return config.model_copy(update={"architecture": known.family} | {size: getattr(known, size) for size in _SIZES})
+
+
 def family_of_student(config: StudentConfig, teacher: Architecture) -> Family | None:
     """The family of a student that is built: the one named, else the teacher's; None where the table has no such."""
     name = teacher.family if config.architecture in (None, OF_THE_TEACHER) else config.architecture
@@ -58,6 +76,7 @@ def check_student(config: StudentConfig, teacher: Architecture, *, task: str | N
     """
     if config.model_id is not None:
         return []
+    config = with_known_sizes(config)
     family = family_of_student(config, teacher)
     if family is None:
         return [_unknown_family(config, teacher)]
@@ -76,7 +95,7 @@ def _unknown_family(config: StudentConfig, teacher: Architecture) -> Problem:
         what = f"the teacher is a {teacher.model_type}, " if teacher.model_type else "the teacher's kind is not known, "
         hint = "give the student's `model_id`" if config.init_from else f"name one of {known}"
         return Problem(f"{what}a family whose inside is not known here", hint, where)
-    close = difflib.get_close_matches(config.architecture.lower(), families(), n=1)
+    close = difflib.get_close_matches(config.architecture.lower(), [*families(), *reference_sizes()], n=1)
     hint = f"did you mean `{close[0]}`?" if close else f"the families are {known}"
     return Problem(f"`{config.architecture}` is not a model family", hint, "student.architecture")
 

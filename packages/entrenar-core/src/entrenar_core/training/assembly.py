@@ -18,6 +18,7 @@ from entrenar_core.data.streams import shuffled
 from entrenar_core.errors import UsageError
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.student import build_student
+from entrenar_core.models.student_rules import known_sizes
 from entrenar_core.models.widths import WIDTHS, is_measured
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
 from entrenar_core.training.preparation import Preparation
@@ -33,6 +34,8 @@ def student_name(config: DistillationConfig) -> str:
         return student.model_id
     if student.init_from is not None:
         return _part_of_the_teacher(student.init_from)
+    if known_sizes(student) is not None:
+        return str(student.architecture)
     return f"{student.architecture or 'transformer'} of {student.num_layers} layers of {student.hidden_size}"
 
 
