@@ -27,6 +27,29 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"student": {"init_from": {"teacher_layers": 2}, **SIZES}},
         "`student.hidden_size` and `student.init_from` are two ways",
     ),
+    ({"student": {"init_from": {}}}, "`student.init_from` does not say what becomes smaller"),
+    (
+        {"student": {"init_from": {"layers_from": "last", "hidden_size": 8}}},
+        "`student.init_from.layers_from` chooses a number",
+    ),
+    (
+        {"student": {"init_from": {"layers_from": "last", "teacher_layers": [0]}}},
+        "`student.init_from.layers_from` chooses a number of",
+    ),
+    ({"student": {"init_from": {"teacher_layers": 2, "width": "truncate"}}}, "`student.init_from.width` says how"),
+    (
+        {"student": {"init_from": {"teacher_layers": 2, "importance": "magnitude"}}},
+        "`student.init_from.importance` says how",
+    ),
+    ({"student": {"init_from": {"num_heads": 2, "embeddings": "svd"}}}, "`student.init_from.embeddings` says how"),
+    (
+        {"student": {"init_from": {"num_heads": 2, "width": "truncate", "importance": "magnitude"}}},
+        "`student.init_from.importance` changes nothing with `width: truncate`",
+    ),
+    (
+        {"student": {"init_from": {"num_heads": 4, "num_kv_heads": 3}}},
+        "`student.init_from.num_heads` 4 is not a multiple of `student.init_from.num_kv_heads` 3",
+    ),
     ({"student": {"hidden_size": 64, "num_heads": 4}}, "a student given by sizes needs `student.num_layers` too"),
     ({"student": {"architecture": "llama"}}, "a student given by sizes needs `student.hidden_size` too"),
     ({"student": {**SIZES, "num_heads": 5}}, "`student.hidden_size` 64 is not a multiple of `student.num_heads` 5"),
@@ -116,6 +139,8 @@ def test_a_broken_rule_is_the_one_mistake(changed: dict[str, Any], message: str)
         {"student": {**SIZES, "num_kv_heads": 2, "intermediate_size": 100, "architecture": "llama"}},
         {"student": {"init_from": {"teacher_layers": 6}, "dropout": 0.0}},
         {"student": {"init_from": {"teacher_layers": [0, 5]}}},
+        {"student": {"init_from": {"hidden_size": 8, "embeddings": "svd", "width": "truncate"}}},
+        {"student": {"init_from": {"teacher_layers": 2, "layers_from": "first", "intermediate_size": 8}}},
         {"student": {"model_id": "s", "revision": "main", "num_heads": None}},
         {"dataset": {"path": "p"}},
         {"dataset": {"name": "d", "path": "p", "source": "local"}},

@@ -220,7 +220,7 @@ def test_numbers_of_the_stream_that_are_never_written_are_those_that_go(name: st
 
 @pytest.mark.parametrize("name", WIDE_HEADS)
 @pytest.mark.parametrize("importance", ["magnitude", "activation"])
-def test_a_stream_that_needs_few_directions_is_turned_into_them_without_loss(
+def test_a_stream_of_few_directions_is_turned_into_them_without_loss(
     name: str, importance: str, tmp_path: Path
 ) -> None:
     teacher = teacher_of(name, tie_word_embeddings=False)

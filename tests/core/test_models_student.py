@@ -120,6 +120,16 @@ def test_all_layers_of_the_teacher_are_the_teacher(make: Any, name: str) -> None
     assert torch.equal(student(input_ids=IDS).logits, load_model(artifact, CAUSAL)(input_ids=IDS).logits)
 
 
+@pytest.mark.parametrize(("where", "chosen"), [("uniform", [0, 4]), ("first", [0, 1]), ("last", [3, 4])])
+def test_a_number_of_layers_may_be_the_first_or_the_last(make: Any, where: str, chosen: list[int]) -> None:
+    artifact = make("llama", CAUSAL)
+    teacher = load_model(artifact, CAUSAL)
+    student = build({"init_from": {"teacher_layers": 2, "layers_from": where}}, artifact, teacher_model=teacher)
+    assert all(
+        same_bits(layer, teacher.model.layers[index]) for layer, index in zip(student.model.layers, chosen, strict=True)
+    )
+
+
 def test_layers_come_from_the_teacher_in_memory_when_there_is_one(make: Any) -> None:
     artifact = make("llama", CAUSAL)
     teacher = load_model(artifact, CAUSAL, dtype="bfloat16")
@@ -293,6 +303,8 @@ def test_the_dropout_setting_changes_the_student_and_none_keeps_its_own(make: An
 LLAMA = Architecture("llama", "llama", num_layers=4, hidden_size=32, num_heads=4)
 BERT = Architecture("bert", "bert", num_layers=4)
 UNKNOWN = Architecture(None, "newcomer", num_layers=4)
+WIDE = Architecture("llama", "llama", (), 4, 48, 8, 4, 40)
+GPT2 = Architecture("gpt2", "gpt2", (), 4, 48, 8, 8, 40)
 T5 = Architecture("t5", "t5", num_layers=4)
 
 
@@ -318,6 +330,19 @@ T5 = Architecture("t5", "t5", num_layers=4)
         (TINY | {"num_kv_heads": 3}, LLAMA, "student.num_kv_heads", "not a multiple"),
         (TINY | {"architecture": "gpt2", "num_kv_heads": 2}, LLAMA, "student.num_kv_heads", "its own keys"),
         ({"hidden_size": 32, "num_heads": 4}, LLAMA, "student.num_layers", "needs"),
+        ({"init_from": {"hidden_size": 64}}, WIDE, "student.init_from.hidden_size", "more than the teacher's 48"),
+        ({"init_from": {"hidden_size": 20}}, WIDE, "student.init_from.hidden_size", "not a multiple of the 8 heads"),
+        ({"init_from": {"num_heads": 3}}, WIDE, "student.init_from.num_heads", "cannot share 1"),
+        ({"init_from": {"num_kv_heads": 2}}, WIDE, "student.init_from.num_kv_heads", "at most 2 share one"),
+        ({"init_from": {"hidden_size": 20}}, GPT2, "student.init_from.hidden_size", "3 heads of 6 numbers"),
+        ({"init_from": {"num_heads": 4, "num_kv_heads": 2}}, GPT2, "student.init_from.num_kv_heads", "its own keys"),
+        (
+            {"init_from": {"hidden_size": 24, "embeddings": "svd"}},
+            GPT2,
+            "student.init_from.embeddings",
+            "norms of gpt2",
+        ),
+        ({"init_from": {"hidden_size": 24}}, LLAMA, "student.init_from.hidden_size", "how wide"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_loaded(
@@ -326,6 +351,14 @@ def test_a_mistake_is_found_before_anything_is_loaded(
     (problem,) = check_student(StudentConfig(**settings), teacher, task=CAUSAL)
     assert problem.where == where
     assert says in problem.message
+
+
+def test_a_family_without_flows_is_not_narrowed() -> None:
+    electra = Architecture("electra", "electra", (), 4, 48, 8, 8, 40)
+    (problem,) = check_student(StudentConfig(init_from={"hidden_size": 24}), electra)  # type: ignore[arg-type]
+    assert "electra" in problem.message
+    assert problem.where == "student.init_from.hidden_size"
+    assert check_student(StudentConfig(init_from={"teacher_layers": 2}), electra) == []  # type: ignore[arg-type]
 
 
 def test_a_misspelt_family_gets_a_suggestion() -> None:

@@ -14,6 +14,7 @@ from entrenar_core.config.losses import DivergenceName
 from entrenar_core.config.schema import ProbeFinetuning, TeacherConfig
 from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate
+from hub_server import HubServer
 from tiny_jobs import Models, classification, language, merged, write_config, write_rows
 
 Program = Callable[[Sequence[str] | None], int]
@@ -130,6 +131,63 @@ def test_the_losses_are_those_that_a_configuration_may_choose(
     assert cka["settings"] == {"weight": 1.0, "layers": "uniform", "pool": "mean", "group_size": 8}
 
 
+def test_a_design_can_be_pasted_and_run(
+    program: Program, check_output: Callable[..., Any], capsys: Capture, models: Models, tmp_path: Path
+) -> None:
+    report = check_output(
+        program,
+        ["design", "--teacher", str(models.llama), "--ratio", "1.5"],
+        values={"teacher": str(models.llama), "family": "llama", "keep": "balanced", "with_head": True},
+        shows=["Students, --keep balanced", "parameters are exact", "student: {init_from: {"],
+        quiet=["student: {init_from: {teacher_layers: 1, intermediate_size: 60}}"],
+    )
+    best = report["proposals"][0]
+    job = language(models, tmp_path)
+    assert best["ratio"] == report["teacher_parameters"] / best["parameters"]
+    job["student"] = best["student"]
+    plan = document(program, capsys, "run", write_config(tmp_path / "designed.yaml", job), "--dry-run")
+    assert plan["student_parameters"] == best["parameters"]
+
+
+def test_a_design_needs_only_the_config(
+    program: Program, capsys: Capture, hub: HubServer, models: Models, tmp_path: Path
+) -> None:
+    config = (models.llama / "config.json").read_bytes()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_bytes(config)
+    hub.add("org/large", {"model.safetensors": b"x", "config.json": config})
+    hub.add("org/bare", {"model.safetensors": b"x"})
+    for teacher in (tmp_path / "alone", "org/large"):
+        found = document(program, capsys, "design", "--teacher", teacher, "--params", "20k", "--keep", "depth")
+        assert found["wanted_parameters"] == 20_000
+        assert {one["num_layers"] for one in found["proposals"]} == {2}
+    assert hub.fetched() == {"config.json"}
+    for teacher, says in (("org/bare", "no config.json"), (tmp_path / "none", "does not exist")):
+        assert program(["design", "--teacher", str(teacher), "--ratio", "2"]) == 1
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ([], "needs one of --ratio and --params"),
+        (["--ratio", "2", "--params", "1k"], "needs one of --ratio and --params"),
+        (["--params", "many"], "`many` is not a count"),
+        (["--params", "2B"], "not fewer than the teacher's"),
+        (["--ratio", "0"], "--ratio"),
+        (["--params", "10"], "of them embeddings"),
+        (["--ratio", "2", "--keep", "all"], "--keep"),
+    ],
+)
+def test_a_design_that_cannot_be_is_refused(
+    program: Program, capsys: Capture, models: Models, size: list[str], says: str
+) -> None:
+    assert program(["design", "--teacher", str(models.llama), *size]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+
+
 def test_the_plan_is_what_the_run_does(program: Program, capsys: Capture, config: Path) -> None:
     plan = document(program, capsys, "run", config, "--dry-run")
     report = document(program, capsys, "run", config)
@@ -197,6 +255,20 @@ def test_a_fitted_teacher_of_a_flag_is_fitted_too(tmp_path: Path) -> None:
     assert (teacher.model_id, teacher.revision, teacher.dtype) == ("b", None, "bfloat16")
 
 
+def test_a_student_narrowed_by_what_the_teacher_does_on_the_rows_is_trained(
+    program: Program, capsys: Capture, models: Models, tmp_path: Path
+) -> None:
+    init = {"teacher_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24}
+    job = language(models, tmp_path)
+    job["student"] = {"init_from": init}
+    report = document(program, capsys, "run", write_config(tmp_path / "narrow.yaml", job), "--max-steps", "2")
+    assert report["student"]["parameters"] < report["teacher"]["parameters"] / 2
+    wanted = "1 layers of the teacher with hidden_size 16, num_heads 2, intermediate_size 24"
+    assert wanted in json.dumps(report)
+    saved = json.loads((Path(report["output_dir"]) / "config.json").read_text())
+    assert (saved["hidden_size"], saved["head_dim"], saved["intermediate_size"]) == (16, 8, 24)
+
+
 def test_flags_alone_can_be_validated(program: Program, capsys: Capture, models: Models, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl")
     flags = ["--teacher", models.llama, "--student", models.small_llama, "--output", tmp_path / "out"]
@@ -248,7 +320,9 @@ def test_validate_says_that_a_complete_run_is_in_the_way(program: Program, capsy
     assert "--resume or --force" in checks[-1]["detail"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["validate", "{config}"], ["losses"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["run", "--help"], ["design", "--help"], ["validate", "{config}"], ["losses"]]
+)
 def test_light_commands_import_nothing_heavy(config: Path, argv: list[str]) -> None:
     code = (
         "import sys; from entrenar_distill.cli import main; status = main(sys.argv[1:]); "

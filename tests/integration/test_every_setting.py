@@ -15,6 +15,7 @@ LOSSES, ENTRIES = "integration/test_settings_of_losses.py", "core/test_training_
 ASSEMBLY = "core/test_training_losses.py"
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
+NARROW = "core/test_models_narrowing.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
 
 SHOWN_BY = {
@@ -38,6 +39,14 @@ SHOWN_BY = {
     "student.allow_pickle": f"{MODELS}::test_format_and_files_choose_the_weights",
     "student.trust_remote_code": f"{STUDENT}::test_a_referenced_student_runs_its_code_only_when_trusted",
     "student.init_from.teacher_layers": f"{STUDENT}::test_copied_layers_have_the_bits_of_the_teachers",
+    "student.init_from.layers_from": f"{STUDENT}::test_a_number_of_layers_may_be_the_first_or_the_last",
+    "student.init_from.hidden_size": f"{NARROW}::test_a_narrower_student_of_any_family_is_built_saved_and_loaded",
+    "student.init_from.num_heads": f"{NARROW}::test_a_narrower_student_of_any_family_is_built_saved_and_loaded",
+    "student.init_from.num_kv_heads": f"{NARROW}::test_a_narrower_student_of_any_family_is_built_saved_and_loaded",
+    "student.init_from.intermediate_size": f"{NARROW}::test_a_narrower_student_of_any_family_is_built_saved_and_loaded",
+    "student.init_from.width": f"{NARROW}::test_truncated_parts_of_fused_matrices_are_the_parts_of_the_teacher",
+    "student.init_from.importance": f"{NARROW}::test_the_neurons_that_stay_are_those_that_add_most_on_the_sample",
+    "student.init_from.embeddings": f"{NARROW}::test_a_stream_of_few_directions_is_turned_into_them_without_loss",
     "student.architecture": f"{STUDENT}::test_sizes_build_any_family",
     "student.hidden_size": f"{RESULT}::test_a_student_of_given_sizes_has_them",
     "student.num_layers": f"{RESULT}::test_a_student_of_given_sizes_has_them",

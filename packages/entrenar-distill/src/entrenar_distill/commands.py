@@ -127,7 +127,9 @@ def losses() -> LossTable:
 @app.command(epilog=DESIGN_EXAMPLES)
 def design(
     teacher: Annotated[str, typer.Option(help="The teacher: org/name, a folder, a .gguf file, pkg://package/path.")],
-    ratio: Annotated[float | None, typer.Option(help="How many times fewer parameters than the teacher.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="How many times fewer parameters than the teacher.", min=1)
+    ] = None,
     params: Annotated[
         str | None, typer.Option(metavar="COUNT", help="How many parameters: 1.1B, 135M or a number.")
     ] = None,

@@ -161,7 +161,7 @@ def design(report: Design) -> list[Block]:
         f"parameters are exact, {counted}; `ratio` is the teacher's over the student's",
     )
     yaml = "\n".join(_student_section(one, number) for number, one in enumerate(report.proposals, 1))
-    return [Table(f"Students, --keep {report.keep}", columns, rows, notes), f"For a configuration:\n\n{yaml}"]
+    return [Table(f"Students, --keep {report.keep}", columns, rows, notes), f"# for a configuration\n{yaml}"]
 
 
 def _student_section(one: ProposedStudent, number: int) -> str:

@@ -55,7 +55,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """Proposals, the nearest to the goal first. `counts_head`: a language model's head is counted; encoders lack one."""
+    """Proposals, the nearest to the goal first. `counts_head`: the head over tokens is counted, which encoders lack."""
 
     family: str
     teacher_parameters: int
@@ -230,11 +230,11 @@ class _Space:
             "num_kv_heads": kv_heads if kv_heads is not None and kv_heads != max(1, heads // group) else None,
             "intermediate_size": wide if wide != self.intermediate else None,
         }
-        return InitFrom(**given)  # type: ignore[arg-type]
+        return InitFrom(**given)
 
-    def _natural_count(self, heads: int) -> float:
+    def _natural_count(self, heads: int) -> int:
         line = self._line(heads)
-        return line.outside + self.layers_for(heads) * line.layer(self.natural(heads))
+        return round(line.outside + self.layers_for(heads) * line.layer(self.natural(heads)))
 
     def _line(self, heads: int) -> "_Line":
         if heads not in self._lines:
