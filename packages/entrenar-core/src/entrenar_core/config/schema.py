@@ -112,7 +112,7 @@ class InitFrom(Section):
     embeddings: Literal["slice", "svd"] = Field(
         "slice",
         description="How the embeddings, and with them the residual stream, become narrower: as `width` says, or "
-        "turned into their principal directions.",
+        "turned into their principal directions, which unties the head.",
     )
 
 

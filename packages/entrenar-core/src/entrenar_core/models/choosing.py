@@ -132,7 +132,8 @@ class Choice:
     def _mean_squares(self, module: Module) -> Tensor | None:
         if self.moments is None:
             return None
-        return self.moments.last_n if module.in_head else self.moments.reads[module.name]
+        # heads read what comes last, and so does a pooler, of one position
+        return self.moments.reads.get(module.name, self.moments.last_n)
 
 
 def chosen_heads(scores_n: Tensor, before: Widths, after: Widths) -> tuple[Selection, Selection]:

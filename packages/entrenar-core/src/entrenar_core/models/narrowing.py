@@ -7,8 +7,7 @@ which matrix has which width on which side; a model with a tensor that is not in
 With `embeddings: svd` the stream is not cut at coordinates but turned into its first principal directions U, in the
 manner of SliceGPT (Ashkboos et al. 2024): what writes x writes Uᵀ x, and a norm without bias commutes with that once
 its gain has gone into what reads it, but for its length: with the share f of the stream's energy that U keeps, the
-norm's gain is √(f H / h). A head that is tied to the embeddings cannot take a gain in, so there the norm keeps
-Σ_j U_ji² g_j, the nearest gain for each direction, and the function is not kept to the last bit by any width.
+norm's gain is √(f H / h). A head that is tied to the embeddings could not take a gain in, so the student's is untied.
 
 Shapes: H numbers of the stream in the teacher, h in the student.
 """
@@ -68,8 +67,8 @@ def narrow(
     choice = Choice(settings, modules, before, after, None)
     choice = replace(choice, moments=_measured(teacher, family.flows, choice, sample))
     stream = choice.of_stream()
-    tied = bool(teacher.config.tie_word_embeddings)
-    ready = _turned(choice, stream["hidden"], family.flows, tied=tied) if choice.turns else modules
+    tied = bool(teacher.config.tie_word_embeddings) and not choice.turns
+    ready = _turned(choice, stream["hidden"], family.flows) if choice.turns else modules
     if family.scaled_embeddings:
         ready = _rescaled(ready, math.sqrt(before.hidden_size / after.hidden_size), tied=tied)
     cuts: dict[int | None, Mapping[Axis, Cut]] = {None: stream}
@@ -135,7 +134,7 @@ def _side(weights: Tensor, dim: int, side: Side, cuts: Mapping[Axis, Cut], sizes
     return torch.cat(pieces, dim)
 
 
-def _turned(choice: Choice, cut: Cut, flows: Flows, *, tied: bool) -> tuple[Module, ...]:
+def _turned(choice: Choice, cut: Cut, flows: Flows) -> tuple[Module, ...]:
     """Gains moved from the norms into what reads them, and the norms in the new directions."""
     assert isinstance(cut, Projection)
     moment_HH = choice.second_moment().double()
@@ -146,8 +145,6 @@ def _turned(choice: Choice, cut: Cut, flows: Flows, *, tied: bool) -> tuple[Modu
     def turned(module: Module) -> Module:
         if module.row in flows.feeds:
             new_h = torch.full((choice.after.hidden_size,), gain)
-            if tied and "lm_head" in flows.feeds[module.row]:
-                new_h = gain * (cut.up_nm.square().T @ module.weight.double()).float()
             return replace(module, tensors={"weight": new_h})
         norm = flows.norm_before(module.row)
         if norm is None:

@@ -146,7 +146,10 @@ def copied_settings(
     after = student_widths(init, family, before) if before else None
     if before is None or after is None or before == after:
         return settings, None
-    return settings | _with_widths(teacher, family, before, after), (before, after)
+    settings |= _with_widths(teacher, family, before, after)
+    if init.embeddings == "svd" and after.hidden_size < before.hidden_size:
+        settings["tie_word_embeddings"] = False  # the head takes in the gain of the norm before it
+    return settings, (before, after)
 
 
 def _padded(settings: dict[str, Any], pad_token_id: int | None) -> dict[str, Any]:
