@@ -21,7 +21,7 @@ from entrenar_core.config.schema import InitFrom
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.quiet import explaining
-from entrenar_core.models.student import copied_settings
+from entrenar_core.models.student_settings import copied_settings
 from entrenar_core.models.widths import check_widths
 from entrenar_core.units import count
 
