@@ -15,8 +15,8 @@ from entrenar_core.losses import LOSSES
 from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.wants import EMBEDDINGS, Wants
-from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
+from entrenar_core.training.losses import sizes_of
 from tiny_models import tiny_bert, tiny_llama
 
 LAYERED = [name for name, row in LOSSES.items() if row.family not in ("labels", "logits")]

@@ -21,10 +21,10 @@ from entrenar_core.models.loading import seeded
 from entrenar_core.models.output_layer import OutputLayer, output_layer_of
 from entrenar_core.models.rows import Counting
 from entrenar_core.teachers.precomputed import LiveTeacher
-from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep

@@ -7,11 +7,10 @@ type is the schema's to report and is passed over here.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from entrenar_core.config.broken import Broken
-from entrenar_core.config.loss_rules import loss_rules
-
 from entrenar_core.architectures import families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
+from entrenar_core.config.broken import Broken
+from entrenar_core.config.loss_rules import loss_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from entrenar_core.architectures import Architecture
+from entrenar_core.architectures import Architecture, families
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.losses import HiddenLoss, LayerLoss, Layers, PatientLoss
@@ -11,7 +11,8 @@ from entrenar_core.config.schema import StudentConfig
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
 from entrenar_core.losses.layer_mapping import layer_pairs
-from entrenar_core.models.student_rules import chosen_layers
+from entrenar_core.models.student_rules import chosen_layers, with_known_sizes
+from entrenar_core.models.widths import student_widths, widths_of
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -29,12 +30,26 @@ def chosen_pairs(layers: Layers, student_layers: int, teacher_layers: int) -> Pa
 
 
 def planned_student(config: StudentConfig, teacher: Architecture) -> Architecture:
-    """The sizes of a student that is built, as far as the configuration tells them."""
-    if config.init_from is not None:
-        total = teacher.num_layers
-        layers = None if total is None else len(chosen_layers(config.init_from.teacher_layers, total))
+    """The sizes of a student that is built, as far as the configuration tells them and makes sense."""
+    init = config.init_from
+    if init is None:
+        known = with_known_sizes(config)
+        sizes = {name: getattr(known, name) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")}
+        return replace(teacher, **sizes)
+    layers, total = None, teacher.num_layers
+    if total is not None and not (isinstance(init.teacher_layers, int) and init.teacher_layers > total):
+        layers = len(chosen_layers(init.teacher_layers, total, init.layers_from))
+    family, before = families().get(teacher.family or ""), widths_of(teacher)
+    if family is None or before is None:
         return replace(teacher, num_layers=layers)
-    return replace(teacher, num_layers=config.num_layers, hidden_size=config.hidden_size, num_heads=config.num_heads)
+    after = student_widths(init, family, before)
+    return replace(
+        teacher,
+        num_layers=layers,
+        hidden_size=after.hidden_size,
+        num_heads=after.num_heads,
+        num_kv_heads=after.num_kv_heads,
+    )
 
 
 def check_layers(section: DistillationSection, teacher: Architecture, student: Architecture) -> list[Problem]:
