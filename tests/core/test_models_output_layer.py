@@ -12,6 +12,7 @@ from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import hidden_states, instead_of_logits, output_layer_of
 from entrenar_core.models.rows import Counting, HeadRows, read_rows
+from entrenar_core.models.token_map import MappedTeacher, TokenMap
 from family_models import WANTED, family_model
 
 DECODERS = [
@@ -71,6 +72,18 @@ def test_scale_cap_and_bias_are_found(model_type: str, settings: dict[str, Any])
         assert output.head.bias_V is not None
     rows = read_rows(model, batch(), Counting(shifted=True), output).of(slice(None))
     torch.testing.assert_close(rows, read_rows(model, batch(), Counting(shifted=True)).of(slice(None)))
+
+
+@torch.no_grad()
+def test_the_head_of_a_teacher_is_put_in_the_order_of_the_student() -> None:
+    model, token_map = made("llama"), TokenMap(torch.randperm(100, generator=torch.Generator().manual_seed(1)))
+    reader, counting = MappedTeacher(model, token_map, over_tokens=True), Counting(shifted=True, vocabulary=100)
+    output = output_layer_of(model, token_map.to_teacher(IDS), MASK)
+    assert output is not None
+    rows = read_rows(reader, batch(), counting, output.in_order_of(token_map))
+    assert isinstance(rows, HeadRows)
+    expected = read_rows(reader, batch(), counting)
+    torch.testing.assert_close(rows.of(slice(None)), expected.of(slice(None)), rtol=1e-4, atol=1e-4)
 
 
 class Doubled(nn.Module):

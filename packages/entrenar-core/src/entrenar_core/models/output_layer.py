@@ -6,6 +6,7 @@ ways; whether that is all, a comparison with the model's own logits says, before
 Shapes: B rows, T positions, H width, V tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,22 +17,32 @@ from transformers import PreTrainedModel
 
 from entrenar_core.losses.head import Head, logits_of_rows
 from entrenar_core.models.calling import logits_of
+from entrenar_core.models.token_map import TokenMap
 
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class OutputLayer:
-    """The layer from hidden states to logits, and what follows it."""
+    """The layer from hidden states to logits, and what follows it. `reordered` is its weights in another order of
+    tokens, of a model that does not train.
+    """
 
     module: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
+    reordered: Head | None = None
 
     @property
     def head(self) -> Head:
         """Its present weights."""
-        return Head(self.module.weight, self.module.bias, self.scale, self.softcap)
+        return self.reordered or Head(self.module.weight, self.module.bias, self.scale, self.softcap)
+
+    def in_order_of(self, token_map: TokenMap) -> "OutputLayer":
+        """The layer with its tokens in the student's order."""
+        bias_V = None if self.module.bias is None else token_map.head_rows(self.module.bias.detach())
+        head = Head(token_map.head_rows(self.module.weight.detach()), bias_V, self.scale, self.softcap)
+        return dataclasses.replace(self, reordered=head)
 
 
 def output_layer_of(model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> OutputLayer | None:

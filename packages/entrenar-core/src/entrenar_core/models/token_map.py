@@ -70,4 +70,5 @@ class MappedTeacher(nn.Module):
         """Ids and mask (B, T) of the student to logits (B, T, V) in its order, or (B, C)."""
         token_map = TokenMap(self.teacher_ids_V)
         logits = logits_of(self.model, token_map.to_teacher(input_ids), attention_mask)
-        return Answer(token_map.logits_to_student(logits) if self.over_tokens else logits)
+        made = logits.shape[-1] > 0  # else they are made from hidden states, by whoever called
+        return Answer(token_map.logits_to_student(logits) if self.over_tokens and made else logits)

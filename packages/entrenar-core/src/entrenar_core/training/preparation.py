@@ -110,11 +110,17 @@ class Preparation:
         from transformers import PreTrainedModel
 
         from entrenar_core.models.output_layer import output_layer_of
+        from entrenar_core.models.token_map import MappedTeacher
 
-        if self.vocabulary is None or not isinstance(model, PreTrainedModel):
+        inner = model.model if isinstance(model, MappedTeacher) else model
+        if self.vocabulary is None or not isinstance(inner, PreTrainedModel):
             return None
-        batch = self.collator([self.eval_tokens[0]]).to(model.device)
-        return output_layer_of(model, batch.input_ids_BT[:, :_TRIED], batch.attention_mask_BT[:, :_TRIED])
+        batch = self.collator([self.eval_tokens[0]]).to(inner.device)
+        ids_BT, mask_BT = batch.input_ids_BT[:, :_TRIED], batch.attention_mask_BT[:, :_TRIED]
+        if inner is model or self.token_map is None:
+            return output_layer_of(inner, ids_BT, mask_BT)
+        found = output_layer_of(inner, self.token_map.to_teacher(ids_BT), mask_BT)
+        return None if found is None else found.in_order_of(self.token_map)
 
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
