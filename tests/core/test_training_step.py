@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Collator
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.rows import Counting, read_rows
+from entrenar_core.teachers.precomputed import Said
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.step import DistillationStep
 
@@ -47,7 +48,7 @@ def test_padding_of_either_head_changes_neither_loss_nor_gradient(student_width:
     for model, source in ((student, teacher), (plain, plain_teacher)):
         with torch.no_grad():
             said = read_rows(source, rows, counting)
-        loss = DistillationStep(model, objective)(rows, said, objective.at(0, 1, objective.counts([rows]))).loss
+        loss = DistillationStep(model, objective)(rows, Said(said), objective.at(0, 1, objective.counts([rows]))).loss
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

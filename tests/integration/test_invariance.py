@@ -267,5 +267,5 @@ def test_means_of_micro_batches_would_not_pass(models: dict[str, tuple[Path, Pat
     step = DistillationStep(student, objective)
     for batch in next(batches.steps(0)):
         (step(batch, None, objective.at(0, 1, objective.counts([batch]))).loss / 4).backward()
-    means = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    means = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
     assert difference(means, whole) > 1e-2
