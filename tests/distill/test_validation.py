@@ -216,6 +216,24 @@ def test_problems_come_in_the_order_of_the_file(models: Models, tmp_path: Path) 
     ]
 
 
+def test_losses_between_layers_are_checked_against_both_models_at_their_places(models: Models, tmp_path: Path) -> None:
+    losses = [{"name": "forward_kl"}, {"name": "hidden_mse", "layers": [[0, 7]]}]
+    job = classification(models, tmp_path, distillation={"losses": losses})
+    (problem,) = problems(job, file=tmp_path / "c.yaml")
+    text = (tmp_path / "c.yaml").read_text().splitlines()
+    assert problem.where is not None
+    assert text[int(problem.where.split(":")[1]) - 1].strip() == "layers:"
+    assert "`distillation.losses[1].layers`" in problem.message
+    assert problem.message in refusal(job).message, "a run says the same"
+    other = classification(models, tmp_path, student={"model_id": str(models.other_classifier)})
+    other["distillation"] = {"attention": {}}
+    (problem,) = problems(other, file=tmp_path / "c.yaml")
+    assert "the vocabularies of teacher" in problem.message
+    assert (problem.hint or "").endswith(
+        "or remove `distillation.attention`, so that the teacher reads the texts by itself"
+    )
+
+
 def test_a_folder_of_other_files_is_no_place_for_the_result(models: Models, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
