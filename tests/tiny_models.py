@@ -133,15 +133,17 @@ def tiny_bert(
     folder: Path,
     *,
     num_labels: int | None = None,
+    head: Literal["SequenceClassification", "TokenClassification", "MaskedLM"] | None = None,
     seed: int = 0,
     tokenizer_texts: Iterable[str] = CORPUS,
     **sizes: Any,
 ) -> Path:
     """A BERT of 30,000 weights: 2 layers, hidden 32, 4 heads, a WordPiece vocabulary.
 
-    With `num_labels` a `BertForSequenceClassification`; without, a bare `BertModel`, as sentence encoders are stored.
+    With `num_labels` a `BertForSequenceClassification`, unless `head` says otherwise; without either, a bare
+    `BertModel`, as sentence encoders are stored.
     """
-    from transformers import BertConfig, BertForSequenceClassification, BertModel
+    import transformers
 
     tokenizer = tiny_tokenizer(
         folder, kind="wordpiece", texts=tokenizer_texts, vocab_size=sizes.get("vocab_size", WORDPIECE_ENTRIES)
@@ -155,8 +157,9 @@ def tiny_bert(
     }
     if num_labels is not None:
         defaults["num_labels"] = num_labels
-    model_class = BertModel if num_labels is None else BertForSequenceClassification
-    return _write(folder, model_class, BertConfig, tokenizer, defaults | sizes, seed)
+    head = head or (None if num_labels is None else "SequenceClassification")
+    model_class = transformers.BertModel if head is None else getattr(transformers, f"BertFor{head}")
+    return _write(folder, model_class, transformers.BertConfig, tokenizer, defaults | sizes, seed)
 
 
 def tiny_gguf(path: Path, *, layers: int = 2, hidden_size: int = 32, tokens: Iterable[str] = ("<s>", "a", "b")) -> Path:

@@ -48,3 +48,16 @@ def test_every_entry_is_called_by_its_name_and_has_its_columns() -> None:
         assert data.name == name
         assert data.description
         assert tuple(next(data.rows())) == data.columns
+
+
+def test_names_are_words_with_tags_that_begin_before_they_go_on() -> None:
+    rows = list(BUILTIN_DATASETS["stdlib-names"].rows())
+    assert len({tuple(row["tokens"]) for row in rows}) == len(rows) > 1500
+    kinds = Counter(tag for row in rows for tag in row["tags"])
+    assert set(kinds) == {"O", *(f"{begin}-{kind}" for begin in "BI" for kind in ("PARAMETER", "CLASS", "FUNCTION"))}
+    assert min(kinds.values()) >= 20
+    for row in rows:
+        assert len(row["tokens"]) == len(row["tags"]) >= 6
+        assert set(row["tags"]) != {"O"}
+        before = ["O", *row["tags"]]
+        assert all(last[2:] == tag[2:] for last, tag in zip(before, row["tags"], strict=False) if tag[0] == "I")

@@ -5,7 +5,7 @@ from scipy.stats import binomtest
 
 from entrenar_core.config import parse_config
 from entrenar_core.reports import Scores
-from entrenar_core.training.verdict import interval, majority_accuracy, perplexity_ratio, warnings
+from entrenar_core.training.verdict import interval, majority_accuracy, perplexity_ratio, quality, retention, warnings
 
 NOT_WORTH_IT = "the teacher is no better than the student trained without it: distilling from it is not worth while"
 CONFIG = {"teacher": {"model_id": "a/b"}, "student": {"model_id": "c/d"}, "dataset": {"path": "x.jsonl"}}
@@ -77,3 +77,36 @@ def test_language_models_are_compared_by_cross_entropy_and_have_no_commonest_cla
 def test_the_commonest_class_is_that_of_the_training_rows() -> None:
     assert majority_accuracy([0, 0, 1, 2], [1, 1, 0, -1, -1, -1]) == 0.25
     assert majority_accuracy([0, 1], [-1]) == 0.0
+
+
+def tagger(accuracy: float, entity_f1: float | None, examples: int = 500) -> Scores:
+    return Scores(examples, 9 * examples, 1.0, accuracy, entity_f1=entity_f1)
+
+
+def test_taggers_are_compared_by_entities_where_there_are_some() -> None:
+    assert quality(tagger(0.9, 0.4), language=False) == 0.4
+    assert quality(tagger(0.9, None), language=False) == 0.9
+    assert quality(scores(0.9), language=True) == -scores(0.9).cross_entropy
+    assert retention(tagger(0.9, 0.4), tagger(0.95, 0.8), "token-classification") == 0.5
+    assert retention(tagger(0.5, None), tagger(1.0, None), "token-classification") == 0.5
+    assert retention(scores(0.3), scores(0.6), "masked-lm") == 0.5
+    assert retention(scores(0.3), scores(0.6), "causal-lm") is None
+    assert retention(tagger(0.9, 0.4), tagger(0.9, 0.0), "token-classification") is None
+    config = parse_config(CONFIG)
+    told = list(warnings(config, tagger(0.99, 0.5), tagger(0.1, 0.6), tagger(0.5, 0.7), 0.2))
+    assert told[0] == "the distilled student is no better than the one trained without a teacher"
+
+
+def test_few_rows_of_words_have_no_interval_since_their_words_hang_together() -> None:
+    config = parse_config(CONFIG)
+    (told,) = warnings(config, tagger(0.9, 0.5, 40), None, tagger(0.95, 0.6, 40), 0.2)
+    assert told == "40 evaluation rows are few: on others the scores may be some points away"
+
+
+def test_masked_language_models_are_compared_by_cross_entropy() -> None:
+    config = parse_config({**CONFIG, "task": "masked-lm"})
+    student, rival, teacher = (Scores(9, 90, loss, 0.5) for loss in (2.0, 2.1, 1.9))
+    assert list(warnings(config, student, rival, teacher, None)) == [
+        "one seed: differences of a few points can be chance"
+    ]
+    assert next(iter(warnings(config, student, rival, Scores(9, 90, 2.2, 0.5), None))) == NOT_WORTH_IT

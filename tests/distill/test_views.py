@@ -162,3 +162,35 @@ def test_a_validation_marks_what_could_not_be_looked_at() -> None:
 def test_quiet_prints_the_folder_and_nothing_else(tmp_path: Path) -> None:
     assert list(VIEWS[RunReport].quiet(report(tmp_path))) == [str(tmp_path)]
     assert list(VIEWS[ValidationReport].quiet(ValidationReport("x", ()))) == []
+
+
+def test_masked_tokens_are_shown_by_cross_entropy_and_without_perplexity(tmp_path: Path) -> None:
+    scores = Scores(examples=9, targets=90, cross_entropy=2.0, accuracy=0.3, kl=0.1234, agreement=0.5)
+    shown = report(
+        tmp_path,
+        task="masked-lm",
+        student_scores=scores,
+        teacher_scores=Scores(9, 90, 1.5, 0.4),
+        majority_accuracy=None,
+    )
+    rows, facts, table = tables(shown)
+    assert list(table.columns) == ["", "cross-entropy", "accuracy", "KL to teacher"]
+    assert rows["student, distilled"] == ("2.000", "30.0 %", "0.123")
+    assert rows["teacher"] == ("1.500", "40.0 %", "–")
+    assert "majority class" not in rows
+    assert "Perplexity" not in facts
+
+
+def test_tagged_words_are_shown_by_entities_where_there_are_some(tmp_path: Path) -> None:
+    scores = Scores(200, 900, 1.0, 0.9, agreement=0.75, entity_f1=0.55)
+    teacher = Scores(200, 900, 0.5, 0.95, entity_f1=0.8)
+    rows, facts, table = tables(
+        report(tmp_path, task="token-classification", student_scores=scores, teacher_scores=teacher)
+    )
+    assert list(table.columns) == ["", "accuracy", "entity F1", "agrees with teacher"]
+    assert rows["student, distilled"] == ("90.0 %", "55.0 %", "75.0 %")
+    assert rows["majority class"] == ("15.0 %", "–", "–")
+    assert facts["Retention"] == "62.5 % of the teacher's entity F1"
+    rows, facts, table = tables(report(tmp_path, task="token-classification"))
+    assert list(table.columns) == ["", "accuracy", "agrees with teacher"]
+    assert facts["Retention"] == "62.5 % of the teacher's accuracy"

@@ -33,6 +33,14 @@ ELSEWHERE = {
 SHORT = {
     "quickstart.yaml": ["dataset.max_rows=200", "dataset.labelled_rows=60", "training.max_steps=2"],
     "causal-lm.yaml": ["dataset.max_length=16", "dataset.eval_rows=2", "training.max_steps=1", "dataset.max_rows=50"],
+    "masked-lm.yaml": ["dataset.max_rows=60", "training.max_steps=2", "training.baseline=false"],
+    "token-classification.yaml": [
+        "dataset.max_rows=60",
+        "dataset.labelled_rows=10",
+        "training.max_steps=2",
+        "training.baseline=false",
+        "teacher.finetune.epochs=1",
+    ],
     "tickets.yaml": ["training.max_steps=2"],
 }
 TWO_STEPS = """

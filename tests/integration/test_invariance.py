@@ -15,6 +15,7 @@ from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import IGNORED, Collator
+from entrenar_core.data.masking import Masking
 from entrenar_core.losses import DIVERGENCES, LOSSES, Core, layer_pairs, top_k, where_uncertain
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.loading import seeded
@@ -34,13 +35,20 @@ CUTS = [(1, 8), (2, 4), (8, 1)]
 Side = Literal["left", "right"]
 Row = dict[str, Any]
 Gradients = Mapping[str, Tensor]
+HEADS = {
+    "causal-lm": "CausalLM",
+    "masked-lm": "MaskedLM",
+    "sequence-classification": "SequenceClassification",
+    "token-classification": "TokenClassification",
+}
+LANGUAGE = ("causal-lm", "masked-lm")
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def loaded(task: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
-    return kind.from_pretrained(folder, dtype=dtype)
+    return getattr(transformers, f"AutoModelFor{HEADS[task]}").from_pretrained(folder, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +61,47 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
         ),
         "sequence-classification": (
             tiny_bert(folder / "bert-teacher", num_labels=3, seed=1, initializer_range=0.2),
-            tiny_bert(folder / "bert", num_labels=3, seed=2, initializer_range=0.1, hidden_dropout_prob=0.0,
-                      attention_probs_dropout_prob=0.0),
+            tiny_bert(folder / "bert", num_labels=3, seed=2, initializer_range=0.1, **NO_DROPOUT),
+        ),
+        "masked-lm": (
+            tiny_bert(folder / "masked-teacher", head="MaskedLM", seed=1, initializer_range=0.2),
+            tiny_bert(folder / "masked", head="MaskedLM", seed=2, initializer_range=0.1, **NO_DROPOUT),
+        ),
+        "token-classification": (
+            tiny_bert(folder / "tagger-teacher", head="TokenClassification", num_labels=3, seed=1,
+                      initializer_range=0.2),
+            tiny_bert(folder / "tagger", head="TokenClassification", num_labels=3, seed=2, initializer_range=0.1,
+                      **NO_DROPOUT),
         ),
     }  # fmt: skip
 
 
 def ragged_rows(task: str, num_rows: int = 8) -> list[Row]:
-    """Rows of 1 to 19 tokens. Of a classifier every third has no label; of a language model some are a prompt."""
+    """Rows of 1 to 19 tokens. Of a classifier every third has no label; of a language model some are a prompt.
+
+    A word is two tokens; where words are tagged, every third has no tag.
+    """
     random = torch.Generator().manual_seed(0)
     rows: list[Row] = []
     for index, length in enumerate([5, 1, 19, 3, 8, 2, 13, 7][:num_rows]):
         ids = torch.randint(5, 100, (length,), generator=random).tolist()
         prompt = index % 4
         tokens = [IGNORED] * min(prompt, length) + ids[prompt:]
-        labels = tokens if task == "causal-lm" else IGNORED if index % 3 == 0 else index % 3
-        rows.append({"input_ids": ids, "labels": labels, "row": index, "length": length})
+        row: Row = {"input_ids": ids, "row": index, "length": length}
+        if task == "masked-lm":
+            row["words"] = [at // 2 for at in range(length)]
+        elif task == "token-classification":
+            row["targets"] = [at % 2 == 0 for at in range(length)]
+            row["labels"] = [IGNORED if at % 2 or (index + at // 2) % 3 == 0 else at % 3 for at in range(length)]
+        else:
+            row["labels"] = tokens if task == "causal-lm" else IGNORED if index % 3 == 0 else index % 3
+        rows.append(row)
     return rows
+
+
+def collator(side: Side = "right") -> Collator:
+    """As many words as not are masked, so that rows differ in how many count."""
+    return Collator(0, side, Masking(4, tuple(range(5, 100)), 0.5, 3))
 
 
 def output_of(model: Any) -> OutputLayer:
@@ -120,7 +152,7 @@ def gradients(
     teacher, student = loaded(task, folders[0], dtype).eval(), loaded(task, folders[1], dtype)
 
     counting = Counting(shifted=task == "causal-lm")
-    outputs = [output_of(model) if tiled and task == "causal-lm" else None for model in (teacher, student)]
+    outputs = [output_of(model) if tiled and task in LANGUAGE else None for model in (teacher, student)]
     said = LiveTeacher(teacher, accelerator, counting, outputs[0])
     settings = TrainingConfig(
         batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None, **training
@@ -131,7 +163,7 @@ def gradients(
     step = DistillationStep(student, objective, outputs[1])
     loop = Loop(
         step,
-        StoredBatches(Dataset.from_list(ragged_rows(task)), Collator(0, side), settings),
+        StoredBatches(Dataset.from_list(ragged_rows(task)), collator(side), settings),
         said.listening(objective.wants(1)),
         accelerator,
         LoopSettings(settings, out, checkpoint_every=9, keep=1, evaluate=_unused, score=_unused),
@@ -162,7 +194,13 @@ def difference(actual: Gradients, expected: Gradients) -> float:
 
 
 # A model with absolute positions, as BERT is, reads a row that is padded on the left as another one.
-CASES = [("causal-lm", "right"), ("causal-lm", "left"), ("sequence-classification", "right")]
+CASES = [
+    ("causal-lm", "right"),
+    ("causal-lm", "left"),
+    ("masked-lm", "right"),
+    ("sequence-classification", "right"),
+    ("token-classification", "right"),
+]
 
 
 @pytest.mark.parametrize(("task", "side"), CASES)
@@ -256,12 +294,22 @@ def test_recomputed_activations_give_the_same_gradient(
     assert difference(recomputed, plain) <= 1e-6
 
 
-@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_logits_of_masked_tokens_in_tiles_give_the_gradient_of_those_at_once(
+    models: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    tiled, whole = (
+        gradients("masked-lm", models["masked-lm"], tmp_path / str(tiled), cut=(8, 1), tiled=tiled)
+        for tiled in (True, False)
+    )
+    assert difference(tiled, whole) <= 1e-6
+
+
+@pytest.mark.parametrize("task", [*HEADS])
 def test_means_of_micro_batches_would_not_pass(models: dict[str, tuple[Path, Path]], tmp_path: Path, task: str) -> None:
     whole = gradients(task, models[task], tmp_path, cut=(8, 1), teacher_weight=0.0)
     student = loaded(task, models[task][1]).train()
     batches = StoredBatches(
-        Dataset.from_list(ragged_rows(task)), Collator(0), TrainingConfig(batch_size=2, gradient_accumulation=4)
+        Dataset.from_list(ragged_rows(task)), collator(), TrainingConfig(batch_size=2, gradient_accumulation=4)
     )
     objective = Objective(Counting(shifted=task == "causal-lm"), terms(0.0))
     step = DistillationStep(student, objective)

@@ -9,7 +9,8 @@ class Scores:
     """A model on the evaluation rows. What does not apply is None.
 
     `cross_entropy` in nats per label or token; `kl` is KL(teacher ‖ model) at temperature 1, in nats;
-    `agreement` is the share of rows or tokens on which model and teacher prefer the same class or token.
+    `agreement` is the share of rows or tokens on which model and teacher prefer the same class or token. `entity_f1` is
+    the micro-averaged F1 of entities, where words have tags such as `B-PER`.
     """
 
     examples: int
@@ -19,6 +20,7 @@ class Scores:
     perplexity: float | None = None
     kl: float | None = None
     agreement: float | None = None
+    entity_f1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not.
+    """What a distillation did and how well. `retention` is student ÷ teacher in entity F1 where there is one, else in
+    accuracy, above chance or not.
 
     `perplexity_ratio` is student ÷ teacher, for language models, where less is better.
     """

@@ -44,9 +44,11 @@ class Display(Callback):
 
     def on_evaluate(self, step: int, scores: Scores) -> None:
         """Tells an evaluation."""
-        shown = (
-            f"perplexity {perplexity(scores.perplexity)}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
-        )
+        shown = f"accuracy {scores.accuracy:.1%}"
+        if scores.perplexity:
+            shown = f"perplexity {perplexity(scores.perplexity)}"
+        elif scores.entity_f1 is not None:
+            shown = f"entity F1 {scores.entity_f1:.1%}"
         note(f"step {step}: {shown}")
 
     def on_checkpoint(self, step: int, path: str) -> None:

@@ -11,14 +11,25 @@ from pathlib import Path
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.loading import in_order
-from entrenar_core.config.schema import DatasetConfig, ModelSource, TrainingConfig
+from entrenar_core.config.rules import NO_PROBE
+from entrenar_core.config.schema import DatasetConfig, ModelSource, ProbeFinetuning, TrainingConfig
 from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, EntrenarError, FetchError, OutputError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
-from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, UNTOLD, infer_task
+from entrenar_core.models.heads import (
+    CLASSIFICATION,
+    LANGUAGE,
+    MASKED_LM,
+    NO_MASKED_HEAD,
+    TAGGING,
+    UNTOLD,
+    headless,
+    infer_task,
+    predicts_masked,
+)
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.student_rules import check_student
@@ -28,7 +39,6 @@ from entrenar_distill.vocabularies import compare
 
 Models = Mapping[str, ModelArtifact]
 """The models that could be looked at, as `teacher` and `student`."""
-PROBE = "`teacher.finetune: {method: probe}`"
 
 
 def validate(
@@ -124,8 +134,9 @@ def _described(source: ModelSource, model_id: str, hub: bool) -> ModelArtifact |
 def _task(config: DistillationConfig, models: Models, problems: list[Problem]) -> str | None:
     """The task as `run` finds it. None where it cannot be told, which is a problem once all models are known."""
     teacher = models.get("teacher")
-    found = config.task or (infer_task(teacher, models.get("student")) if teacher else None)
-    if found is not None or config.teacher.finetune is not None:
+    fitted = config.teacher.finetune is not None
+    found = config.task or (infer_task(teacher, models.get("student"), fitted=fitted) if teacher else None)
+    if found is not None or fitted:
         return found or CLASSIFICATION
     if teacher is not None and len(models) == len(list(_named(config))):
         problems.append(Problem(*UNTOLD))
@@ -135,16 +146,16 @@ def _task(config: DistillationConfig, models: Models, problems: list[Problem]) -
 def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifact | None) -> Iterator[Problem]:
     """Whether the teacher knows the task, or can be fitted to it."""
     finetune = config.teacher.finetune
-    if task == CAUSAL_LM and finetune is not None:
-        yield Problem(
-            "`teacher.finetune` fits a classifier, and the task is causal-lm", "remove it", "teacher.finetune"
-        )
-    if task != CLASSIFICATION:
+    if task in LANGUAGE and finetune is not None:
+        yield Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it", "teacher.finetune")
+    if task == MASKED_LM and teacher is not None and not predicts_masked(teacher):
+        yield Problem(f"{teacher.reference} {NO_MASKED_HEAD[0]}", NO_MASKED_HEAD[1], "teacher.model_id")
+    if task is None or task in LANGUAGE:
         return
-    headless = teacher is not None and infer_task(teacher, None) != CLASSIFICATION
-    if headless and teacher is not None and finetune is None:
-        message = f"{teacher.reference} has no trained classification head, so it knows nothing of these labels"
-        yield Problem(message, f"fit it first: {PROBE}", "teacher.model_id")
+    if task == TAGGING and isinstance(finetune, ProbeFinetuning):
+        yield Problem(*NO_PROBE, "teacher.finetune.method")
+    if teacher is not None and finetune is None and infer_task(teacher, None) != task:
+        yield Problem(*headless(teacher, task), "teacher.model_id")
     if finetune is not None and config.dataset.streaming:
         message = "`teacher.finetune` needs all labelled rows at hand"
         yield Problem(message, "remove `dataset.streaming`", "teacher.finetune")

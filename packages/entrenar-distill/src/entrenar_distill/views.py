@@ -6,7 +6,7 @@ from typing import Any
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
 from entrenar_common.tables import Table, exact, key_values
-from entrenar_core.reports import ModelFacts, Plan, RunReport, Scores
+from entrenar_core.reports import ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
 from entrenar_distill.reports import Design, Loss, LossTable, ProposedStudent, ValidationReport
@@ -24,31 +24,66 @@ def run_report(report: RunReport) -> list[Block]:
 
 
 def _scores(report: RunReport) -> Table:
-    causal = report.task == "causal-lm"
-    columns = ("", "perplexity", "KL to teacher") if causal else ("", "accuracy", "agrees with teacher")
-    rows: list[tuple[str, str, str]] = [
-        ("teacher", *_cells(report.teacher_scores, causal)),
-        ("student, distilled", *_cells(report.student_scores, causal)),
+    columns = _columns(report)
+    models = [
+        ("teacher", report.teacher_scores),
+        ("student, distilled", report.student_scores),
+        ("student, without a teacher", report.baseline_scores),
+        ("student, before training", report.student_before),
     ]
-    if report.baseline_scores is not None:
-        rows.append(("student, without a teacher", *_cells(report.baseline_scores, causal)))
-    rows.append(("student, before training", *_cells(report.student_before, causal)))
+    rows = [
+        (name, *(_cell(column, getattr(scores, column)) for column in columns))
+        for name, scores in models
+        if scores is not None
+    ]
     if report.majority_accuracy is not None:
-        rows.append(("majority class", percent(report.majority_accuracy), "–"))
+        told = {"accuracy": report.majority_accuracy}
+        rows.append(("majority class", *(_cell(column, told.get(column)) for column in columns)))
     notes = [f"on {_rows(report.eval_rows, 'held-out')} of {report.dataset}, seed {report.seed}"]
-    return Table("Scores", columns, tuple(rows), tuple(notes))
+    return Table("Scores", ("", *(_TITLES[column] for column in columns)), tuple(rows), tuple(notes))
 
 
-def _cells(scores: Scores, causal: bool) -> tuple[str, str]:
-    if causal:
-        shown = "–" if scores.perplexity is None else perplexity(scores.perplexity)
-        return shown, "–" if scores.kl is None else f"{scores.kl:.3f}"
-    return percent(scores.accuracy), "–" if scores.agreement is None else percent(scores.agreement)
+_TITLES = {
+    "perplexity": "perplexity",
+    "cross_entropy": "cross-entropy",
+    "accuracy": "accuracy",
+    "entity_f1": "entity F1",
+    "kl": "KL to teacher",
+    "agreement": "agrees with teacher",
+}
+
+
+def _columns(report: RunReport) -> tuple[str, ...]:
+    """The scores that a task is judged by, as `Scores` calls them."""
+    match report.task:
+        case "causal-lm":
+            return ("perplexity", "kl")
+        case "masked-lm":
+            return ("cross_entropy", "accuracy", "kl")
+        case _:
+            return ("accuracy", "entity_f1", "agreement") if _has_entities(report) else ("accuracy", "agreement")
+
+
+def _has_entities(report: RunReport) -> bool:
+    return report.teacher_scores.entity_f1 is not None
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    match column:
+        case "perplexity":
+            return perplexity(value)
+        case "kl" | "cross_entropy":
+            return f"{value:.3f}"
+        case _:
+            return percent(value)
 
 
 def _facts(report: RunReport) -> Table:
+    kept = "entity F1" if _has_entities(report) else "accuracy"
     retention = (
-        {} if report.retention is None else {"Retention": f"{percent(report.retention)} of the teacher's accuracy"}
+        {} if report.retention is None else {"Retention": f"{percent(report.retention)} of the teacher's {kept}"}
     )
     ratio = (
         {}

@@ -14,6 +14,11 @@ from entrenar_core.config.loss_rules import loss_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
+NO_PROBE = (
+    "`teacher.finetune.method: probe` reads one vector of a whole text, and words are tagged",
+    "train a head with `method: head`, or all of the teacher with `method: full`",
+)
+"""What is wrong with a probe for tags, and what to do."""
 WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 SOURCE = ("revision", "format", "files", "allow_pickle", "trust_remote_code")
 
@@ -35,12 +40,18 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
         )
     if _section(values, "output").get("dir") == "":
         yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
-    if "finetune" in _section(values, "teacher") and values.get("task") == "causal-lm":
+    yield from _finetune(_section(values, "teacher").get("finetune"), values.get("task"))
+
+
+def _finetune(finetune: object, task: object) -> Iterator[Broken]:
+    if finetune is not None and task in ("causal-lm", "masked-lm"):
         yield Broken(
             ("teacher", "finetune"),
-            "`teacher.finetune` fits a classifier, and `task` is causal-lm",
+            f"`teacher.finetune` fits a classifier, and `task` is {task}",
             "remove one of the two",
         )
+    if isinstance(finetune, Mapping) and finetune.get("method") == "probe" and task == "token-classification":
+        yield Broken(("teacher", "finetune", "method"), *NO_PROBE)
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from entrenar_core.config.types import (
     Texts,
 )
 
-Task = Literal["causal-lm", "sequence-classification"]
+Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification"]
 WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Tracker = Literal[
@@ -168,10 +168,16 @@ class DatasetConfig(Section):
     )
     streaming: Switch = Field(False, description="Read rows as they are needed instead of all at the start.")
     text_column: Text = Field("text", description="Column of the text.")
-    label_column: Text = Field("label", description="Column of the class; empty where a row has no label.")
+    label_column: Text = Field(
+        "label", description="Column of the class, or of a list of one tag a word; empty where a row has no label."
+    )
+    tokens_column: Text = Field("tokens", description="Column of the words that are tagged, a list of them.")
     prompt_column: Text | None = Field(None, description="Column of a prompt, which is read but not learnt.")
     completion_column: Text | None = Field(None, description="Column of what follows the prompt, which is learnt.")
     messages_column: Text | None = Field(None, description="Column of chats: lists of `{role, content}`.")
+    mask_probability: Fraction = Field(
+        0.15, description="Share of the words of a row that a masked language model has to tell."
+    )
     max_length: Count = Field(512, description="Tokens of a row; what is longer is cut.")
     num_proc: Count = Field(1, description="Processes that tokenise.")
 

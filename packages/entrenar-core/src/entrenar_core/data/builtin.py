@@ -15,9 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from entrenar_core.data.names import tagged_functions
+
 FEWEST_ROWS = 50  # of a class
 SHORTEST_SUMMARY = 30  # characters; `Return self.` says nothing about its module
 SHORTEST_TEXT = 200  # characters of a text worth modelling
+FEWEST_WORDS = 6  # of a text whose words are tagged
 _LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
@@ -34,13 +37,16 @@ class BuiltinDataset:
 @cache
 def _docstrings() -> tuple[tuple[str, str], ...]:
     """Every docstring of the standard library, with the top-level module or package that holds it."""
+    return tuple((name, text) for name, tree in _modules() for node in ast.walk(tree) if (text := _documentation(node)))
+
+
+def _modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every file of the standard library, parsed, with the top-level module or package that it is of."""
     root = Path(sysconfig.get_path("stdlib"))
-    found: list[tuple[str, str]] = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if _LEFT_OUT.isdisjoint(parts) and (tree := _parsed(path)) is not None:
-            found += ((parts[0].removesuffix(".py"), text) for node in ast.walk(tree) if (text := _documentation(node)))
-    return tuple(found)
+            yield parts[0].removesuffix(".py"), tree
 
 
 def _parsed(path: Path) -> ast.Module | None:
@@ -79,6 +85,16 @@ def _texts() -> Iterator[dict[str, Any]]:
     return ({"text": text} for text in texts if len(text) >= SHORTEST_TEXT)
 
 
+def _names() -> Iterator[dict[str, Any]]:
+    """First paragraphs that name something, each once, without those that show a session with Python."""
+    seen: set[tuple[str, ...]] = set()
+    for _, tree in _modules():
+        for words, tags in tagged_functions(tree):
+            if len(words) >= FEWEST_WORDS and set(tags) != {"O"} and ">" not in words and tuple(words) not in seen:
+                seen.add(tuple(words))
+                yield {"tokens": words, "tags": tags}
+
+
 BUILTIN_DATASETS: Mapping[str, BuiltinDataset] = MappingProxyType(
     {
         data.name: data
@@ -94,6 +110,13 @@ BUILTIN_DATASETS: Mapping[str, BuiltinDataset] = MappingProxyType(
                 "Whole docstrings of Python's standard library, as text to model.",
                 ("text",),
                 _texts,
+            ),
+            BuiltinDataset(
+                "stdlib-names",
+                "Words of docstrings of functions of Python's standard library; tell which spell a parameter, a class "
+                "or a function (tags of IOB2).",
+                ("tokens", "tags"),
+                _names,
             ),
         )
     }

@@ -4,6 +4,7 @@ Shapes: B rows, T positions. Padding is known by its place, not by its token: a 
 """
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from entrenar_core.data.labels import IGNORED
+from entrenar_core.data.masking import Masking
 
 _TENSORS = ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B", "weights")
 
@@ -68,13 +70,25 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Makes a batch of rows with `input_ids`, `labels` and `row`, as `tokenize_rows` gives them."""
+    """Makes a batch of rows as `tokenize_rows` gives them. Rows with `words` are masked: in every `epoch` otherwise,
+    and for evaluation, without one, always in the same way.
+    """
 
     pad_token_id: int
     padding_side: Literal["left", "right"] = "right"
+    masking: Masking | None = None
+    epoch: int | None = None
+
+    def of_epoch(self, epoch: int) -> Self:
+        """The same for a pass over the training rows."""
+        return dataclasses.replace(self, epoch=epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Rows whose `labels` is a list are of a language model, others of a classifier."""
+        """Rows whose `labels` is a list are of a language model, others of a classifier; rows that are masked have none
+        yet, and those whose words are tagged have `targets`.
+        """
+        if "words" in rows[0]:
+            rows = [self._masked(row) for row in rows]
         input_ids_BT = self._padded([row["input_ids"] for row in rows], self.pad_token_id)
         attention_mask_BT = self._padded([[1] * len(row["input_ids"]) for row in rows], 0)
         rows_B = torch.tensor([row["row"] for row in rows])
@@ -83,10 +97,19 @@ class Collator:
             targets_B = torch.ones(len(rows), dtype=torch.bool)
             return Batch(input_ids_BT, attention_mask_BT, labels_B, targets_B, rows_B)
         labels_BT = self._padded([row["labels"] for row in rows], IGNORED)
+        if "targets" in rows[0]:
+            targets_BT = self._padded([row["targets"] for row in rows], 0).bool()
+            return Batch(input_ids_BT, attention_mask_BT, labels_BT, targets_BT, rows_B)
         predicted_BT = torch.zeros_like(labels_BT, dtype=torch.bool)  # a token that follows a token of its own row
         predicted_BT[:, 1:] = attention_mask_BT[:, :-1].bool()
         labels_BT = labels_BT.masked_fill(~predicted_BT, IGNORED)
         return Batch(input_ids_BT, attention_mask_BT, labels_BT, labels_BT != IGNORED, rows_B)
+
+    def _masked(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.masking is not None, "rows to be masked, and nothing says how"
+        ids, labels = self.masking.apply(row["input_ids"], row["words"], row=row["row"], epoch=self.epoch)
+        targets = [label != IGNORED for label in labels]
+        return {"input_ids": ids, "labels": labels, "targets": targets, "row": row["row"]}
 
     def _padded(self, values: Sequence[list[int]], filler: int) -> Tensor:
         length = max(map(len, values))

@@ -88,8 +88,12 @@ def builtin_of(config: DatasetConfig) -> BuiltinDataset:
 def wanted_columns(config: DatasetConfig, task: str) -> dict[str, str]:
     """What the task reads: the setting, such as `text_column`, and the column that it names."""
     settings = ["text_column"]
-    if task == "sequence-classification":
+    if task == "token-classification":
+        settings = ["tokens_column", "label_column"]
+    elif task == "sequence-classification":
         settings.append("label_column")
+    elif task == "masked-lm":
+        pass
     elif config.messages_column is not None:
         settings = ["messages_column"]
     elif config.prompt_column is not None:
@@ -126,8 +130,10 @@ def _listed(columns: Collection[str]) -> str:
 
 
 def missing_text(column: str, row: int) -> DataError:
-    """The error for a row without a text."""
-    return DataError(f"row {row} has nothing in column `{column}`", "remove such rows, or fill them with an empty text")
+    """The error for a row without a text, or without words."""
+    return DataError(
+        f"row {row} has nothing in column `{column}`", "remove such rows, or fill them with an empty text or list"
+    )
 
 
 def check_features(features: Mapping[str, Any], config: DatasetConfig, task: str) -> None:
@@ -145,17 +151,43 @@ def check_features(features: Mapping[str, Any], config: DatasetConfig, task: str
                 f"column `{name}` holds {kind}, not text",
                 f"give the column of the text as `dataset.{setting}`; {_listed(features)}",
             )
+    if task == "token-classification":
+        _check_lists(features, config)
+
+
+def _check_lists(features: Mapping[str, Any], config: DatasetConfig) -> None:
+    for setting, name, what in (
+        ("tokens_column", config.tokens_column, "words"),
+        ("label_column", config.label_column, "tags"),
+    ):
+        inner = getattr(features[name], "feature", None)
+        held = getattr(inner, "dtype", None)
+        if inner is None or (what == "words" and held not in ("string", "large_string", "null")):
+            kind = getattr(features[name], "dtype", type(features[name]).__name__)
+            raise DataError(
+                f"column `{name}` holds {f'lists of {held}' if held else kind}, not lists of {what}",
+                f"give the column of the {what} as `dataset.{setting}`; {_listed(features)}",
+            )
+
+
+_COLUMNS = ("text_column", "label_column", "tokens_column", "prompt_column", "completion_column", "messages_column")
 
 
 def _unread(config: DatasetConfig, task: str, wanted: dict[str, str]) -> Iterator[Problem]:
-    for setting in ("text_column", "label_column", "prompt_column", "completion_column", "messages_column"):
+    for setting in _COLUMNS:
         given = setting in config.model_fields_set and getattr(config, setting) is not None
         if given and setting not in wanted:
             name = f"dataset.{setting}"
             yield Problem(f"`{name}` is not read: {task} reads {' and '.join(wanted)}", "remove it", name)
     if config.labelled_rows is not None and "label_column" not in wanted:
         name = "dataset.labelled_rows"
-        yield Problem(f"`{name}` is about classes, and causal-lm has none", "remove it", name)
+        yield Problem(f"`{name}` is about classes, and {task} has none", "remove it", name)
+    if "mask_probability" in config.model_fields_set and task != "masked-lm":
+        name = "dataset.mask_probability"
+        yield Problem(f"`{name}` is for masked-lm, and the task is {task}", "remove it", name)
+    if config.streaming and task == "token-classification":
+        name = "dataset.streaming"
+        yield Problem(f"`{name}` is not for token-classification, whose tags are all read first", "remove it", name)
 
 
 def _columns(file: Path, builder: str, suffix: str) -> tuple[str, ...] | None:

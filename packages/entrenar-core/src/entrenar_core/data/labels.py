@@ -103,8 +103,9 @@ def classes(values: Iterable[Value | None], declared: Sequence[str] | None, colu
 
 
 def declared_classes(features: Any, column: str | None) -> tuple[str, ...] | None:
-    """The names of the classes where the data set declares them."""
-    names = getattr(features[column], "names", None) if column is not None else None
+    """The names of the classes, or of the tags in a list, where the data set declares them."""
+    kind = None if column is None else features[column]
+    names = getattr(getattr(kind, "feature", kind), "names", None)
     return tuple(names) if names else None
 
 

@@ -1,6 +1,7 @@
 """Reads the rows of a data set, wherever it is, and says which are for training and which for evaluation.
 
 Whatever the source calls its columns, the rows have the same ones: `row`, then `text` and `label` for a classifier,
+for one of words `tokens` and `label`, a list,
 and for a language model `text`, or `prompt` and `completion`, or `messages`. `row` is the position in the source;
 evaluation rows of another split are numbered on from there. `streams` does the same for rows that are not all read.
 """
@@ -34,6 +35,7 @@ from entrenar_core.data.labels import (
     keep_labels,
 )
 from entrenar_core.data.library import load_files, reader_options, reading
+from entrenar_core.data.tags import Label, read_tags, standing, unlabelled
 from entrenar_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ _AT_ONCE = 1000  # rows
 class Rows:
     """Rows to train on and to be judged on; `train` is a stream if `dataset.streaming` is set.
 
-    `label` is an index of `label_names`, −1 where a row has no label; evaluation rows all have one. `fingerprint` is
+    `label` is an index of `label_names`, −1 where a row has no label, or a list of them, one for each word; evaluation
+    rows all have one. `fingerprint` is
     the SHA-256 of what is in all rows, or of a stream's source and the settings that choose from it.
     """
 
@@ -102,7 +105,7 @@ class _Split:
     """Rows in our columns, without labels; beside them the classes as the source spells them."""
 
     data: Any
-    values: list[Value | None] | None
+    values: list[Value | None] | list[list[Value | None]] | None
     declared: tuple[str, ...] | None
 
 
@@ -148,14 +151,22 @@ def _checked(data: Any, config: DatasetConfig, task: str, split: str, first_row:
     column = wanted.pop("label_column", None)
     declared, values = declared_classes(data.features, column), None
     with reading(name_of(config)):
-        if column is not None:
-            values = [clean(value, column, declared) for value in data[column]]
         for name in wanted.values():
             if (missing := _first_missing(data, name)) is not None:
                 raise missing_text(name, missing)
+        if column is not None:
+            values = _values(data, wanted.get("tokens_column"), column, declared)
         data = data.select_columns(list(dict.fromkeys(wanted.values())))
         data = data.rename_columns({name: setting.removesuffix("_column") for setting, name in wanted.items()})
         return _Split(data.add_column("row", list(range(first_row, first_row + len(data)))), values, declared)
+
+
+def _values(data: Any, words: str | None, column: str, declared: Sequence[str] | None) -> Any:
+    """What the label column holds, as the source spells it; with a column of `words`, a tag for each of them."""
+    if words is None:
+        return [clean(value, column, declared) for value in data[column]]
+    rows = enumerate(zip(data[words], data[column], strict=True))
+    return [read_tags(row, texts, tags, (words, column), declared) for row, (texts, tags) in rows]
 
 
 def _first_missing(data: Any, column: str) -> int | None:
@@ -168,9 +179,10 @@ def _first_missing(data: Any, column: str) -> int | None:
 def _held_out(split: _Split, config: DatasetConfig, seed: int, head: Sequence[str] | None) -> Rows:
     names = _names(split, config, head)
     labels = _indices(split, names, config, head)
-    total = len(split.data) if labels is None else sum(label != UNLABELLED for label in labels)
+    marks = None if labels is None else standing(labels)
+    total = len(split.data) if marks is None else sum(mark != UNLABELLED for mark in marks)
     count = max(1, round(total * (config.eval_fraction or DEFAULT_FRACTION)))
-    held = hold_out(labels, len(split.data), min(count, config.eval_rows or count), seed)
+    held = hold_out(marks, len(split.data), min(count, config.eval_rows or count), seed)
     if not held or len(held) == len(split.data):
         raise DataError(
             f"{name_of(config)} has too few rows to hold some out: {len(split.data)}"
@@ -186,14 +198,15 @@ def _held_out(split: _Split, config: DatasetConfig, seed: int, head: Sequence[st
 def _beside(split: _Split, other: _Split, config: DatasetConfig, seed: int, head: Sequence[str] | None) -> Rows:
     names = _names(split, config, head)
     labels, judged = _indices(split, names, config, head), _indices(other, names, config, head)
-    held = list(range(len(other.data))) if judged is None else [i for i, label in enumerate(judged) if label >= 0]
+    marks = None if judged is None else standing(judged)
+    held = list(range(len(other.data))) if marks is None else [i for i, mark in enumerate(marks) if mark >= 0]
     if not held:
         raise DataError(
             f"no row of {config.eval_split} has a label in column `{config.label_column}`",
             "take another `eval_split`, or leave it out to hold rows out of `split`",
         )
     if config.eval_rows is not None and config.eval_rows < len(held):
-        drawn = hold_out(None if judged is None else [judged[i] for i in held], len(held), config.eval_rows, seed)
+        drawn = hold_out(None if marks is None else [marks[i] for i in held], len(held), config.eval_rows, seed)
         held = [held[position] for position in drawn]
     evaluation = _with_labels(other.data, judged, held)
     return _rows(split.data, labels, list(range(len(split.data))), evaluation, names, config, seed)
@@ -202,21 +215,28 @@ def _beside(split: _Split, other: _Split, config: DatasetConfig, seed: int, head
 def _names(split: _Split, config: DatasetConfig, head: Sequence[str] | None) -> tuple[str, ...] | None:
     if split.values is None:
         return None
-    return tuple(head) if head is not None else classes(split.values, split.declared, config.label_column)
+    if head is not None:
+        return tuple(head)
+    found = [value for row in split.values for value in (row if isinstance(row, list) else [row])]
+    return classes(found, split.declared, config.label_column)
 
 
 def _indices(
     split: _Split, names: Sequence[str] | None, config: DatasetConfig, head: Sequence[str] | None
-) -> list[int] | None:
+) -> list[Label] | None:
     if split.values is None or names is None:
         return None
     mapping = LabelMap(names, config.label_column, of_head=head is not None)
-    return [class_index(mapping, value, split.declared) for value in split.values]
+
+    def index(value: Value | None) -> int:
+        return class_index(mapping, value, split.declared)
+
+    return [[index(tag) for tag in value] if isinstance(value, list) else index(value) for value in split.values]
 
 
 def _rows(
     data: Any,
-    labels: list[int] | None,
+    labels: list[Label] | None,
     chosen: list[int],
     evaluation: Any,
     names: tuple[str, ...] | None,
@@ -224,17 +244,18 @@ def _rows(
     seed: int,
 ) -> Rows:
     if labels is not None and config.labelled_rows is not None:
-        kept = keep_labels([labels[row] for row in chosen], config.labelled_rows, seed, config.label_column)
-        for row, label in zip(chosen, kept, strict=True):
-            labels[row] = label
+        marks = standing(labels[row] for row in chosen)
+        kept = keep_labels(marks, config.labelled_rows, seed, config.label_column)
+        for row, mark in zip(chosen, kept, strict=True):
+            labels[row] = labels[row] if mark != UNLABELLED else unlabelled(labels[row])
     train = _with_labels(data, labels, chosen)
-    labelled = None if labels is None else sum(labels[row] != UNLABELLED for row in chosen)
+    labelled = None if labels is None else sum(mark >= 0 for mark in standing(labels[row] for row in chosen))
     with reading(name_of(config)):  # bytes that are no text are found here
         fingerprint = fingerprinted((train, evaluation), names)
     return Rows(train, evaluation, names, name_of(config), fingerprint, len(train), labelled)
 
 
-def _with_labels(data: Any, labels: Sequence[int] | None, chosen: Sequence[int]) -> Any:
+def _with_labels(data: Any, labels: Sequence[Label] | None, chosen: Sequence[int]) -> Any:
     with reading("the data set"):
         if labels is not None:
             data = data.add_column("label", list(labels))

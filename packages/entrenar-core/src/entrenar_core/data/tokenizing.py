@@ -1,7 +1,8 @@
-"""Rows to tokens: `input_ids`, `labels`, `length` and `row`.
+"""Rows to tokens: `input_ids`, `length`, `row`, and what is learnt.
 
 `labels` is the class of a row (−100 where it has none), or for a language model one token per position: the token at
-that very position where it is learnt, else −100.
+that very position where it is learnt, else −100. Where words are tagged, it is the tag of each word at its first token,
+and `targets` says which tokens these are. A row to be masked has `words` instead, the number of each token's word.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 from entrenar_core.config.schema import DatasetConfig
 from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.library import reading
+from entrenar_core.data.masking import NO_WORD, tells_words, word_numbers
 from entrenar_core.data.rendering import Rendered, render
+from entrenar_core.data.tags import first_tokens, joined
 from entrenar_core.errors import DataError
 
 _BATCH_ROWS = 256
@@ -20,8 +23,8 @@ _BATCH_ROWS = 256
 def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetConfig, max_length: int) -> Any:
     """The tokens of a data set or a stream, at most `max_length` and `config.max_length` in a row.
 
-    Rows of a language model that hold no token to learn are dropped; the new `num_rows` says how many are left. A
-    stream drops them too, on the way.
+    Rows that hold no token to learn are dropped, but for a classifier of texts; the new `num_rows` says how many are
+    left. A stream drops them too, on the way.
 
     Raises:
         DataError: no row has a token to learn, or a row cannot be rendered (see `render`).
@@ -29,18 +32,8 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
     import datasets
 
     limit = min(max_length, config.max_length)
-    tokenized = (
-        _Classifier(tokenizer, limit) if task == "sequence-classification" else _Causal(tokenizer, limit, config)
-    )
-    labels = datasets.Value("int64") if task == "sequence-classification" else datasets.List(datasets.Value("int64"))
-    features = datasets.Features(
-        {
-            "input_ids": datasets.List(datasets.Value("int32")),
-            "labels": labels,
-            "length": datasets.Value("int64"),
-            "row": datasets.Value("int64"),
-        }
-    )
+    tokenized = _tokenizing(task, tokenizer, limit, config)
+    features = _features(task)
     settings = {
         "batched": True,
         "batch_size": _BATCH_ROWS,
@@ -62,6 +55,37 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
     return result
 
 
+def _tokenizing(task: str, tokenizer: Any, limit: int, config: DatasetConfig) -> Any:
+    match task:
+        case "sequence-classification":
+            return _Classifier(tokenizer, limit)
+        case "token-classification":
+            return _Tagger(tokenizer, limit)
+        case "masked-lm":
+            return _Masked(tokenizer, limit, frozenset(tokenizer.all_special_ids), tells_words(tokenizer))
+        case _:
+            return _Causal(tokenizer, limit, config)
+
+
+def _features(task: str) -> Any:
+    import datasets
+
+    number, numbers = datasets.Value("int64"), datasets.List(datasets.Value("int64"))
+    own = {
+        "sequence-classification": {"labels": number},
+        "token-classification": {"labels": numbers, "targets": datasets.List(datasets.Value("bool"))},
+        "masked-lm": {"words": datasets.List(datasets.Value("int32"))},
+    }
+    return datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("int32")),
+            **own.get(task, {"labels": numbers}),
+            "length": number,
+            "row": number,
+        }
+    )
+
+
 def never_empty(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """The tokens of each text, cut; of one that has none, since some tokenizers add none, a pad token that is read."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
@@ -81,6 +105,47 @@ class _Classifier:
             "length": [len(ids) for ids in encoded],
             "row": list(rows["row"]),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Tagger:
+    """Words are joined by spaces, so that a tokenizer sees the text that it would see when the model is used."""
+
+    tokenizer: Any
+    limit: int
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "targets": [], "length": [], "row": []}
+        texts, spans = zip(*map(joined, rows["tokens"]), strict=True)
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.limit, return_offsets_mapping=True)
+        for index, tags in enumerate(rows["label"]):
+            ids, begun = encoded["input_ids"][index], first_tokens(encoded["offset_mapping"][index], spans[index])
+            labels = [IGNORED if word is None or tags[word] < 0 else tags[word] for word in begun]
+            targets = [word is not None for word in begun]
+            if any(targets):
+                for column, value in zip(made, (ids, labels, targets, len(ids), rows["row"][index]), strict=True):
+                    made[column].append(value)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """Only says which tokens are of one word: which are masked is another matter in every epoch."""
+
+    tokenizer: Any
+    limit: int
+    special_ids: frozenset[int]
+    whole_words: bool
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {"input_ids": [], "words": [], "length": [], "row": []}
+        encoded = self.tokenizer(list(rows["text"]), truncation=True, max_length=self.limit)
+        for index, ids in enumerate(encoded["input_ids"]):
+            words = word_numbers(ids, encoded.word_ids(index), self.special_ids, whole=self.whole_words)
+            if any(word != NO_WORD for word in words):
+                for column, value in zip(made, (ids, words, len(ids), rows["row"][index]), strict=True):
+                    made[column].append(value)
+        return made
 
 
 @dataclass(frozen=True, slots=True)

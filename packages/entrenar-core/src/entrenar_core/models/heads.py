@@ -8,13 +8,31 @@ from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 
 CAUSAL_LM, CLASSIFICATION = "causal-lm", "sequence-classification"
+MASKED_LM, TAGGING = "masked-lm", "token-classification"
+LANGUAGE = (CAUSAL_LM, MASKED_LM)
+"""Tasks whose logits are over tokens."""
+CLASSIFYING = (CLASSIFICATION, TAGGING)
+"""Tasks whose logits are over classes, with a head that may be new."""
+OF_TOKENS = (*LANGUAGE, TAGGING)
+"""Tasks in which the teacher reads the student's tokens, since what counts are tokens."""
 UNTOLD = (
     "the task cannot be told from the models: the teacher has neither a classification head nor one for tokens",
     f"to classify, fit the teacher to the labels with `teacher.finetune: {{method: probe}}`; for language models, set "
     f"`task: {CAUSAL_LM}`",
 )
 """What is wrong where `infer_task` finds nothing, and what to do."""
-_TASKS = {"ForCausalLM": CAUSAL_LM, "LMHeadModel": CAUSAL_LM, "ForSequenceClassification": CLASSIFICATION}
+NO_MASKED_HEAD = (
+    "has no trained head for masked tokens",
+    "name a model that was saved as …ForMaskedLM, as BERT and RoBERTa are",
+)
+"""What is wrong with a teacher that cannot tell masked tokens, and what to do."""
+_TASKS = {
+    "ForCausalLM": CAUSAL_LM,
+    "LMHeadModel": CAUSAL_LM,
+    "ForMaskedLM": MASKED_LM,
+    "ForSequenceClassification": CLASSIFICATION,
+    "ForTokenClassification": TAGGING,
+}
 
 # The first part of a weight's name, where it belongs to the head of some task and not to the body of the model.
 CLASSIFICATION_HEADS = ("classifier", "score", "classification_head", "pre_classifier", "logits_proj")
@@ -31,17 +49,37 @@ OTHER_HEADS = (
 )
 
 
-def infer_task(teacher: ModelArtifact, student: ModelArtifact | None) -> str | None:
-    """The task that the models were trained for: `causal-lm`, `sequence-classification`, or None when undecided.
+def infer_task(teacher: ModelArtifact, student: ModelArtifact | None, *, fitted: bool = False) -> str | None:
+    """The task that the models were trained for, or None when undecided.
 
     A teacher that classifies decides alone, since classifiers are also made of language models. A bare encoder says
-    nothing, and models that disagree decide nothing.
+    nothing, and models that disagree decide nothing. Classifiers begin as masked language models, so a student that is
+    one says nothing, and neither does a teacher that will be `fitted` to labels.
     """
     found = _task_of(teacher)
     other = _task_of(student) if student else None
-    if found == CLASSIFICATION or other in (None, found):
+    if fitted and found == MASKED_LM:
+        found = None
+    if other == MASKED_LM:
+        other = None
+    if found in CLASSIFYING or other in (None, found):
         return found
     return other if found is None else None
+
+
+def headless(artifact: ModelArtifact, task: str) -> tuple[str, str]:
+    """What is wrong with a teacher without a head for the classes of its task, and what to do."""
+    if task == TAGGING:
+        what, fit = "head that tags words, so it knows nothing of these tags", "method: full"
+    else:
+        what, fit = "classification head, so it knows nothing of these labels", "method: probe"
+    return f"{artifact.reference} has no trained {what}", f"fit it first: `teacher.finetune: {{{fit}}}`"
+
+
+def predicts_masked(artifact: ModelArtifact) -> bool:
+    """Whether the artifact may have a head for masked tokens; models that were saved from pre-training have it, too."""
+    classes = artifact.architecture.classes
+    return _task_of(artifact) == MASKED_LM or any(name.endswith("ForPreTraining") for name in classes)
 
 
 def _task_of(artifact: ModelArtifact) -> str | None:
@@ -56,14 +94,14 @@ def _is_encoder(metadata: Mapping[str, Any]) -> bool:
     return metadata.get(f"{metadata.get('general.architecture')}.attention.causal") is False
 
 
-def head_labels(artifact: ModelArtifact) -> tuple[str, ...] | None:
-    """The names of the classes that a trained classification head in the artifact tells apart, in the order of their
-    ids, or None where there is no such head: neither a config with names nor a head's weights are enough alone.
+def head_labels(artifact: ModelArtifact, task: str = CLASSIFICATION) -> tuple[str, ...] | None:
+    """The names of the classes that a trained head of a classifying task tells apart, in the order of their ids, or
+    None where there is no such head: neither a config with names nor a head's weights are enough alone.
 
     Raises:
         ModelError: the names cannot be read, or the weights cannot.
     """
-    if artifact.format is WeightFormat.GGUF or _task_of(artifact) != CLASSIFICATION:
+    if artifact.format is WeightFormat.GGUF or _task_of(artifact) != task:
         return None
     if not any(name.partition(".")[0] in CLASSIFICATION_HEADS for name in _weight_names(artifact)):
         return None

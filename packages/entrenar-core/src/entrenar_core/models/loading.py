@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,7 +29,10 @@ from entrenar_core.models.heads import (
     CAUSAL_LM,
     CLASSIFICATION,
     CLASSIFICATION_HEADS,
+    CLASSIFYING,
+    MASKED_LM,
     OTHER_HEADS,
+    TAGGING,
     head_labels,
     infer_task,
 )
@@ -45,7 +50,12 @@ __all__ = [
     "set_labels",
 ]
 
-_AUTO = {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification}
+_AUTO = {
+    CAUSAL_LM: AutoModelForCausalLM,
+    MASKED_LM: AutoModelForMaskedLM,
+    CLASSIFICATION: AutoModelForSequenceClassification,
+    TAGGING: AutoModelForTokenClassification,
+}
 _AGAIN = "fetch or export the model again"
 _SHOWN = 3
 
@@ -79,8 +89,8 @@ def load_model(
     if config.pad_token_id is None:
         config.pad_token_id = pad_token_id
     kind = model_class(config, task, trust_remote_code=trust_remote_code)
-    keeps_head = task != CLASSIFICATION or _keeps_head(artifact, label_names)
-    if task == CLASSIFICATION and not keeps_head:
+    keeps_head = task not in CLASSIFYING or _keeps_head(artifact, task, label_names)
+    if not keeps_head:
         weights = {name: tensor for name, tensor in weights.items() if _top(name) not in CLASSIFICATION_HEADS}
     if label_names is not None:
         set_labels(config, label_names)
@@ -182,8 +192,8 @@ def _read(
     return config, {name: tensor for name, tensor in source.state_dict().items() if name not in report["missing_keys"]}
 
 
-def _keeps_head(artifact: ModelArtifact, label_names: Sequence[str] | None) -> bool:
-    trained = head_labels(artifact)
+def _keeps_head(artifact: ModelArtifact, task: str, label_names: Sequence[str] | None) -> bool:
+    trained = head_labels(artifact, task)
     if trained is None or label_names is None:
         return trained is not None
     unnamed = tuple(f"LABEL_{id_}" for id_ in range(len(label_names)))

@@ -3,17 +3,17 @@
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.losses import LayerLoss
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.models.heads import CAUSAL_LM
+from entrenar_core.models.heads import OF_TOKENS
 
 
 def reads_tokens(config: DistillationConfig, task: str | None) -> bool:
-    """Language models do, and teachers of streamed rows or whose layers are compared: position by position."""
-    return task == CAUSAL_LM or config.dataset.streaming or bool(_between_layers(config))
+    """Where tokens are what counts they do, and of streamed rows or whose layers are compared: position by position."""
+    return task in OF_TOKENS or config.dataset.streaming or bool(_between_layers(config))
 
 
 def way_out(config: DistillationConfig, task: str | None) -> str:
-    """What would let a classifier's teacher read texts by itself; nothing would for a language model."""
-    if task == CAUSAL_LM:
+    """What would let a classifier's teacher read texts by itself; nothing would where tokens are what counts."""
+    if task in OF_TOKENS:
         return ""
     removed = ["`dataset.streaming`"] if config.dataset.streaming else []
     removed += [f"`{name}`" for name in _between_layers(config)]

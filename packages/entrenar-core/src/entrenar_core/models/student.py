@@ -12,7 +12,7 @@ from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import ConfigError
 from entrenar_core.models.dropout import set_dropout
-from entrenar_core.models.heads import CLASSIFICATION
+from entrenar_core.models.heads import CLASSIFYING
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import load_config, load_model, model_class, seeded, set_labels
 from entrenar_core.models.narrowing import Narrowed, narrow
@@ -127,7 +127,7 @@ def _padded(settings: dict[str, Any], pad_token_id: int | None) -> dict[str, Any
 def _fresh(settings: Mapping[str, Any], task: str, label_names: Sequence[str] | None, seed: int) -> PreTrainedModel:
     with explaining("student", settings["model_type"], "other sizes may do"), seeded(seed):
         config = AutoConfig.for_model(**settings)
-        if task == CLASSIFICATION and label_names is not None:
+        if task in CLASSIFYING and label_names is not None:
             set_labels(config, label_names)
         return model_class(config, task)._from_config(config, dtype=torch.float32)
 
@@ -157,8 +157,14 @@ def _copy(
         else:
             chosen[name] = own
     body.load_state_dict(chosen)
-    if _same_head(teacher, student):
+    if _same_head(teacher, student) and _fits(weights.head, student):
         student.load_state_dict(weights.head, strict=False)
+
+
+def _fits(head: Mapping[str, Tensor], student: PreTrainedModel) -> bool:
+    """A tagger's head reads hidden states where the table of flows has pooled ones: a narrower one begins anew."""
+    own = student.state_dict()
+    return all(own[name].shape == tensor.shape for name, tensor in head.items() if name in own)
 
 
 def _same_head(teacher: PreTrainedModel, student: PreTrainedModel) -> bool:

@@ -110,6 +110,12 @@ def _kind(config: StudentConfig, family: Family, task: str | None) -> Iterator[P
             "name a decoder such as `llama`, or set `task: sequence-classification`",
             where,
         )
+    elif family.kind == "decoder" and task == "masked-lm":
+        yield Problem(
+            f"{family.name} reads a text from the left alone, so it cannot learn masked-lm",
+            "name an encoder such as `bert`, or set `task: causal-lm`",
+            where,
+        )
 
 
 def _layers(init_from: InitFrom, teacher: Architecture) -> Iterator[Problem]:

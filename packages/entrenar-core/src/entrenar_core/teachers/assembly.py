@@ -85,7 +85,7 @@ def make_teacher(
 def _reader(prepared: "Preparation", model: nn.Module) -> nn.Module:
     """The model, reading the student's ids."""
     token_map = prepared.token_map
-    return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.causal)
+    return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.over_tokens)
 
 
 def _sound(scores: Scores, prepared: "Preparation") -> Scores:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 
 from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, TrainingConfig
 from entrenar_core.data.collating import Collator
+from entrenar_core.data.tags import standing
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ModelError
+from entrenar_core.models.heads import TAGGING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.rows import Counting
 from entrenar_core.reports import Scores
@@ -48,7 +50,9 @@ def finetuned_key(prepared: "Preparation", processes: int) -> str:
     finetune = prepared.config.teacher.finetune
     assert finetune is not None
     rows = prepared.rows.train
-    labelled = [(row["text"], row["label"]) for row in rows if row["label"] >= 0]  # their order decides bits
+    read = "tokens" if prepared.task == TAGGING else "text"
+    pairs = zip(rows[read], rows["label"], standing(rows["label"]), strict=True)
+    labelled = [(words, label) for words, label, mark in pairs if mark >= 0]  # their order decides bits
     made_of = {
         "version": VERSION,
         "teacher": prepared.teacher.fingerprint(),
@@ -208,7 +212,7 @@ def _labelled_batches(prepared: "Preparation", training: TrainingConfig, acceler
 
     train = prepared.rows.train
     tokens = tokenize_rows(
-        train.select([index for index, label in enumerate(train["label"]) if label >= 0]),
+        train.select([index for index, mark in enumerate(standing(train["label"])) if mark >= 0]),
         prepared.teacher_tokenizer,
         task=prepared.task,
         config=prepared.config.dataset,

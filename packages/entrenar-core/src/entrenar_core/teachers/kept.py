@@ -168,7 +168,9 @@ def _load(prepared: "Preparation", folder: Path) -> "PreTrainedModel":
         label_names=prepared.label_names,
         trust_remote_code=teacher.trust_remote_code,
     )
-    if head_labels(artifact) is None:  # a class of the model's own code: what it has fitted was taken for no head
+    if (
+        head_labels(artifact, prepared.task) is None
+    ):  # a class of the model's own code: what it has fitted was taken for no head
         with explaining("weights", artifact.reference, "remove them, and they are made again"):
             load_tensors(model, read_weights(artifact))
     return model

@@ -67,7 +67,7 @@ class StoredBatches:
         world_size: int = 1,
         group_size: int = 1,
     ) -> None:
-        self.view = _RankRows(rows, collator)
+        self.rows, self.collator = rows, collator
         self.training, self.rank, self.world_size, self.group_size = training, rank, world_size, group_size
         self.lengths: Sequence[int] | None = list(rows["length"]) if training.group_by_length else None
         self.steps_per_epoch = math.ceil(math.ceil(len(rows) / training.batch_size) / training.gradient_accumulation)
@@ -86,7 +86,7 @@ class StoredBatches:
     def _epoch(self, epoch: int, skipped_steps: int) -> Iterator[list[Batch]]:
         size = self.training.gradient_accumulation
         batches = epoch_batches(
-            len(self.view),
+            len(self.rows),
             batch_size=self.training.batch_size,
             seed=self.training.seed,
             epoch=epoch,
@@ -95,7 +95,7 @@ class StoredBatches:
         parts = (share(batch, self.rank, self.world_size, self.group_size) for batch in batches)
         shares = [part or [-1 - batch[0]] for part, batch in zip(parts, batches, strict=True)]
         loader: DataLoader[Any] = DataLoader(
-            self.view,  # type: ignore[arg-type]
+            _RankRows(self.rows, self.collator.of_epoch(epoch)),  # type: ignore[arg-type]
             batch_sampler=shares,
             collate_fn=_as_it_is,
             num_workers=self.training.dataloader_workers,
@@ -144,10 +144,10 @@ class StreamedBatches:
                 )
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
-        rows = self.epoch_rows(epoch)
+        rows, collator = self.epoch_rows(epoch), self.collator.of_epoch(epoch)
         while batch := list(itertools.islice(rows, self.training.batch_size)):
             mine = share(range(len(batch)), self.rank, self.world_size, self.group_size)
-            yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=self.collator)
+            yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=collator)
 
 
 def _as_it_is(batch: Any) -> Any:

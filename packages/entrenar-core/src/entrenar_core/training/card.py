@@ -7,9 +7,19 @@ from pathlib import Path
 from entrenar_core.reports import RunReport, Scores
 from entrenar_core.units import count, perplexity, size
 
-_LOADERS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
+_LOADERS = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_PIPELINES = {"causal-lm": "text-generation", "sequence-classification": "text-classification"}
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+}
 
 
 def model_card(report: RunReport, settings: str) -> str:
@@ -74,13 +84,23 @@ def _table(report: RunReport) -> str:
     lines = "".join(f"| {name} | {_cells(report.task, scores)} |\n" for name, scores in rows if scores is not None)
     if report.task == "causal-lm":
         return "| | perplexity | KL to the teacher |\n| --- | --- | --- |\n" + lines
+    if report.task == "masked-lm":
+        return "| | cross-entropy | accuracy | KL to the teacher |\n| --- | --- | --- | --- |\n" + lines
+    entities = report.teacher_scores.entity_f1 is not None
     majority = (
-        f"| majority class | {report.majority_accuracy:.1%} | |\n" if report.majority_accuracy is not None else ""
+        f"| majority class | {report.majority_accuracy:.1%} | |{' |' * entities}\n"
+        if report.majority_accuracy is not None
+        else ""
     )
-    return "| | accuracy | agreement with the teacher |\n| --- | --- | --- |\n" + lines + majority
+    heading = f"| | accuracy |{' entity F1 |' * entities} agreement with the teacher |"
+    return f"{heading}\n| --- | --- | --- |{' --- |' * entities}\n{lines}{majority}"
 
 
 def _cells(task: str, scores: Scores) -> str:
     if task == "causal-lm":
         return f"{perplexity(scores.perplexity or math.inf)} | {'' if scores.kl is None else f'{scores.kl:.3f}'}"
-    return f"{scores.accuracy:.1%} | {'' if scores.agreement is None else f'{scores.agreement:.1%}'}"
+    if task == "masked-lm":
+        kl = "" if scores.kl is None else f"{scores.kl:.3f}"
+        return f"{scores.cross_entropy:.3f} | {scores.accuracy:.1%} | {kl}"
+    entities = "" if scores.entity_f1 is None else f" | {scores.entity_f1:.1%}"
+    return f"{scores.accuracy:.1%}{entities} | {'' if scores.agreement is None else f'{scores.agreement:.1%}'}"

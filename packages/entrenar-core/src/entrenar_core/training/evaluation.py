@@ -6,8 +6,9 @@ processes share the work.
 Shapes: V classes or vocabulary, N rows or positions that count.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from entrenar_core.losses import cross_entropy, forward_kl
 from entrenar_core.models.output_layer import OutputLayer
 from entrenar_core.models.rows import Counting, Logits, Rows, read_rows
 from entrenar_core.reports import Scores
+from entrenar_core.training.entities import EntityCounts, are_entity_tags, count_entities, entity_f1
 
 TeacherRows = Callable[[Batch], Rows]
 """What a teacher says of the rows of a batch that count."""
@@ -55,6 +57,7 @@ def evaluate(
     accelerator: Accelerator,
     output: OutputLayer | None = None,
     teacher: TeacherRows | None = None,
+    tags: Sequence[str] | None = None,
     on_batch: OnBatch = watched_by_nobody,
 ) -> Scores:
     """Scores `model` on all `rows`, in evaluation mode, and leaves it in the mode that it was in.
@@ -68,11 +71,13 @@ def evaluate(
         accelerator: where and with whom.
         output: the output layer of a language model, if its logits can be made in tiles.
         teacher: what KL and agreement compare with.
+        tags: the names of words' tags, which may tell entities.
         on_batch: is told how many batches are done, and of how many.
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(6, dtype=torch.float64)
+    entities = tags is not None and are_entity_tags(tags)
+    sums = torch.zeros(9, dtype=torch.float64)
     batches = math.ceil(len(rows) / batch_size)
     for done, cpu_batch in enumerate(
         length_sorted_batches(rows, collator, batch_size, accelerator.process_index, accelerator.num_processes)
@@ -81,11 +86,14 @@ def evaluate(
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
             student = read_rows(model, batch, counting, output)
-            sums += _sums(student, counting.labels(batch), None if teacher is None else teacher(batch))
+            sums[:6] += _sums(student, counting.labels(batch), None if teacher is None else teacher(batch))
+            if entities:
+                sums[6:] += _entities(student, counting.labels(batch), batch, tags or ())
     model.train(training)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
-    return _scores(sums, len(rows), counting.shifted, teacher is not None)
+    scores = _scores(sums[:6], len(rows), counting.shifted, teacher is not None)
+    return dataclasses.replace(scores, entity_f1=entity_f1(*sums[6:].tolist())) if entities else scores
 
 
 def _sums(student: Rows, labels_N: Tensor, teacher: Rows | None) -> Tensor:
@@ -103,6 +111,16 @@ def _sums(student: Rows, labels_N: Tensor, teacher: Rows | None) -> Tensor:
             of_rows += [torch.ones_like(agree), forward_kl(student_NV, teacher_NV), agree]
         sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
+
+
+def _entities(student: Rows, labels_N: Tensor, batch: Batch, tags: Sequence[str]) -> Tensor:
+    """Entities that are right, that are predicted, and that there are."""
+    words = batch.targets.sum(1).tolist()
+    chosen_N = student.of(slice(None)).argmax(-1)
+    rows = zip(torch.split(chosen_N.cpu(), words), torch.split(labels_N.cpu(), words), strict=True)
+    counts = (count_entities(predicted.tolist(), labels.tolist(), tags) for predicted, labels in rows)
+    total = sum(counts, EntityCounts())
+    return torch.tensor([total.correct, total.predicted, total.labelled], dtype=torch.float64)
 
 
 def _scores(sums: Tensor, examples: int, predicts: bool, compared: bool) -> Scores:

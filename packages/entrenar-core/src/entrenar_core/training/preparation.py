@@ -5,17 +5,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
+from entrenar_core.config.rules import NO_PROBE
+from entrenar_core.config.schema import DistillationConfig, ModelSource, ProbeFinetuning, Task
 from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
 from entrenar_core.data.tokenizing import tokenize_rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
-from entrenar_core.models.heads import UNTOLD, head_labels, infer_task
+from entrenar_core.models.heads import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    LANGUAGE,
+    MASKED_LM,
+    NO_MASKED_HEAD,
+    TAGGING,
+    UNTOLD,
+    head_labels,
+    headless,
+    infer_task,
+    predicts_masked,
+)
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens, way_out
 from entrenar_core.models.student_rules import check_student
@@ -59,9 +75,9 @@ class Preparation:
     finding: VocabularyFinding | None
 
     @property
-    def causal(self) -> bool:
+    def over_tokens(self) -> bool:
         """Whether the models predict tokens."""
-        return self.task == "causal-lm"
+        return self.task in LANGUAGE
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -71,7 +87,7 @@ class Preparation:
     @property
     def vocabulary(self) -> int | None:
         """How many columns of logits stand for tokens; None for a classifier. Heads may be padded beyond them."""
-        return self.finding.length if self.causal and self.finding else None
+        return self.finding.length if self.over_tokens and self.finding else None
 
     @property
     def num_ids(self) -> int:
@@ -94,7 +110,7 @@ class Preparation:
         """What of a batch counts."""
         from entrenar_core.models.rows import Counting
 
-        return Counting(shifted=self.causal, vocabulary=self.vocabulary)
+        return Counting(shifted=self.task == CAUSAL_LM, vocabulary=self.vocabulary)
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -167,6 +183,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     tokenizer = (
         load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
     )
+    masking = _masking(config, tokenizer, teacher, student) if task == MASKED_LM else None
     _check_pad_token(teacher, teacher_tokenizer)
     if student is not None:
         _check_pad_token(student, tokenizer)
@@ -194,7 +211,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         rows=rows,
         train_tokens=tokenized["train"],
         eval_tokens=tokenized["evaluation"],
-        collator=Collator(pad),
+        collator=Collator(pad, masking=masking),
         teacher_reads_tokens=reads,
         finding=finding,
     )
@@ -235,37 +252,52 @@ def _check_room(
 ) -> None:
     """A tokenizer does not cut a text to fewer tokens than it adds."""
     least = 1 + max(tokenizer.num_special_tokens_to_add() for tokenizer in (teacher, student))
-    if task == "sequence-classification" and config.dataset.max_length < least:
+    if task != CAUSAL_LM and config.dataset.max_length < least:
         what = f"`dataset.max_length` {config.dataset.max_length} leaves no room beside the special tokens"
         raise ConfigError([Problem(what, f"set it to {least} or more")])
 
 
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
-    found = config.task or infer_task(teacher, student)
-    if found == "causal-lm":
-        return "causal-lm"
-    if found == "sequence-classification" or config.teacher.finetune is not None:
-        return "sequence-classification"
-    raise UsageError(*UNTOLD)
+    fitted = config.teacher.finetune is not None
+    found = config.task or infer_task(teacher, student, fitted=fitted) or (CLASSIFICATION if fitted else None)
+    if found is None:
+        raise UsageError(*UNTOLD)
+    return TypeAdapter(Task).validate_python(found)
+
+
+def _masking(
+    config: DistillationConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    teacher: ModelArtifact,
+    student: ModelArtifact | None,
+) -> Masking:
+    if not predicts_masked(teacher):
+        raise ModelError(f"{teacher.reference} {NO_MASKED_HEAD[0]}", NO_MASKED_HEAD[1])
+    if tokenizer.mask_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {(student or teacher).reference} has no mask token",
+            "take a model that was trained on masked tokens, such as a BERT, or name its token as `mask_token` in its "
+            "tokenizer_config.json",
+        )
+    return Masking.of(tokenizer, probability=config.dataset.mask_probability, seed=config.training.seed)
 
 
 def _known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
     """The classes that the teacher's head stands for, unless it will be fitted to the data."""
-    if task == "causal-lm" or config.teacher.finetune is not None:
+    if task in LANGUAGE or config.teacher.finetune is not None:
         return None
-    return head_labels(teacher)
+    return head_labels(teacher, task)
 
 
 def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
-    if task == "causal-lm":
+    if task in LANGUAGE:
         if config.teacher.finetune is not None:
-            raise ConfigError([Problem("`teacher.finetune` fits a classifier, and the task is causal-lm", "remove it")])
+            raise ConfigError([Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it")])
         return
-    if config.teacher.finetune is None and head_labels(teacher) is None:
-        raise ModelError(
-            f"{teacher.reference} has no trained classification head, so it knows nothing of these labels",
-            "fit it first: `teacher.finetune: {method: probe}`",
-        )
+    if task == TAGGING and isinstance(config.teacher.finetune, ProbeFinetuning):
+        raise ConfigError([Problem(*NO_PROBE)])
+    if config.teacher.finetune is None and head_labels(teacher, task) is None:
+        raise ModelError(*headless(teacher, task))
     if config.teacher.finetune is not None and config.dataset.streaming:
         problem = Problem("`teacher.finetune` needs all labelled rows at hand", "remove `dataset.streaming`")
         raise ConfigError([problem])

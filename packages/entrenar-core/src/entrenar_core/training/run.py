@@ -11,8 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from entrenar_core.config.desugaring import Term, without_teacher
+from entrenar_core.data.tags import flat_labels
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
+from entrenar_core.models.heads import TAGGING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
 from entrenar_core.teachers.precomputed import Teacher
@@ -29,7 +31,7 @@ from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
-from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, warnings
+from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, quality, retention, warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,6 +110,7 @@ class Run:
             accelerator=self.accelerator,
             output=self.prepared.output_layer(model),
             teacher=teacher.rows if teacher else None,
+            tags=self.prepared.label_names if self.prepared.task == TAGGING else None,
             on_batch=on_batch or self._watch,
         )
 
@@ -150,8 +153,8 @@ class Run:
             self.prepared, self.prepared.train_tokens, self.training.max_steps, rank, world_size
         ).total_steps
         tokens = self.prepared.train_tokens
-        if not main and not self.config.dataset.streaming and not self.prepared.causal:
-            tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if label >= 0])
+        if not main and not self.config.dataset.streaming and not self.prepared.over_tokens:
+            tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if flat_labels([label])])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
         objective = make_objective(terms, self.prepared, student, teacher)
         seed_rank(self.training.seed, rank)
@@ -161,7 +164,7 @@ class Run:
             checkpoint_every=self.config.output.checkpoint_every or max(1, steps // 10),
             keep=self.config.output.keep,
             evaluate=lambda: self._evaluate(student, teacher, on_batch=lambda _done, _total: None),
-            score=lambda scores: -scores.cross_entropy if self.prepared.causal else scores.accuracy,
+            score=lambda scores: quality(scores, language=self.prepared.over_tokens),
             name=name,
         )
         said = teacher.listening(objective.wants(1)) if teacher else None
@@ -187,11 +190,10 @@ class Run:
         teacher: ReadyTeacher,
         student: torch.nn.Module,
     ) -> RunReport:
-        rows, training, causal = self.prepared.rows, self.training, self.prepared.causal
+        rows, training = self.prepared.rows, self.training
         assert progress.initial_loss is not None, "a run has a step"
         assert progress.final_loss is not None, "a run has a step"
-        known = rows.evaluation if self.config.dataset.streaming else rows.train  # a stream is not read for this
-        majority = None if causal else majority_accuracy(rows.evaluation["label"], known["label"])
+        majority = None if self.prepared.over_tokens else self._majority()
         best = progress.best_step if training.select == "best" else None
         return RunReport(
             task=self.prepared.task,
@@ -214,7 +216,7 @@ class Run:
             student_scores=scores,
             baseline_scores=baseline,
             majority_accuracy=majority,
-            retention=None if causal or not teacher.scores.accuracy else scores.accuracy / teacher.scores.accuracy,
+            retention=retention(scores, teacher.scores, self.prepared.task),
             perplexity_ratio=perplexity_ratio(scores, teacher.scores),
             train_s=progress.train_s,
             examples_per_s=progress.examples / max(progress.train_s, 1e-9),
@@ -224,6 +226,12 @@ class Run:
                 *warnings(self.config, scores, baseline, teacher.scores, majority),
             ),
         )
+
+    def _majority(self) -> float:
+        """Of the labels that tokens carry: words that were cut off count in no score."""
+        evaluation = self.prepared.eval_tokens["labels"]
+        known = evaluation if self.config.dataset.streaming else self.prepared.train_tokens["labels"]
+        return majority_accuracy(flat_labels(evaluation), flat_labels(known))  # a stream is not read for this
 
 
 def _told_before(file: Path) -> Scores | None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.models.heads import CAUSAL_LM
 from entrenar_core.reports import Scores
 from entrenar_core.units import percent
 
@@ -28,6 +29,19 @@ def interval(accuracy: float, rows: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def quality(scores: Scores, *, language: bool) -> float:
+    """What models are compared by, more is better: of language models −cross-entropy, else entity F1 or accuracy."""
+    if language:
+        return -scores.cross_entropy
+    return scores.accuracy if scores.entity_f1 is None else scores.entity_f1
+
+
+def retention(scores: Scores, teacher: Scores, task: str) -> float | None:
+    """Student ÷ teacher in what the report shows as kept; None for causal-lm, which has a ratio of perplexities."""
+    mine, theirs = (quality(of, language=False) for of in (scores, teacher))
+    return mine / theirs if task != CAUSAL_LM and theirs else None
+
+
 def perplexity_ratio(scores: Scores, teacher: Scores) -> float | None:
     """Student ÷ teacher; None for a classifier."""
     return scores.perplexity / teacher.perplexity if scores.perplexity and teacher.perplexity else None
@@ -39,22 +53,17 @@ def warnings(
     """What a reader should know before believing the scores. `majority` is the accuracy of the commonest class."""
     if majority is not None and student.accuracy <= majority:
         yield "the student is no better than always giving the commonest class"
-    if majority is not None and student.examples < FEW_ROWS:
+    if majority is not None and student.targets > student.examples and student.examples < FEW_ROWS:
+        yield f"{student.examples} evaluation rows are few: on others the scores may be some points away"
+    elif majority is not None and student.examples < FEW_ROWS:
         low, high = interval(student.accuracy, student.examples)
         rows = f"{student.examples} evaluation rows are few"
         yield f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
     if baseline is not None:
-        # compared by what the report shows: accuracy of classes, cross-entropy of tokens
-        causal = student.perplexity is not None
-        teacher_wins = (
-            teacher.cross_entropy < baseline.cross_entropy if causal else teacher.accuracy > baseline.accuracy
-        )
-        student_wins = (
-            student.cross_entropy < baseline.cross_entropy if causal else student.accuracy > baseline.accuracy
-        )
-        if not teacher_wins:
+        taught, own, rival = (quality(of, language=majority is None) for of in (teacher, student, baseline))
+        if taught <= rival:
             yield "the teacher is no better than the student trained without it: distilling from it is not worth while"
-        elif not student_wins:
+        elif own <= rival:
             yield "the distilled student is no better than the one trained without a teacher"
         yield "one seed: differences of a few points can be chance"
     if config.training.select == "best":
