@@ -225,7 +225,8 @@ def test_losses_between_layers_are_checked_against_both_models_at_their_places(m
     assert text[int(problem.where.split(":")[1]) - 1].strip() == "layers:"
     assert "`distillation.losses[1].layers`" in problem.message
     assert problem.message in refusal(job).message, "a run says the same"
-    other = classification(models, tmp_path, student={"model_id": str(models.other_classifier)})
+    other = classification(models, tmp_path)
+    other["student"] = {"model_id": str(models.other_classifier)}
     other["distillation"] = {"attention": {}}
     (problem,) = problems(other, file=tmp_path / "c.yaml")
     assert "the vocabularies of teacher" in problem.message
