@@ -119,7 +119,8 @@ def _words(annotation: Any, metadata: list[Any]) -> Iterator[str]:
 def commands_page() -> str:
     """The help pages."""
     pages = [("entrenar-distill", ["--help"])]
-    pages += [(f"entrenar-distill {name}", [name, "--help"]) for name in ("run", "validate", "losses", "design")]
+    names = ("run", "validate", "diagnose", "losses", "design")
+    pages += [(f"entrenar-distill {name}", [name, "--help"]) for name in names]
     texts = "\n\n".join(f"## {title}\n\n```text\n{_help(arguments)}\n```" for title, arguments in pages)
     return f"# Commands\n\n{NOTE}\n\n{texts}\n"
 

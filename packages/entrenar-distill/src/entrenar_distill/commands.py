@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from entrenar_core.errors import UsageError
-from entrenar_distill.reports import Design, LossTable, Plan, RunReport, ValidationReport
+from entrenar_distill.reports import Design, DiagnosisReport, LossTable, Plan, RunReport, ValidationReport
 
 if TYPE_CHECKING:
     from entrenar_core.config.loading import Loaded
@@ -31,6 +31,13 @@ entrenar-distill validate --config distill.yaml
 entrenar-distill validate distill.yaml --student org/small --set dataset.max_length=128   as `run` would take it
 
 entrenar-distill validate distill.yaml --json
+"""
+DIAGNOSE_EXAMPLES = """
+entrenar-distill diagnose configs/quickstart.yaml
+
+entrenar-distill diagnose distill.yaml --rows 64 --set distillation.temperature=4   fewer rows, another temperature
+
+entrenar-distill diagnose distill.yaml --json
 """
 LOSSES_EXAMPLES = """
 entrenar-distill losses
@@ -114,6 +121,23 @@ def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> Valida
     from entrenar_distill.validation import validate as check
 
     return check(loaded.config, "the command line" if file is None else str(file), loaded.places, hub=hub)
+
+
+@app.command(epilog=DIAGNOSE_EXAMPLES)
+def diagnose(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    settings: Settings = None,
+    rows: Annotated[int, typer.Option(help="Look at this many evaluation rows.", min=1)] = 256,
+) -> DiagnosisReport:
+    """Look at both models and the data before training: labels, temperature, layers."""
+    file = _one(config, config_option)
+    loaded = _assembled(file, teacher, student, None, settings)
+    from entrenar_distill.diagnosing import diagnose as look
+
+    return look(loaded.config, "the command line" if file is None else str(file), rows)
 
 
 @app.command(epilog=LOSSES_EXAMPLES)

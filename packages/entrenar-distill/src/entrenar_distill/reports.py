@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from entrenar_core.diagnosis.findings import Diagnosis
 from entrenar_core.reports import Plan, RunReport
 
 __all__ = [
     "Check",
     "Design",
+    "DiagnosisReport",
     "Loss",
     "LossTable",
     "Plan",
@@ -74,6 +76,15 @@ class ValidationReport:
     config: str
     checks: tuple[Check, ...]
     vocabulary: Vocabulary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisReport:
+    """What was seen of the models and the data of a configuration before training."""
+
+    config: str
+    vocabulary: Vocabulary
+    diagnosis: Diagnosis
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.reports import ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
-from entrenar_distill.reports import Design, Loss, LossTable, ProposedStudent, ValidationReport
+from entrenar_distill.diagnosis_views import diagnosis
+from entrenar_distill.reports import Design, DiagnosisReport, Loss, LossTable, ProposedStudent, ValidationReport
 
 
 def run_report(report: RunReport) -> list[Block]:
@@ -208,10 +209,15 @@ def _folder(folder: Path) -> list[str]:
     return [str(folder)]
 
 
+def _troubles(report: DiagnosisReport) -> list[str]:
+    return [trouble.name for trouble in report.diagnosis.troubles]
+
+
 VIEWS: ViewTable = {
     RunReport: View(run_report, quiet=lambda report: _folder(report.output_dir)),
     Plan: View(plan, quiet=lambda report: _folder(report.output_dir)),
     ValidationReport: View(validation, quiet=lambda _: []),
     Design: View(design, quiet=lambda report: [_student_section(report.proposals[0], 1).partition("\n")[2]]),
+    DiagnosisReport: View(diagnosis, quiet=_troubles),
     LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

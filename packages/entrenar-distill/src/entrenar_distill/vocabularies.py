@@ -39,7 +39,7 @@ def compare(
         problems.append(Problem(*problem, "student.model_id"))
         return None, None
     named = str(student.reference) if student else "the student"
-    return Check(NAME, "ok", _detail(finding, reads, task)), _report(finding, str(teacher.reference), named)
+    return Check(NAME, "ok", _detail(finding, reads, task)), report(finding, str(teacher.reference), named)
 
 
 def _facts(
@@ -66,7 +66,8 @@ def _detail(finding: VocabularyFinding, reads: bool, task: str | None) -> str:
     return f"{finding}; the teacher reads the texts by itself"
 
 
-def _report(finding: VocabularyFinding, teacher: str, student: str) -> Vocabulary:
+def report(finding: VocabularyFinding, teacher: str, student: str) -> Vocabulary:
+    """The finding as reports carry it, with the names of the models."""
     difference, splitting = finding.difference, finding.splitting
     return Vocabulary(
         finding.verdict,

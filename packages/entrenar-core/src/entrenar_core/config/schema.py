@@ -210,6 +210,10 @@ class TrainingConfig(Section):
     group_by_length: Switch = Field(False, description="Batch rows of similar length together, to pad less.")
     dataloader_workers: Index = Field(0, description="Processes that prepare batches.")
     log_every: Count = Field(10, description="Optimiser steps between lines of metrics.jsonl.")
+    diagnose_every: Count | None = Field(
+        None,
+        description="Optimiser steps between looks at gradients and at the distance to the teacher; none if not given.",
+    )
     eval_every: Count | None = Field(
         None, description="Optimiser steps between evaluations; only at the end if not given."
     )

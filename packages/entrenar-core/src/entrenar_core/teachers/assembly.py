@@ -19,7 +19,12 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.finetuning import finetuned_model, probe_classifier, readable_length
+from entrenar_core.teachers.finetuning import (
+    already_finetuned,
+    finetuned_model,
+    probe_classifier,
+    readable_length,
+)
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch, score_logits
@@ -49,24 +54,31 @@ def make_teacher(
     *,
     evaluate: Callable[[nn.Module], Scores],
     on_batch: OnBatch,
+    looking: bool = False,
 ) -> ReadyTeacher:
-    """Loads or fits the teacher. `evaluate` scores a model that reads the student's tokens.
+    """Loads or fits the teacher. `evaluate` scores a model that reads the student's tokens. When only `looking`, it
+    reads no training rows to teach them, and keeps no probe and trains no teacher that was not kept before.
 
     Raises:
+        UsageError: only looking, and the teacher would have to be trained.
         ModelError: it cannot be loaded, or says what are no numbers.
         Interrupted, TrainingError: while it was fitted.
     """
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)
-        classifier, kept = probe_classifier(prepared, body, accelerator, on_batch)
+        classifier, kept = probe_classifier(prepared, body, accelerator, on_batch, keep=not looking)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
         if prepared.teacher_reads_tokens:
             live = LiveTeacher(classifier, accelerator, prepared.counting)
             return ReadyTeacher(live, _sound(evaluate(classifier), prepared), parameter_count(classifier), None)
-        teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch)
+        teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch, looking)
         return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(classifier), None)
     if prepared.config.teacher.finetune is not None:
-        model, kept = finetuned_model(prepared, accelerator, callbacks, stop)
+        model, kept = (
+            (already_finetuned(prepared, accelerator), True)
+            if looking
+            else finetuned_model(prepared, accelerator, callbacks, stop)
+        )
         if kept:
             _note(callbacks, "reusing the teacher fitted before")
     else:
@@ -77,7 +89,11 @@ def make_teacher(
         return ReadyTeacher(live, _sound(evaluate(reader), prepared), parameter_count(model), model)
     model.to(accelerator.device).eval().requires_grad_(False)
     teacher, scores = _precomputed(
-        prepared, accelerator, lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask), on_batch
+        prepared,
+        accelerator,
+        lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask),
+        on_batch,
+        looking,
     )
     return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(model), model)
 
@@ -120,9 +136,10 @@ def _precomputed(
     accelerator: Accelerator,
     forward: Callable[..., Tensor],
     on_batch: OnBatch,
+    looking: bool,
 ) -> tuple[PrecomputedTeacher, Scores]:
     rows, training = prepared.rows, prepared.config.training
-    taught = any(term.needs_teacher for term in prepared.terms)
+    taught = not looking and any(term.needs_teacher for term in prepared.terms)
     train = rows.train if taught else rows.train.select([])
     both = [*train, *rows.evaluation]
     logits_NC = classify(

@@ -15,7 +15,7 @@ from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, Tra
 from entrenar_core.data.collating import Collator
 from entrenar_core.data.tags import standing
 from entrenar_core.data.tokenizing import tokenize_rows
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.models.heads import TAGGING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.rows import Counting
@@ -70,11 +70,11 @@ def finetuned_key(prepared: "Preparation", processes: int) -> str:
 
 
 def probe_classifier(
-    prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch
+    prepared: "Preparation", body: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch, *, keep: bool = True
 ) -> tuple[ProbeClassifier, bool]:
     """The teacher's body with a probe on it, and whether the probe was kept from before.
 
-    Two runs may fit the same probe at once: it is one file, which appears as a whole.
+    Two runs may fit the same probe at once: it is one file, which appears as a whole. Without `keep` none is written.
 
     Raises:
         DataError, ModelError: the probe cannot be fitted.
@@ -84,9 +84,11 @@ def probe_classifier(
     kept = on_main(accelerator, lambda: _kept_probe(file))
     if kept is not None:
         return ProbeClassifier(body, kept), True
-    on_main(accelerator, require_writable)
+    if keep:
+        on_main(accelerator, require_writable)
     probe = _fitted_probe(prepared, body, accelerator, on_batch)
-    on_main(accelerator, lambda: _keep_probe(probe, file))
+    if keep:
+        on_main(accelerator, lambda: _keep_probe(probe, file))
     return ProbeClassifier(body, probe), False
 
 
@@ -143,6 +145,25 @@ def finetuned_model(
         _fit(model, prepared, folder / "work", accelerator, callbacks, stop)
         on_main(accelerator, lambda: keep_model(model, folder))
     return model.to(getattr(torch, prepared.config.teacher.dtype)), False
+
+
+def already_finetuned(prepared: "Preparation", accelerator: Accelerator) -> "PreTrainedModel":
+    """The teacher that a run has trained before; trains none.
+
+    Raises:
+        UsageError: there is none.
+        ModelError: the teacher cannot be loaded.
+    """
+    folder = kept_folder() / finetuned_key(prepared, accelerator.num_processes)
+    kept = kept_model(prepared, folder / "model", accelerator)
+    if kept is None:
+        method = prepared.config.teacher.finetune.method if prepared.config.teacher.finetune else None
+        raise UsageError(
+            f"`teacher.finetune: {{method: {method}}}` trains the teacher first, and none is kept that was trained so",
+            "give the configuration to `entrenar-distill run` once, which keeps it, or set `teacher.finetune.method: "
+            "probe`",
+        )
+    return kept
 
 
 def _unfitted_model(prepared: "Preparation") -> "PreTrainedModel":

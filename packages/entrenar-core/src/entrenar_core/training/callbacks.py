@@ -1,9 +1,14 @@
 """What can watch a run: progress displays, trackers, one's own code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from entrenar_core.reports import Scores
+
+if TYPE_CHECKING:
+    from entrenar_core.data.collating import Batch
+    from entrenar_core.training.objective import Now
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,16 @@ class Callback:
 
     def on_batch(self, done: int, total: int) -> None:
         """The next batch of an evaluation, or of the texts that the teacher reads, begins."""
+
+    def on_gradients(self, step: int, batches: "Sequence[Batch]", now: "Sequence[Now]") -> Mapping[str, Any] | None:
+        """The gradients of optimiser step `step`, counted from 1, are there, before they are clipped and the weights
+        move. What is returned goes to the metrics as `diagnostics` of the step.
+
+        Args:
+            step: the optimiser step, counted from 1.
+            batches: this process's micro-batches of the step.
+            now: the objective's terms in it.
+        """
 
     def on_step(self, metrics: StepMetrics) -> None:
         """An optimiser step is done."""

@@ -7,9 +7,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from entrenar_core.data.collating import Batch
 from entrenar_core.reports import Scores
 from entrenar_core.training.callbacks import Callback, StepMetrics
-from entrenar_core.training.run_folder import Metrics
+from entrenar_core.training.objective import Now
+from entrenar_core.training.run_folder import Metrics, flat
 
 
 class Journal:
@@ -24,6 +26,14 @@ class Journal:
         """Goes on in `file` after that step."""
         if self.accelerator.is_main_process:
             self.metrics = Metrics(file, up_to_step=up_to_step)
+
+    def gradients(self, step: int, batches: Sequence[Batch], now: Sequence[Now]) -> None:
+        """The gradients of a step are there; writes down what callbacks find."""
+        for callback in self.callbacks:
+            found = callback.on_gradients(step, batches, now)
+            if found and self.metrics is not None:
+                self.metrics.add(step=step, diagnostics=found)
+                self._track(step, flat(found, "diagnostics"))
 
     def step(self, metrics: StepMetrics, examples_per_s: float, *, last: bool) -> None:
         """An optimiser step; the file and the trackers get the first, every `log_every`th and the last."""

@@ -150,7 +150,7 @@ class Loop:
         now = self.objective.at(self.progress.step, self.batches.total_steps, counts)
         loss, *terms = self._summed(self._backward(micro_batches, now)).tolist()
         require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
-        norm = self._update(micro_batches, checkpoints)
+        norm = self._update(micro_batches, now, checkpoints)
         return _StepResult(loss, tuple(terms), now, norm), examples
 
     def _backward(self, micro_batches: list[Batch], now: tuple[Now, ...]) -> Tensor:
@@ -168,7 +168,7 @@ class Loop:
                 sums += torch.cat([parts.loss.detach().float().reshape(1), parts.terms.float()])
         return sums
 
-    def _update(self, micro_batches: list[Batch], checkpoints: Path) -> float:
+    def _update(self, micro_batches: list[Batch], now: tuple[Now, ...], checkpoints: Path) -> float:
         """Clips, steps the optimiser and forgets the gradient, whose norm before clipping it returns.
 
         accelerate's wrapper of the optimiser does the same, and looks for packages in every step.
@@ -176,6 +176,7 @@ class Loop:
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
+        self.journal.gradients(self.progress.step + 1, micro_batches, now)
         limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
         norm = float(clip_grad_norm_(self.trained, limit))
         if scaler is None:

@@ -21,6 +21,7 @@ from entrenar_core.teachers.precomputed import Teacher
 from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
+from entrenar_core.training.diagnostics import Diagnostics
 from entrenar_core.training.evaluation import OnBatch, evaluate
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
@@ -31,7 +32,7 @@ from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
-from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, quality, retention, warnings
+from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, quality, retention, troubles, warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,11 +170,25 @@ class Run:
         )
         said = teacher.listening(objective.wants(1)) if teacher else None
         step = DistillationStep(student, objective, self.prepared.output_layer(student))
-        loop = Loop(step, batches, said, self.accelerator, settings, self.callbacks, self.stop)
+        looks = self._diagnostics(step, teacher, settings.folder) if main else ()
+        loop = Loop(step, batches, said, self.accelerator, settings, (*self.callbacks, *looks), self.stop)
         self._phase(name, steps, (newest_step(settings.folder) or 0) if self.resume else 0)
         progress = loop.run(resume=self.resume)
         self.accelerator.free_memory()
         return progress
+
+    def _diagnostics(self, step: DistillationStep, teacher: Teacher | None, folder: Path) -> tuple[Diagnostics, ...]:
+        every = self.training.diagnose_every
+        if every is None or not self.accelerator.is_main_process:
+            return ()
+        before = newest_step(folder) or 0
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= before]
+        compared = teacher if step.objective.needs_teacher() else None  # else it has not read the training rows
+        return (Diagnostics(every, step, compared, self.accelerator, self._note, lines),)
+
+    def _note(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_note(text)
 
     def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
         """The same student, of the same weights, on the labels alone: as many steps, the same seed."""
@@ -224,6 +239,7 @@ class Run:
             warnings=(
                 *self.prepared.warnings,
                 *warnings(self.config, scores, baseline, teacher.scores, majority),
+                *troubles(self.config, read_metrics(self.folder.path / "metrics.jsonl")),
             ),
         )
 

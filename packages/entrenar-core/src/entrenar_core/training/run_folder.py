@@ -16,7 +16,14 @@ MANIFEST = "run.json"
 DISCARDING = "discarding"
 """The status of a run that is being replaced by another one."""
 _CHECKPOINT = re.compile(r"step-\d{8}")
-HARMLESS = {"output.dir", "output.keep", "training.dataloader_workers", "dataset.num_proc", "training.log_every"}
+HARMLESS = {
+    "output.dir",
+    "output.keep",
+    "training.dataloader_workers",
+    "dataset.num_proc",
+    "training.log_every",
+    "training.diagnose_every",
+}
 """Settings that may differ between a run and its resumption: they do not change the student."""
 
 

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.diagnosis.series import Lines
+from entrenar_core.diagnosis.troubles import find_troubles
 from entrenar_core.models.heads import CAUSAL_LM
 from entrenar_core.reports import Scores
 from entrenar_core.units import percent
@@ -45,6 +47,13 @@ def retention(scores: Scores, teacher: Scores, task: str) -> float | None:
 def perplexity_ratio(scores: Scores, teacher: Scores) -> float | None:
     """Student ÷ teacher; None for a classifier."""
     return scores.perplexity / teacher.perplexity if scores.perplexity and teacher.perplexity else None
+
+
+def troubles(config: DistillationConfig, lines: Lines) -> Iterator[str]:
+    """What the metrics of a training that is over show clearly, each with its remedy."""
+    for trouble in find_troubles(lines):
+        if trouble.name != "overfitting" or config.training.select != "best":  # which is its remedy
+            yield str(trouble)
 
 
 def warnings(

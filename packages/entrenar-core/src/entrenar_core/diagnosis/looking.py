@@ -1,0 +1,218 @@
+"""Both models and the data of a configuration, looked at before anything is trained."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.schedules import Schedule
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.diagnosis.comparing import Beside
+from entrenar_core.diagnosis.distributions import TeacherStudy
+from entrenar_core.diagnosis.findings import Diagnosis, Layers
+from entrenar_core.diagnosis.layers import compare_layers
+from entrenar_core.diagnosis.troubles import flatness
+from entrenar_core.errors import ModelError
+from entrenar_core.models.loading import load_model
+from entrenar_core.models.rows import Rows, read_rows
+from entrenar_core.models.token_map import MappedTeacher, TokenMap
+from entrenar_core.models.tokenizer_facts import facts_of
+from entrenar_core.models.vocabulary import VocabularyFinding
+from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
+from entrenar_core.reports import Scores
+from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
+from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.training.assembly import make_accelerator, make_student, sizes_of, student_name
+from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.evaluation import evaluate, length_sorted_batches
+from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.signals import StopRequest
+
+_SAMPLED = 64
+"""Rows over whose tokens layers are compared."""
+
+
+@torch.no_grad()
+def look(
+    config: DistillationConfig,
+    *,
+    rows: int = 256,
+    callbacks: Sequence[Callback] = (),
+    download_progress: Callable[[Any], None] | None = None,
+) -> tuple[Diagnosis, VocabularyFinding]:
+    """Both models on the first `rows` evaluation rows, and how their vocabularies fit. Trains no model and writes
+    nothing; downloads what is missing. A probe that no run has kept is fitted for the occasion.
+
+    Args:
+        config: what a run would do.
+        rows: at most so many evaluation rows.
+        callbacks: watch what is going on.
+        download_progress: is told how far downloads are.
+
+    Raises:
+        EntrenarError: of the kind that fits, as a run would raise it before its first step.
+        UsageError: the teacher would have to be trained first.
+        ValueError: `rows` is not positive.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be positive, got {rows}")
+    accelerator = make_accelerator(config)
+    prepared = _first_rows(prepare(config, download_progress), rows)
+    return _Looking(prepared, accelerator, callbacks).look()
+
+
+def _first_rows(prepared: Preparation, rows: int) -> Preparation:
+    count = min(rows, len(prepared.rows.evaluation))
+    evaluation = prepared.rows.evaluation.select(range(count))
+    return dataclasses.replace(
+        prepared,
+        rows=dataclasses.replace(prepared.rows, evaluation=evaluation),
+        eval_tokens=prepared.eval_tokens.select(range(count)),
+    )
+
+
+class _Looking:
+    def __init__(self, prepared: Preparation, accelerator: Accelerator, callbacks: Sequence[Callback]) -> None:
+        self.prepared, self.accelerator, self.callbacks = prepared, accelerator, callbacks
+
+    def look(self) -> tuple[Diagnosis, VocabularyFinding]:
+        prepared = self.prepared
+        finding = prepared.finding or _vocabularies(prepared)
+        self._phase("teacher")
+        ready = make_teacher(
+            prepared,
+            self.accelerator,
+            self.callbacks,
+            StopRequest(),
+            evaluate=self._sound,
+            on_batch=self._watch,
+            looking=True,
+        )
+        self._phase("student")
+        student = make_student(prepared, ready.model).to(self.accelerator.device).eval()
+        self._phase("distributions")
+        temperatures = configured_temperatures(prepared.config.distillation)
+        study, beside = self._distributions(ready, student, temperatures)
+        self._phase("layers")
+        layers, skipped = self._layers(ready, student, finding)
+        entropies = study.entropies()
+        return Diagnosis(
+            task=prepared.task,
+            teacher=str(prepared.teacher.reference),
+            student=student_name(prepared.config),
+            dataset=prepared.rows.name,
+            rows=len(prepared.rows.evaluation),
+            targets=study.targets,
+            classes=study.classes,
+            on_labels=study.on_labels(),
+            by_temperature=study.by_temperature(),
+            configured_temperatures=temperatures,
+            advice=study.advice(),
+            student_before=beside.found(),
+            layers=layers,
+            layers_skipped=skipped,
+            troubles=tuple(flatness({t: entropies[t] for t in (1.0, *temperatures)}, study.classes)),
+        ), finding
+
+    def _distributions(
+        self, ready: ReadyTeacher, student: nn.Module, temperatures: Sequence[float]
+    ) -> tuple[TeacherStudy, Beside]:
+        prepared = self.prepared
+        study, beside, output = TeacherStudy(temperatures), Beside(), prepared.output_layer(student)
+        size = prepared.config.training.evaluation_batch_size
+        total = math.ceil(len(prepared.eval_tokens) / size)
+        for done, cpu_batch in enumerate(length_sorted_batches(prepared.eval_tokens, prepared.collator, size)):
+            self._watch(done, total)
+            batch = cpu_batch.to(self.accelerator.device)
+            said: Rows = ready.source.rows(batch)
+            study.add(said, prepared.counting.labels(batch))
+            with self.accelerator.autocast():
+                ours = read_rows(student, batch, prepared.counting, output)
+            beside.add(ours, said)
+        return study, beside
+
+    def _layers(
+        self, ready: ReadyTeacher, student: nn.Module, finding: VocabularyFinding
+    ) -> tuple[Layers | None, str | None]:
+        """Over the student's tokens, which the teacher must know."""
+        if finding.difference is not None:
+            return None, "the vocabularies differ, so the models do not read the same tokens"
+        prepared = self.prepared
+        count = range(min(_SAMPLED, len(prepared.eval_tokens)))
+        batch = prepared.collator([prepared.eval_tokens[index] for index in count])
+        try:
+            teacher = self._reader(ready, finding)
+            sizes = sizes_of(student), sizes_of(teacher)
+            return compare_layers(student, teacher, batch, sizes[0].num_layers, sizes[1].num_layers), None
+        except (ModelError, ValueError) as error:
+            return None, str(error)
+
+    def _reader(self, ready: ReadyTeacher, finding: VocabularyFinding) -> nn.Module:
+        """The teacher as a model that reads the student's tokens, also where it has read the texts by itself."""
+        if isinstance(ready.source, LiveTeacher):
+            return ready.source.model
+        prepared, model = self.prepared, ready.model
+        if model is None:  # of a probe, the body; its layers are those of the model that was loaded for it
+            settings = prepared.config.teacher
+            model = load_model(
+                prepared.teacher,
+                prepared.task,
+                dtype=settings.dtype,
+                label_names=prepared.label_names,
+                trust_remote_code=settings.trust_remote_code,
+                seed=prepared.config.training.seed,
+                pad_token_id=prepared.teacher_tokenizer.pad_token_id,
+            )
+        model = model.to(self.accelerator.device).eval()
+        ids = finding.teacher_ids
+        return model if ids is None else MappedTeacher(model, TokenMap.of(ids), over_tokens=False)
+
+    def _sound(self, model: nn.Module) -> Scores:
+        """On a batch alone: whether it gives numbers. The rows are read once more, and then for good."""
+        size = self.prepared.config.training.evaluation_batch_size
+        return evaluate(
+            model.to(self.accelerator.device),
+            self.prepared.eval_tokens.select(range(min(size, len(self.prepared.eval_tokens)))),
+            collator=self.prepared.collator,
+            batch_size=size,
+            counting=self.prepared.counting,
+            accelerator=self.accelerator,
+            output=self.prepared.output_layer(model),
+        )
+
+    def _phase(self, name: str) -> None:
+        for callback in self.callbacks:
+            callback.on_phase(name)
+
+    def _watch(self, done: int, total: int) -> None:
+        for callback in self.callbacks:
+            callback.on_batch(done, total)
+
+
+def _vocabularies(prepared: Preparation) -> VocabularyFinding:
+    """How they fit, where the run does not need to know."""
+    theirs, student = facts_of(prepared.teacher_tokenizer), prepared.student
+    return compare_vocabularies(
+        theirs,
+        facts_of(prepared.tokenizer) if student is not None else theirs,
+        teacher_rows=prepared.teacher.architecture.vocab_size,
+        student_rows=None if student is None else student.architecture.vocab_size,
+    )
+
+
+def configured_temperatures(section: DistillationSection) -> tuple[float, ...]:
+    """The temperatures that a training would use: of a schedule, its ends."""
+    found: set[float] = set()
+    for term in terms_of(section):
+        if isinstance(term.temperature, Schedule):
+            ends = (term.temperature.warmup_from, term.temperature.start, term.temperature.end)
+            found |= {float(value) for value in ends if value is not None}
+        elif term.temperature is not None:
+            found.add(float(term.temperature))
+    return tuple(sorted(found))

@@ -1,0 +1,167 @@
+"""Troubles that show in how the loss and the scores go.
+
+Pure functions from lines of metrics.jsonl to what was seen. They speak only where the figures are clear, for a warning
+that is often wrong is not read: trends need at least 20 optimiser steps that were told, overfitting three evaluations.
+"""
+
+import math
+from statistics import median
+
+from entrenar_core.diagnosis.findings import Trouble
+from entrenar_core.diagnosis.series import (
+    FEWEST,
+    Lines,
+    comparable_losses,
+    diagnostics,
+    evaluations,
+    is_number,
+    level,
+    spikes,
+    steps,
+    thirds,
+)
+
+SPIKES = 3
+"""So many of them are no accident."""
+ROSE = 1.25
+"""Of the last third of the losses to the first one."""
+STUCK = 0.95
+"""Of a score before training, where less is better: what stays above it has not learnt."""
+STEADY = 0.75
+"""Of the fall from the first third to the second: a last third that falls as much has not come near an end."""
+FELL = 0.1
+"""Part of the loss that a fall is worth looking at."""
+OVERFITTED = 1.1
+"""Of the lowest evaluation loss."""
+
+
+def not_a_number(lines: Lines) -> Trouble | None:
+    """An evaluation, a gradient, or most of the last ten steps under fp16, without a finite number."""
+    remedy = (
+        "set `training.mixed_precision: no` (or bf16) and `teacher.dtype: float32`, lower `training.learning_rate`, "
+        "and look at the rows for texts without tokens"
+    )
+    for step, scores in evaluations(lines):
+        if not is_number(scores.get("cross_entropy")):
+            return Trouble("no number", f"the evaluation after step {step} gave no finite cross-entropy", remedy)
+    for step, found in diagnostics(lines):
+        broken = [group for group, norm in found.get("gradient_norms", {}).items() if not is_number(norm)]
+        if broken:
+            groups = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+            return Trouble("no number", f"at step {step} the gradient of {groups} is not finite", remedy)
+    last = steps(lines)[-10:]
+    overflowed = sum(not is_number(line.get("grad_norm")) for line in last)
+    if len(last) == 10 and overflowed > 5:
+        seen = f"the gradient overflowed in {overflowed} of the last 10 steps that were told, which were left out"
+        return Trouble("no number", seen, remedy)
+    return None
+
+
+def instability(lines: Lines) -> Trouble | None:
+    """Spikes of the loss, a loss that rises, or a student that is worse than before training and has not learnt."""
+    losses = comparable_losses(lines)
+    if len(losses) < FEWEST:
+        return None
+    remedy = (
+        "lower `training.learning_rate` (1e-5 to 1e-4 suits pretrained students), raise `training.warmup_steps`, and "
+        "keep `training.max_grad_norm: 1.0`"
+    )
+    found = list(spikes(losses))
+    if len(found) >= SPIKES:
+        highest = max(losses[place] for place in found)
+        seen = f"the loss jumped {len(found)} times, up to {highest:.4g} where its median is {median(losses):.4g}"
+        return Trouble("instability", seen, remedy)
+    first, _, last = thirds(losses)
+    error = math.hypot(first.error, last.error)
+    if last.value - first.value > max((ROSE - 1) * abs(first.value), 3 * error):
+        seen = f"the loss rose from {first.value:.4g} in the first third to {last.value:.4g} in the last"
+        return Trouble("instability", seen, remedy)
+    scores = _before_and_after(lines)
+    if last.value >= losses[0] and scores and all(after > ROSE * before for before, after in scores.values()):
+        told = " and ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in scores.items())
+        return Trouble("instability", f"training made the student worse: {told} on held-out rows", remedy)
+    return None
+
+
+def plateau(lines: Lines) -> Trouble | None:
+    """The loss stands still near where it began, and held-out rows agree that nothing was learnt."""
+    told = steps(lines)
+    losses, scores = comparable_losses(lines), _before_and_after(lines)
+    if not scores or len(losses) != len(told) or not losses:
+        return None
+    # before its peak, the learning rate is too small to say anything
+    peak = max(range(len(told)), key=lambda place: told[place].get("learning_rate", 0.0))
+    after_peak = losses[peak:]
+    if len(after_peak) < FEWEST:
+        return None
+    _, middle, last = thirds(after_peak)
+    still = abs(middle.value - last.value) <= max(0.02 * abs(middle.value), 2 * math.hypot(middle.error, last.error))
+    stuck = all(after > STUCK * before for before, after in scores.values())
+    if not still or not stuck or last.value < 0.9 * losses[0]:
+        return None
+    figures = " and ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in scores.items())
+    return Trouble(
+        "plateau",
+        f"the loss stands still at {last.value:.4g}, from {losses[0]:.4g}; on held-out rows {figures}",
+        "lower `distillation.temperature` to 2 or less, raise `training.learning_rate`, and start the student from "
+        "layers of the teacher (`student.init_from`)",
+    )
+
+
+def slow_convergence(lines: Lines) -> Trouble | None:
+    """At the end of a training, the loss falls as fast as it did in the middle."""
+    losses = comparable_losses(lines)
+    if len(losses) < FEWEST:
+        return None
+    first, middle, last = thirds(losses)
+    early, late = first.value - middle.value, middle.value - last.value
+    certain = late > 3 * math.hypot(middle.error, last.error)
+    if not certain or first.value - last.value < FELL * abs(first.value) or late < STEADY * early:
+        return None
+    return Trouble(
+        "slow convergence",
+        f"the loss still fell at the end as it did before: {first.value:.4g}, {middle.value:.4g}, {last.value:.4g} "
+        "in the thirds of the training",
+        "raise `training.epochs` or `training.learning_rate`, or let the teacher lead at first: "
+        "`distillation.alpha: {schedule: linear, start: 0.9, end: 0.1}`",
+    )
+
+
+def overfitting(lines: Lines) -> Trouble | None:
+    """The loss on held-out rows rises from its lowest while that in training goes on falling."""
+    found = [(step, scores["cross_entropy"]) for step, scores in evaluations(lines) if step > 0]
+    found = [(step, value) for step, value in found if is_number(value)]
+    if len(found) < 3:
+        return None
+    best = min(range(len(found)), key=lambda place: found[place][1])
+    (best_step, lowest), (last_step, last) = found[best], found[-1]
+    rose = last > max(OVERFITTED * lowest, lowest + 0.02)
+    told = steps(lines)
+    losses = comparable_losses(lines)
+    if best > len(found) - 3 or not rose or len(losses) != len(told):
+        return None
+    before = [value for line, value in zip(told, losses, strict=True) if line["step"] <= best_step][-5:]
+    after = [value for line, value in zip(told, losses, strict=True) if line["step"] > best_step][-5:]
+    if not before or not after or level(after).value > STUCK * level(before).value:
+        return None
+    return Trouble(
+        "overfitting",
+        f"on held-out rows cross-entropy rose from {lowest:.4g} at step {best_step} to {last:.4g} at step {last_step}, "
+        f"while the loss in training fell from {level(before).value:.4g} to {level(after).value:.4g}",
+        "give more rows (unlabelled ones do), set `training.select: best` or `training.early_stopping`, raise "
+        "`student.dropout` or `training.weight_decay`",
+    )
+
+
+def _before_and_after(lines: Lines) -> dict[str, tuple[float, float]]:
+    """What an evaluation before training, or the first, and the last one say, where less is better."""
+    found = evaluations(lines)
+    if len(found) < 2:
+        return {}
+    first, last = found[0][1], found[-1][1]
+    names = {"cross_entropy": "cross-entropy", "kl": "KL to the teacher"}
+    return {
+        shown: (first[name], last[name])
+        for name, shown in names.items()
+        if is_number(first.get(name)) and is_number(last.get(name))
+    }
