@@ -19,7 +19,7 @@ DEAD = 1e-6
 """Part of the median gradient norm of the other groups."""
 FLAT = 0.98
 """Of the logarithm of the number of classes: an entropy above it tells none from the others."""
-DECIDED = 0.95
+DECIDED = 0.9
 """Of the same: a teacher below it at temperature 1 has something to say."""
 _LABELS = re.compile(r"cross_entropy(_\d+)?")
 

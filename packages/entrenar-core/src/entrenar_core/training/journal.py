@@ -33,7 +33,7 @@ class Journal:
             found = callback.on_gradients(step, batches, now)
             if found and self.metrics is not None:
                 self.metrics.add(step=step, diagnostics=found)
-                self._track(step, flat(found, "diagnostics"))
+                self._track(step, {f"diagnostics/{name}": value for name, value in flat(found).items()})
 
     def step(self, metrics: StepMetrics, examples_per_s: float, *, last: bool) -> None:
         """An optimiser step; the file and the trackers get the first, every `log_every`th and the last."""
