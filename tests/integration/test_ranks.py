@@ -1,5 +1,6 @@
 """Two processes under torchrun train the student that one process trains."""
 
+import json
 import os
 import resource
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny_runs import log, losses, manifest, run, start, wait_until, write_job, write_models
+from tiny_runs import log, losses, manifest, run, start, wait_until, weights, write_job, write_models
 
 # 36 training rows in batches of 5: the ranks' parts are of 2 and 3 rows, and of the last row one rank has nothing.
 TRAINING = {"epochs": 4, "batch_size": 5, "gradient_accumulation": 2, "eval_every": 5, "select": "best"}
@@ -105,3 +106,20 @@ def test_two_ranks_equal_one_process_on_the_quickstart(tmp_path: Path) -> None:
     rate = 5e-4 * (1 + 2) / 50  # of the two steps of the warm-up
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0.1 * rate)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_diagnostics_of_the_first_rank_change_nothing_for_both(tmp_path: Path) -> None:
+    models = write_models(tmp_path / "models")
+    plain = write_job(tmp_path / "plain", models, training=TRAINING)
+    looked = write_job(tmp_path / "looked", models, training=TRAINING | {"diagnose_every": 3})
+    for job in (plain, looked):
+        done = torchrun(job)
+        assert done.returncode == 0, done.stderr
+    assert losses(looked) == losses(plain)
+    assert weights(looked) == weights(plain)
+    lines = map(json.loads, (looked.parent / "out" / "metrics.jsonl").read_text().splitlines())
+    found = {line["step"]: line["diagnostics"] for line in lines if "diagnostics" in line}
+    assert list(found) == [1, *range(3, max(found) + 1, 3)]
+    assert all(look["kl"] > 0 and min(look["gradient_norms"].values()) > 0 for look in found.values())

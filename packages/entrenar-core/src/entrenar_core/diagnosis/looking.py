@@ -174,13 +174,12 @@ class _Looking:
         return model if ids is None else MappedTeacher(model, TokenMap.of(ids), over_tokens=False)
 
     def _sound(self, model: nn.Module) -> Scores:
-        """On a batch alone: whether it gives numbers. The rows are read once more, and then for good."""
-        size = self.prepared.config.training.evaluation_batch_size
+        """Of one row: whether the teacher gives numbers. All rows are read once, beside the student."""
         return evaluate(
             model.to(self.accelerator.device),
-            self.prepared.eval_tokens.select(range(min(size, len(self.prepared.eval_tokens)))),
+            self.prepared.eval_tokens.select([0]),
             collator=self.prepared.collator,
-            batch_size=size,
+            batch_size=1,
             counting=self.prepared.counting,
             accelerator=self.accelerator,
             output=self.prepared.output_layer(model),
