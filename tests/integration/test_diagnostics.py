@@ -14,11 +14,12 @@ from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import TrainingError
 from entrenar_core.models.loading import load_model
 from entrenar_core.teachers.precomputed import LiveTeacher
-from entrenar_core.training.assembly import make_accelerator, make_batches, make_objective, make_student
+from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.diagnostics import Diagnostics
 from entrenar_core.training.gradients import gradient_norms, parameter_groups
 from entrenar_core.training.loop import Loop, LoopSettings
+from entrenar_core.training.losses import make_objective
 from entrenar_core.training.preparation import prepare
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep

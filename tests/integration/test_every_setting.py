@@ -12,7 +12,7 @@ from entrenar_core.config import DistillationConfig
 TESTS = Path(__file__).parent.parent
 TRAINING, MODELS = "integration/test_settings.py", "integration/test_settings_of_models.py"
 LOSSES, ENTRIES = "integration/test_settings_of_losses.py", "core/test_training_layer_terms.py"
-ASSEMBLY = "core/test_training_losses.py"
+ASSEMBLY, LOOKING = "core/test_training_losses.py", "integration/test_diagnostics.py"
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
@@ -94,6 +94,7 @@ SHOWN_BY = {
     "training.group_by_length": f"{TRAINING}::test_grouping_by_length_pads_less",
     "training.dataloader_workers": f"{TRAINING}::test_workers_are_processes_and_change_nothing",
     "training.log_every": f"{TRAINING}::test_log_every_sets_the_lines_of_the_metrics",
+    "training.diagnose_every": f"{LOOKING}::test_the_norms_of_all_groups_make_up_the_norm_of_the_gradient",
     "training.eval_every": f"{TRAINING}::test_eval_every_sets_the_evaluations",
     "training.select": f"{TRAINING}::test_the_selected_weights_are_the_last_or_the_best",
     "training.early_stopping.patience": f"{TRAINING}::test_training_stops_when_patience_ends",

@@ -28,9 +28,10 @@ from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
 from entrenar_core.teachers.precomputed import LiveTeacher
-from entrenar_core.training.assembly import make_accelerator, make_student, sizes_of, student_name
+from entrenar_core.training.assembly import make_accelerator, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
+from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.signals import StopRequest
 
@@ -38,7 +39,6 @@ _SAMPLED = 64
 """Rows over whose tokens layers are compared."""
 
 
-@torch.no_grad()
 def look(
     config: DistillationConfig,
     *,
@@ -120,6 +120,7 @@ class _Looking:
             troubles=tuple(flatness({t: entropies[t] for t in (1.0, *temperatures)}, study.classes)),
         ), finding
 
+    @torch.no_grad()
     def _distributions(
         self, ready: ReadyTeacher, student: nn.Module, temperatures: Sequence[float]
     ) -> tuple[TeacherStudy, Beside]:
