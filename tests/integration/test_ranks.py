@@ -112,8 +112,9 @@ def test_two_ranks_equal_one_process_on_the_quickstart(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_diagnostics_of_the_first_rank_change_nothing_for_both(tmp_path: Path) -> None:
     models = write_models(tmp_path / "models")
-    plain = write_job(tmp_path / "plain", models, training=TRAINING)
-    looked = write_job(tmp_path / "looked", models, training=TRAINING | {"diagnose_every": 3})
+    training = {"epochs": 2, "batch_size": 5, "gradient_accumulation": 2}
+    plain = write_job(tmp_path / "plain", models, training=training)
+    looked = write_job(tmp_path / "looked", models, training=training | {"diagnose_every": 3})
     for job in (plain, looked):
         done = torchrun(job)
         assert done.returncode == 0, done.stderr
