@@ -25,7 +25,7 @@ def _models(found: Diagnosis, vocabulary: Vocabulary) -> Table:
     facts: dict[str, Cell] = {
         "Teacher": found.teacher,
         "Student": found.student,
-        "Data": f"{found.rows:,} evaluation rows of {found.dataset}, {_targets(found)}",
+        "Data": f"{found.rows:,} evaluation row{'' if found.rows == 1 else 's'} of {found.dataset}, {_targets(found)}",
         "Vocabularies": _vocabularies(vocabulary),
     }
     notes: tuple[str, ...] = ()
