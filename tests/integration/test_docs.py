@@ -41,6 +41,7 @@ SHORT = {
         "training.baseline=false",
         "teacher.finetune.epochs=1",
     ],
+    "embedding.yaml": ["dataset.max_rows=200", "training.max_steps=2"],
     "tickets.yaml": ["training.max_steps=2"],
 }
 TWO_STEPS = """

@@ -16,6 +16,7 @@ ASSEMBLY, LOOKING = "core/test_training_losses.py", "integration/test_diagnostic
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
+SENTENCES = "integration/test_sentences.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
 
 SHOWN_BY = {
@@ -32,6 +33,8 @@ SHOWN_BY = {
     "teacher.finetune.epochs": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
     "teacher.finetune.learning_rate": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
     "teacher.finetune.batch_size": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
+    "teacher.pooling": f"{SENTENCES}::test_a_decoder_learns_by_its_last_token",
+    "student.pooling": f"{SENTENCES}::test_a_folder_of_ours_teaches_again_with_no_task_named",
     "student.model_id": f"{STUDENT}::test_a_referenced_student_is_loaded",
     "student.revision": f"{MODELS}::test_a_revision_chooses_the_weights",
     "student.format": f"{MODELS}::test_format_and_files_choose_the_weights",
@@ -146,6 +149,9 @@ SHOWN_BY |= {
 SHOWN_BY |= {
     f"distillation.losses.{name}": f"{ASSEMBLY}::test_each_setting_of_a_soft_loss_changes_its_values" for name in SOFT
 }
+SHOWN_BY["distillation.losses.temperature"] = (
+    "core/test_training_vector_terms.py::test_the_temperature_of_similarities_is_that_of_the_entry"
+)
 SHOWN_BY["distillation.losses.label_smoothing"] = f"{ASSEMBLY}::test_labels_are_as_smooth_as_the_entry_says"
 
 

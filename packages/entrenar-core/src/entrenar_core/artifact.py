@@ -26,6 +26,9 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 """What decides how text becomes ids."""
+MODULES = "modules.json"
+SENTENCE_FILES = (MODULES, "1_Pooling/config.json")
+"""What says how a sentence encoder makes a vector of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,23 @@ class Scores:
     `cross_entropy` in nats per label or token; `kl` is KL(teacher ‖ model) at temperature 1, in nats;
     `agreement` is the share of rows or tokens on which model and teacher prefer the same class or token. `entity_f1` is
     the micro-averaged F1 of entities, where words have tags such as `B-PER`.
+
+    Of a sentence encoder, `accuracy` is the share of `targets` queries whose nearest text is a right one, and
+    `mean_average_precision` looks at all that are right; `cosine` is the mean between its vectors and the teacher's,
+    `rank_correlation` is Spearman's, of the cosines of pairs of texts.
     """
 
     examples: int
     targets: int
-    cross_entropy: float
+    cross_entropy: float | None
     accuracy: float
     perplexity: float | None = None
     kl: float | None = None
     agreement: float | None = None
     entity_f1: float | None = None
+    mean_average_precision: float | None = None
+    cosine: float | None = None
+    rank_correlation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,8 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a distillation did and how well. `retention` is student ÷ teacher in entity F1 where there is one, else in
-    accuracy, above chance or not.
+    """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not, in
+    entity F1 where there is one, and of sentence encoders in mean average precision.
 
     `perplexity_ratio` is student ÷ teacher, for language models, where less is better.
     """

@@ -44,12 +44,7 @@ class Display(Callback):
 
     def on_evaluate(self, step: int, scores: Scores) -> None:
         """Tells an evaluation."""
-        shown = f"accuracy {scores.accuracy:.1%}"
-        if scores.perplexity:
-            shown = f"perplexity {perplexity(scores.perplexity)}"
-        elif scores.entity_f1 is not None:
-            shown = f"entity F1 {scores.entity_f1:.1%}"
-        note(f"step {step}: {shown}")
+        note(f"step {step}: {_shown(scores)}")
 
     def on_checkpoint(self, step: int, path: str) -> None:
         """Tells a checkpoint to those who want to know."""
@@ -66,6 +61,12 @@ class Display(Callback):
         for task in filter(None, (self.task, self.download)):
             task.end()
         self.task = self.download = None
+
+
+def _shown(scores: Scores) -> str:
+    if scores.mean_average_precision is not None:
+        return f"mean average precision {scores.mean_average_precision:.1%}"
+    return f"perplexity {perplexity(scores.perplexity)}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
 
 
 def run(config: DistillationConfig, resume: bool, force: bool) -> RunReport:

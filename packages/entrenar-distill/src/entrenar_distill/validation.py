@@ -13,6 +13,7 @@ from entrenar_core.config import DistillationConfig
 from entrenar_core.config.loading import in_order
 from entrenar_core.config.rules import NO_PROBE
 from entrenar_core.config.schema import DatasetConfig, ModelSource, ProbeFinetuning, TrainingConfig
+from entrenar_core.config.sentences import check_task, for_task
 from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
@@ -21,6 +22,7 @@ from entrenar_core.errors import ConfigError, EntrenarError, FetchError, OutputE
 from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import (
     CLASSIFICATION,
+    EMBEDDING,
     LANGUAGE,
     MASKED_LM,
     NO_MASKED_HEAD,
@@ -32,6 +34,7 @@ from entrenar_core.models.heads import (
 )
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens
+from entrenar_core.models.sentence_rules import check_sentences, poolings_of
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
@@ -65,7 +68,10 @@ def validate(
         checks += [check] if check else []
         models |= {part: model} if model else {}
     task = _task(config, models, problems)
-    problems += _teaching(config, task, models.get("teacher"))
+    problems += [*check_task(config, task), *_teaching(config, task, models.get("teacher"))]
+    config = for_task(config, task)
+    if task == EMBEDDING:
+        checks += _sentences(config, models, problems)
     checks += _fit(config, task, models, problems)
     problems += _layers(config, models)
     vocabulary = None
@@ -159,6 +165,24 @@ def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifa
     if finetune is not None and config.dataset.streaming:
         message = "`teacher.finetune` needs all labelled rows at hand"
         yield Problem(message, "remove `dataset.streaming`", "teacher.finetune")
+
+
+def _sentences(config: DistillationConfig, models: Models, problems: list[Problem]) -> Iterator[Check]:
+    """How both models make a vector of a sentence, and whether the vectors can be compared."""
+    teacher, student = models.get("teacher"), models.get("student")
+    sizes = student.architecture if student else None
+    if teacher is not None and config.student.model_id is None:
+        sizes = planned_student(config.student, teacher.architecture)
+    problems += check_sentences(config, teacher.architecture if teacher else None, sizes)
+    here = [model for model in (teacher, student) if model is not None and model.weight_files]
+    if teacher is None or len(here) < len(list(_named(config))):
+        return
+    try:
+        of_teacher, of_student = poolings_of(config, teacher, student)
+    except EntrenarError as error:
+        problems.append(Problem(error.message, error.hint))
+        return
+    yield Check("pooling", "ok", f"{of_teacher} of the teacher, {of_student} of the student")
 
 
 def _fit(config: DistillationConfig, task: str | None, models: Models, problems: list[Problem]) -> Iterator[Check]:

@@ -41,6 +41,8 @@ def _scores(report: RunReport) -> Table:
         told = {"accuracy": report.majority_accuracy}
         rows.append(("majority class", *(_cell(column, told.get(column)) for column in columns)))
     notes = [f"on {_rows(report.eval_rows, 'held-out')} of {report.dataset}, seed {report.seed}"]
+    if report.task == "embedding":
+        notes.append(f"{report.teacher_scores.targets:,} {_ASKED}")
     return Table("Scores", ("", *(_TITLES[column] for column in columns)), tuple(rows), tuple(notes))
 
 
@@ -51,7 +53,14 @@ _TITLES = {
     "entity_f1": "entity F1",
     "kl": "KL to teacher",
     "agreement": "agrees with teacher",
+    "mean_average_precision": "average precision",
+    "rank_correlation": "rank correlation",
+    "cosine": "cosine to teacher",
 }
+_ASKED = (
+    "queries: a text finds, by cosine, those of its label among all others; without labels, the first half of a text "
+    "its second half among those of all"
+)
 
 
 def _columns(report: RunReport) -> tuple[str, ...]:
@@ -61,6 +70,8 @@ def _columns(report: RunReport) -> tuple[str, ...]:
             return ("perplexity", "kl")
         case "masked-lm":
             return ("cross_entropy", "accuracy", "kl")
+        case "embedding":
+            return ("mean_average_precision", "accuracy", "rank_correlation", "cosine")
         case _:
             return ("accuracy", "entity_f1", "agreement") if _has_entities(report) else ("accuracy", "agreement")
 
@@ -75,7 +86,7 @@ def _cell(column: str, value: float | None) -> str:
     match column:
         case "perplexity":
             return perplexity(value)
-        case "kl" | "cross_entropy":
+        case "kl" | "cross_entropy" | "rank_correlation" | "cosine":
             return f"{value:.3f}"
         case _:
             return percent(value)
@@ -83,6 +94,7 @@ def _cell(column: str, value: float | None) -> str:
 
 def _facts(report: RunReport) -> Table:
     kept = "entity F1" if _has_entities(report) else "accuracy"
+    kept = "mean average precision" if report.task == "embedding" else kept
     retention = (
         {} if report.retention is None else {"Retention": f"{percent(report.retention)} of the teacher's {kept}"}
     )

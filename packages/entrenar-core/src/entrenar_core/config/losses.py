@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from entrenar_core.config.schedules import ScheduledTemperature, ScheduledWeight
-from entrenar_core.config.types import Count, NonNegative, Probability, Section, Share, Switch
+from entrenar_core.config.types import Count, NonNegative, Positive, Probability, Section, Share, Switch
 
 DivergenceName = Literal[
     "forward_kl",
@@ -41,15 +41,21 @@ def _mapping(value: object) -> object:
     return value
 
 
+def _mapping_or_vectors(value: object) -> object:
+    if value != "vectors" and not (value in MAPPINGS or (value and _pairs(value))):
+        raise ValueError("should be vectors, uniform, first, last, final, cka, or pairs of layers such as [[0, 3]]")
+    return value
+
+
 def _heads(value: object) -> object:
     if not (value in ("auto", "grouped") or (value and _pairs(value))):
         raise ValueError("should be auto, grouped, or pairs of heads such as [[0, 1], [1, 3]]")
     return value
 
 
-Layers = Annotated[
-    Literal["uniform", "first", "last", "final", "cka"] | tuple[tuple[int, int], ...], BeforeValidator(_mapping)
-]
+# `vectors`, those of sentences, are in place of layers, and only what is below them is a mapping of layers
+LayersOrVectors = Literal["uniform", "first", "last", "final", "cka", "vectors"] | tuple[tuple[int, int], ...]
+Layers = Annotated[LayersOrVectors, BeforeValidator(_mapping)]
 Heads = Annotated[Literal["auto", "grouped"] | tuple[tuple[int, int], ...], BeforeValidator(_heads)]
 HeadWeights = Literal["uniform", "entropy", "variance", "learned"]
 Projection = Literal["none", "linear", "mlp"]
@@ -210,9 +216,36 @@ class RelationLoss(LayerLoss):
     name: Literal["rkd_distance", "rkd_angle", "similarity_preserving", "in_batch_similarity"] = Field(
         description="The loss."
     )
-    layers: Layers = Field("final", title=LAYERS, description="Which layers are compared.")
-    pool: RowPool = Field("mean", description="The vector of a row.")
+    layers: Annotated[LayersOrVectors, BeforeValidator(_mapping_or_vectors)] = Field(
+        "final",
+        title=f"{LAYERS}; or vectors",
+        description="Which layers are compared, or the vectors of sentences, as in the task `embedding` if not given.",
+    )
+    pool: RowPool = Field("mean", description="The vector of a row, in layers.")
     group_size: GroupSize = Field(8, description="Rows that are compared with each other.")
+
+
+class GeometryLoss(RelationLoss):
+    """Distances, angles or similarities between the rows of a group."""
+
+    name: Literal["rkd_distance", "rkd_angle", "similarity_preserving"] = Field(description="The loss.")
+
+
+class SimilarityLoss(RelationLoss):
+    """How likely each other row of a group is to be meant, by cosines."""
+
+    name: Literal["in_batch_similarity"] = Field(description="The loss.")
+    temperature: Positive = Field(0.05, description="How sharply cosines tell rows apart.")
+
+
+class VectorLoss(Loss):
+    """The vectors of sentences."""
+
+    name: Literal["embedding_cosine", "embedding_mse"] = Field(description="The loss.")
+    projection: Projection | None = Field(
+        None,
+        description="Learnt, from the student's width to the teacher's; linear where they differ, if not given.",
+    )
 
 
 LossEntry = Annotated[
@@ -228,11 +261,23 @@ LossEntry = Annotated[
     | AttentionMapLoss
     | AttentionLoss
     | MinilmLoss
-    | RelationLoss,
+    | GeometryLoss
+    | SimilarityLoss
+    | VectorLoss,
     Field(discriminator="name"),
 ]
 
 _KINDS: tuple[type[Loss], ...] = get_args(get_args(LossEntry)[0])
+
+
+def compares_vectors(entry: Loss) -> bool:
+    """Whether it is about the vectors of sentences."""
+    return isinstance(entry, VectorLoss) or (isinstance(entry, LayerLoss) and entry.layers == "vectors")
+
+
+def compares_layers(entry: Loss) -> bool:
+    """Whether it is about layers of both models, which then read the same tokens."""
+    return isinstance(entry, LayerLoss) and entry.layers != "vectors"
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.losses import RowPool
 from entrenar_core.config.types import (
     Count,
     Folder,
@@ -26,7 +27,7 @@ from entrenar_core.config.types import (
     Texts,
 )
 
-Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification"]
+Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "embedding"]
 WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Tracker = Literal[
@@ -71,6 +72,11 @@ class TeacherConfig(ModelSource):
     model_id: Text = Field(description="`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`.")
     dtype: DtypeName = Field("float32", description="Precision of the teacher's weights in memory.")
     finetune: Finetuning | None = Field(None, description="Fit the teacher to the labelled rows before it teaches.")
+    pooling: RowPool | None = Field(
+        None,
+        description="Which vector is a sentence's: of its first or last token, or their mean; as its folder says, or "
+        "mean, if not given.",
+    )
 
 
 def _layers(value: object) -> object:
@@ -137,6 +143,9 @@ class StudentConfig(ModelSource):
     )
     dropout: Probability | None = Field(
         None, description="Every dropout probability of the student in training; the model's own if not given."
+    )
+    pooling: RowPool | None = Field(
+        None, description="As `teacher.pooling`; the teacher's for layers of it, if not given."
     )
 
 

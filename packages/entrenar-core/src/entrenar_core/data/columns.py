@@ -90,9 +90,9 @@ def wanted_columns(config: DatasetConfig, task: str) -> dict[str, str]:
     settings = ["text_column"]
     if task == "token-classification":
         settings = ["tokens_column", "label_column"]
-    elif task == "sequence-classification":
+    elif task == "sequence-classification" or (task == "embedding" and "label_column" in config.model_fields_set):
         settings.append("label_column")
-    elif task == "masked-lm":
+    elif task in ("masked-lm", "embedding"):
         pass
     elif config.messages_column is not None:
         settings = ["messages_column"]

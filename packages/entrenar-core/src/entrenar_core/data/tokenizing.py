@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrenar_core.config.schema import DatasetConfig
-from entrenar_core.data.labels import IGNORED
+from entrenar_core.data.labels import IGNORED, UNLABELLED
 from entrenar_core.data.library import reading
 from entrenar_core.data.masking import NO_WORD, tells_words, word_numbers
 from entrenar_core.data.rendering import Rendered, render
@@ -57,8 +57,8 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
 
 def _tokenizing(task: str, tokenizer: Any, limit: int, config: DatasetConfig) -> Any:
     match task:
-        case "sequence-classification":
-            return _Classifier(tokenizer, limit)
+        case "sequence-classification" | "embedding":
+            return _Texts(tokenizer, limit)
         case "token-classification":
             return _Tagger(tokenizer, limit)
         case "masked-lm":
@@ -73,6 +73,7 @@ def _features(task: str) -> Any:
     number, numbers = datasets.Value("int64"), datasets.List(datasets.Value("int64"))
     own = {
         "sequence-classification": {"labels": number},
+        "embedding": {"labels": number},
         "token-classification": {"labels": numbers, "targets": datasets.List(datasets.Value("bool"))},
         "masked-lm": {"words": datasets.List(datasets.Value("int32"))},
     }
@@ -93,15 +94,16 @@ def never_empty(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[l
 
 
 @dataclass(frozen=True, slots=True)
-class _Classifier:
+class _Texts:
     tokenizer: Any
     limit: int
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         encoded = never_empty(self.tokenizer, list(rows["text"]), self.limit)
+        labels = rows.get("label", [UNLABELLED] * len(encoded))  # sentences need none
         return {
             "input_ids": encoded,
-            "labels": [IGNORED if label < 0 else label for label in rows["label"]],
+            "labels": [IGNORED if label < 0 else label for label in labels],
             "length": [len(ids) for ids in encoded],
             "row": list(rows["row"]),
         }

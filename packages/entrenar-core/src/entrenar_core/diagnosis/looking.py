@@ -18,7 +18,8 @@ from entrenar_core.diagnosis.distributions import TeacherStudy
 from entrenar_core.diagnosis.findings import Diagnosis, Layers
 from entrenar_core.diagnosis.layers import compare_layers
 from entrenar_core.diagnosis.troubles import flatness
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import ModelError, UsageError
+from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.rows import Rows, read_rows
 from entrenar_core.models.token_map import MappedTeacher, TokenMap
@@ -27,7 +28,7 @@ from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
-from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher
 from entrenar_core.training.assembly import make_accelerator, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
@@ -83,6 +84,11 @@ class _Looking:
 
     def look(self) -> tuple[Diagnosis, VocabularyFinding]:
         prepared = self.prepared
+        if prepared.task == EMBEDDING:
+            raise UsageError(
+                "sentence encoders say vectors, and `diagnose` looks at logits",
+                "train for some steps: `entrenar-distill run` scores the student before and after",
+            )
         finding = prepared.finding or _vocabularies(prepared)
         self._phase("teacher")
         ready = make_teacher(
@@ -131,6 +137,7 @@ class _Looking:
         for done, cpu_batch in enumerate(length_sorted_batches(prepared.eval_tokens, prepared.collator, size)):
             self._watch(done, total)
             batch = cpu_batch.to(self.accelerator.device)
+            assert isinstance(ready.source, PrecomputedTeacher | LiveTeacher), "it says logits"
             said: Rows = ready.source.rows(batch)
             study.add(said, prepared.counting.labels(batch))
             with self.accelerator.autocast():

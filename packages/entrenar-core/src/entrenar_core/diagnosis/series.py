@@ -33,8 +33,9 @@ def steps(lines: Lines) -> list[Line]:
 
 
 def evaluations(lines: Lines) -> list[tuple[int, Line]]:
-    """The evaluations, each with its step, in order."""
-    return [(line["step"], line["evaluation"]) for line in lines if isinstance(line.get("evaluation"), Mapping)]
+    """The evaluations that have a loss, as those of sentence encoders have not, each with its step, in order."""
+    found = [(line["step"], line["evaluation"]) for line in lines if isinstance(line.get("evaluation"), Mapping)]
+    return [(step, scores) for step, scores in found if scores.get("mean_average_precision") is None]
 
 
 def diagnostics(lines: Lines) -> list[tuple[int, Line]]:

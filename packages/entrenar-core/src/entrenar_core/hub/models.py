@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from entrenar_core.architectures import Architecture, architecture_of
-from entrenar_core.artifact import TOKENIZER_FILES, ModelArtifact, inspect_folder
+from entrenar_core.artifact import SENTENCE_FILES, TOKENIZER_FILES, ModelArtifact, inspect_folder
 from entrenar_core.errors import ModelError, NotFoundError
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, read_json, shards_of
 from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
@@ -12,7 +12,7 @@ from entrenar_core.hub.progress import Progress
 from entrenar_core.hub.transfer import RemoteFile, cached_snapshot, fetch_files, listing
 from entrenar_core.references import HubReference, Reference
 
-COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES, *SENTENCE_FILES)
 """What is fetched beside weights, unless they are a GGUF, which holds it all."""
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         sum_over,
         total_variation,
     )
+    from entrenar_core.losses.embedding import embedding_cosine, embedding_mse
     from entrenar_core.losses.grouping import count_groups, groups
     from entrenar_core.losses.hard import cross_entropy, hard_sum
     from entrenar_core.losses.head import Head
@@ -53,6 +54,8 @@ __all__ = [
     "count_groups",
     "cross_entropy",
     "cross_entropy_hard",
+    "embedding_cosine",
+    "embedding_mse",
     "forward_kl",
     "groups",
     "hard_sum",
@@ -98,6 +101,8 @@ _HOMES = {
     "count_groups": "grouping",
     "cross_entropy": "hard",
     "cross_entropy_hard": "divergence",
+    "embedding_cosine": "embedding",
+    "embedding_mse": "embedding",
     "forward_kl": "divergence",
     "groups": "grouping",
     "hard_sum": "hard",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 if TYPE_CHECKING:
     from entrenar_core.losses.divergence import Core
 
-Family = Literal["labels", "logits", "hidden", "attention", "relations"]
+Family = Literal["labels", "logits", "hidden", "attention", "relations", "vectors"]
 Scope = Literal["token", "sequence", "group"]
 
 
@@ -51,6 +51,8 @@ _divergence = partial(Entry, family="logits", needs="logits", scope="token", hom
 _hidden = partial(Entry, family="hidden", needs="hidden states", home="hidden")
 _attention = partial(Entry, family="attention", needs="attention scores", scope="token", home="attention")
 _relation = partial(Entry, family="relations", needs="hidden states", scope="group", home="relations")
+
+_vectors = partial(Entry, family="vectors", needs="sentence vectors", scope="sequence", home="embedding")
 
 _ROWS = (
     Entry("cross_entropy", "−log q(label)", "", family="labels", needs="labels", scope="token", home="hard"),
@@ -105,6 +107,8 @@ _ROWS = (
     _relation("rkd_angle", "Huber of cosines of angles", "Park et al. 2019 (RKD)", least=3),
     _relation("similarity_preserving", "‖G − G'‖²/N², rows of G of norm 1", "Tung & Mori 2019", least=2),
     _relation("in_batch_similarity", "KL of softmaxed cosines to other rows", "Passalis & Tefas 2018 (PKT)", least=3),
+    _vectors("embedding_cosine", "1 − cos(s, t)", "Sanh et al. 2019 (DistilBERT)"),
+    _vectors("embedding_mse", "mean (s − t)²", "Reimers & Gurevych 2020"),
 )
 
 LOSSES: Mapping[str, Entry] = {row.name: row for row in _ROWS}

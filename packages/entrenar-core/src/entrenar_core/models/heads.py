@@ -6,8 +6,9 @@ from typing import Any
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
+from entrenar_core.models.sentence_files import is_sentence_encoder
 
-CAUSAL_LM, CLASSIFICATION = "causal-lm", "sequence-classification"
+CAUSAL_LM, CLASSIFICATION, EMBEDDING = "causal-lm", "sequence-classification", "embedding"
 MASKED_LM, TAGGING = "masked-lm", "token-classification"
 LANGUAGE = (CAUSAL_LM, MASKED_LM)
 """Tasks whose logits are over tokens."""
@@ -18,7 +19,7 @@ OF_TOKENS = (*LANGUAGE, TAGGING)
 UNTOLD = (
     "the task cannot be told from the models: the teacher has neither a classification head nor one for tokens",
     f"to classify, fit the teacher to the labels with `teacher.finetune: {{method: probe}}`; for language models, set "
-    f"`task: {CAUSAL_LM}`",
+    f"`task: {CAUSAL_LM}`; for vectors of sentences, `task: {EMBEDDING}`",
 )
 """What is wrong where `infer_task` finds nothing, and what to do."""
 NO_MASKED_HEAD = (
@@ -52,12 +53,15 @@ OTHER_HEADS = (
 def infer_task(teacher: ModelArtifact, student: ModelArtifact | None, *, fitted: bool = False) -> str | None:
     """The task that the models were trained for, or None when undecided.
 
-    A teacher that classifies decides alone, since classifiers are also made of language models. A bare encoder says
-    nothing, and models that disagree decide nothing. Classifiers begin as masked language models, so a student that is
-    one says nothing, and neither does a teacher that will be `fitted` to labels.
+    A teacher that classifies decides alone, since classifiers are also made of language models; so does a sentence
+    encoder, unless it is `fitted` to labels or the student classifies. A bare encoder says nothing, and models that
+    disagree decide nothing. Classifiers begin as masked language models, so a student that is one says nothing, and
+    neither does a teacher that will be fitted.
     """
     found = _task_of(teacher)
     other = _task_of(student) if student else None
+    if found is None and other not in CLASSIFYING and not fitted and is_sentence_encoder(teacher):
+        return EMBEDDING
     if fitted and found == MASKED_LM:
         found = None
     if other == MASKED_LM:

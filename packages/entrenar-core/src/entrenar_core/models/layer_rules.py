@@ -6,7 +6,7 @@ from dataclasses import replace
 from entrenar_core.architectures import Architecture, families
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.losses import HiddenLoss, LayerLoss, Layers, PatientLoss
+from entrenar_core.config.losses import HiddenLoss, LayerLoss, Layers, PatientLoss, compares_layers
 from entrenar_core.config.schema import StudentConfig
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
@@ -26,6 +26,7 @@ def chosen_pairs(layers: Layers, student_layers: int, teacher_layers: int) -> Pa
     if layers == "final":
         return ((student_layers - 1, teacher_layers - 1),)
     assert layers != "cka"
+    assert layers != "vectors", "no layers at all"
     return layer_pairs(layers, student_layers, teacher_layers)
 
 
@@ -54,7 +55,7 @@ def planned_student(config: StudentConfig, teacher: Architecture) -> Architectur
 
 def check_layers(section: DistillationSection, teacher: Architecture, student: Architecture) -> list[Problem]:
     """Every mistake in losses between layers; what an architecture does not say is left to the models."""
-    terms = [term for term in terms_of(section) if isinstance(term.entry, LayerLoss)]
+    terms = [term for term in terms_of(section) if compares_layers(term.entry)]
     return [problem for term in terms for problem in _problems(term, teacher, student)]
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -30,6 +31,8 @@ from entrenar_core.models.heads import (
     CLASSIFICATION,
     CLASSIFICATION_HEADS,
     CLASSIFYING,
+    EMBEDDING,
+    LANGUAGE,
     MASKED_LM,
     OTHER_HEADS,
     TAGGING,
@@ -55,6 +58,7 @@ _AUTO = {
     MASKED_LM: AutoModelForMaskedLM,
     CLASSIFICATION: AutoModelForSequenceClassification,
     TAGGING: AutoModelForTokenClassification,
+    EMBEDDING: AutoModel,
 }
 _AGAIN = "fetch or export the model again"
 _SHOWN = 3
@@ -89,8 +93,8 @@ def load_model(
     if config.pad_token_id is None:
         config.pad_token_id = pad_token_id
     kind = model_class(config, task, trust_remote_code=trust_remote_code)
-    keeps_head = task not in CLASSIFYING or _keeps_head(artifact, task, label_names)
-    if not keeps_head:
+    keeps_head = task in LANGUAGE or (task in CLASSIFYING and _keeps_head(artifact, task, label_names))
+    if task in CLASSIFYING and not keeps_head:
         weights = {name: tensor for name, tensor in weights.items() if _top(name) not in CLASSIFICATION_HEADS}
     if label_names is not None:
         set_labels(config, label_names)
@@ -104,6 +108,8 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    if task == EMBEDDING:
+        drop_pooler(model)
     _require_whole(artifact, model, report, keeps_head)
     _keep_generation_settings(artifact, model)
     return model.eval()
@@ -151,6 +157,14 @@ def model_class(config: PreTrainedConfig, task: str, *, trust_remote_code: bool 
     name = getattr(config, "name_or_path", None) or config.model_type
     with explaining(f"{task} model", name, "take another model for this task"), torch.device("meta"):
         return type(_AUTO[task].from_config(config, trust_remote_code=trust_remote_code))
+
+
+def drop_pooler(model: PreTrainedModel) -> None:
+    """Takes the layer away that some encoders have for classifiers: no vector of a sentence is made from it, so it
+    would stay random or grow stale, and get no gradient.
+    """
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
 
 
 def set_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> None:

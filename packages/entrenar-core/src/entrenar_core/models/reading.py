@@ -1,7 +1,7 @@
 """Whether the teacher reads the student's tokens, or the texts by itself with a tokenizer of its own. Without torch."""
 
 from entrenar_core.config.desugaring import terms_of
-from entrenar_core.config.losses import LayerLoss
+from entrenar_core.config.losses import compares_layers
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.models.heads import OF_TOKENS
 
@@ -22,5 +22,5 @@ def way_out(config: DistillationConfig, task: str | None) -> str:
 
 def _between_layers(config: DistillationConfig) -> list[str]:
     """The settings that ask for losses between layers."""
-    terms = (term for term in terms_of(config.distillation) if isinstance(term.entry, LayerLoss))
+    terms = (term for term in terms_of(config.distillation) if compares_layers(term.entry))
     return list(dict.fromkeys(f"distillation.{term.path[1]}" for term in terms))

@@ -12,9 +12,9 @@ from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import ConfigError
 from entrenar_core.models.dropout import set_dropout
-from entrenar_core.models.heads import CLASSIFYING
+from entrenar_core.models.heads import CLASSIFYING, EMBEDDING
 from entrenar_core.models.importance import Sample
-from entrenar_core.models.loading import load_config, load_model, model_class, seeded, set_labels
+from entrenar_core.models.loading import drop_pooler, load_config, load_model, model_class, seeded, set_labels
 from entrenar_core.models.narrowing import Narrowed, narrow
 from entrenar_core.models.quiet import explaining
 from entrenar_core.models.student_rules import (
@@ -68,6 +68,8 @@ def build_student(
         student = _built(
             config, teacher_artifact, teacher_model, task, label_names, seed, vocab_size, pad_token_id, sample
         )
+    if task == EMBEDDING:
+        drop_pooler(student)
     if config.dropout is not None:
         set_dropout(student, config.dropout)
     return student.eval()
@@ -172,4 +174,4 @@ def _same_head(teacher: PreTrainedModel, student: PreTrainedModel) -> bool:
 
 
 def _in_body(model: PreTrainedModel, name: str) -> bool:
-    return name.startswith(f"{model.base_model_prefix}.")
+    return model.base_model is model or name.startswith(f"{model.base_model_prefix}.")

@@ -16,6 +16,7 @@ from entrenar_core.config.schema import ProbeFinetuning
 from entrenar_core.errors import ModelError
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
+from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.reports import Scores
@@ -26,6 +27,7 @@ from entrenar_core.teachers.finetuning import (
     readable_length,
 )
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
+from entrenar_core.teachers.sentences import SentenceTeacher, sentence_teacher
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch, score_logits
 from entrenar_core.training.signals import StopRequest
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 class ReadyTeacher:
     """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
 
-    source: Teacher
+    source: Teacher | SentenceTeacher
     scores: Scores
     parameters: int
     model: "PreTrainedModel | None"
@@ -64,6 +66,10 @@ def make_teacher(
         ModelError: it cannot be loaded, or says what are no numbers.
         Interrupted, TrainingError: while it was fitted.
     """
+    if prepared.task == EMBEDDING:
+        model = _loaded(prepared)
+        source, scores = sentence_teacher(prepared, model, accelerator, on_batch)
+        return ReadyTeacher(source, scores, parameter_count(model), model)
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator, on_batch, keep=not looking)
@@ -105,7 +111,7 @@ def _reader(prepared: "Preparation", model: nn.Module) -> nn.Module:
 
 
 def _sound(scores: Scores, prepared: "Preparation") -> Scores:
-    if not math.isfinite(scores.cross_entropy):
+    if scores.cross_entropy is None or not math.isfinite(scores.cross_entropy):
         raise ModelError(
             f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
             "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",

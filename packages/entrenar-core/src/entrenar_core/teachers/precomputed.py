@@ -26,28 +26,42 @@ from entrenar_core.training.evaluation import OnBatch
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a teacher says of a batch: of the rows that count, and what passed inside of it, if it was asked."""
+    """What a teacher says of a batch: of the rows that count, and what passed inside of it, if it was asked. A sentence
+    encoder says a vector of each row instead.
+    """
 
-    rows: Rows
+    rows: Rows | None
     record: Record | None = None
+    vectors_BK: Tensor | None = None
 
 
 TeacherSays = Callable[[Batch], Said]
+
+
+class ByRow:
+    """Numbers by row number."""
+
+    def __init__(self, rows: Sequence[int], values_NC: Tensor) -> None:
+        self.place = torch.full((max(rows, default=-1) + 1,), -1)
+        self.place[torch.tensor(rows, dtype=torch.long)] = torch.arange(len(rows))
+        self.values_NC = values_NC
+
+    def of(self, batch: Batch) -> Tensor:
+        """Those of a batch, (B, C), on its device."""
+        places_B = self.place[batch.rows_B.cpu()]
+        assert (places_B >= 0).all(), "a row that the teacher has not read"
+        return self.values_NC[places_B].to(batch.rows_B.device)
 
 
 class PrecomputedTeacher:
     """Logits by row number."""
 
     def __init__(self, rows: Sequence[int], logits_NC: Tensor) -> None:
-        self.place = torch.full((max(rows) + 1,), -1)
-        self.place[torch.tensor(rows)] = torch.arange(len(rows))
-        self.logits_NC = logits_NC
+        self.logits = ByRow(rows, logits_NC)
 
     def rows(self, batch: Batch) -> Logits:
         """What it says of the rows that count, on the device of the batch."""
-        places_B = self.place[batch.rows_B.cpu()]
-        assert (places_B >= 0).all(), "a row that the teacher has not read"
-        return Logits(self.logits_NC[places_B].to(batch.rows_B.device)[batch.targets])
+        return Logits(self.logits.of(batch)[batch.targets])
 
     def listening(self, wants: Wants) -> TeacherSays:
         """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""

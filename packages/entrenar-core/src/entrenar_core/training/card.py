@@ -12,6 +12,7 @@ _LOADERS = {
     "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "embedding": "AutoModel",
 }
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _PIPELINES = {
@@ -19,7 +20,18 @@ _PIPELINES = {
     "masked-lm": "fill-mask",
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
+    "embedding": "sentence-similarity",
 }
+_SENTENCES = """
+A sentence's vector is pooled from the last hidden states, as `1_Pooling/config.json` says; sentence-transformers does
+so by itself:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "another one"])
+```
+"""
 
 
 def model_card(report: RunReport, settings: str) -> str:
@@ -55,7 +67,7 @@ from transformers import AutoTokenizer, {loader}
 model = {loader}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
-
+{_SENTENCES if report.task == "embedding" else ""}
 ## Settings
 
 {report.steps:,} optimiser steps; the weights are those after step {report.selected_step:,}. `run.json` has the
@@ -86,6 +98,9 @@ def _table(report: RunReport) -> str:
         return "| | perplexity | KL to the teacher |\n| --- | --- | --- |\n" + lines
     if report.task == "masked-lm":
         return "| | cross-entropy | accuracy | KL to the teacher |\n| --- | --- | --- | --- |\n" + lines
+    if report.task == "embedding":
+        header = "| | mean average precision | nearest is right | rank correlation with the teacher | cosine to it |\n"
+        return header + "| --- | --- | --- | --- | --- |\n" + lines
     entities = report.teacher_scores.entity_f1 is not None
     majority = (
         f"| majority class | {report.majority_accuracy:.1%} | |{' |' * entities}\n"
@@ -102,5 +117,9 @@ def _cells(task: str, scores: Scores) -> str:
     if task == "masked-lm":
         kl = "" if scores.kl is None else f"{scores.kl:.3f}"
         return f"{scores.cross_entropy:.3f} | {scores.accuracy:.1%} | {kl}"
+    if task == "embedding":
+        beside = (scores.rank_correlation, scores.cosine)
+        shown = " | ".join("" if value is None else f"{value:.3f}" for value in beside)
+        return f"{scores.mean_average_precision or 0.0:.1%} | {scores.accuracy:.1%} | {shown}"
     entities = "" if scores.entity_f1 is None else f" | {scores.entity_f1:.1%}"
     return f"{scores.accuracy:.1%}{entities} | {'' if scores.agreement is None else f'{scores.agreement:.1%}'}"

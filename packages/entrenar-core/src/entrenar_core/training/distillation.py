@@ -106,7 +106,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         eval_rows=len(prepared.rows.evaluation),
         examples_per_step=training.batch_size * training.gradient_accumulation,
         steps=batches.total_steps,
-        loss=formula(config.distillation),
+        loss=formula(prepared.config.distillation),
         output_dir=config.output.dir,
         resumes_from_step=newest_step(config.output.dir) if resume else None,
     )

@@ -25,6 +25,7 @@ from entrenar_core.config.losses import (
     MinilmLoss,
     PatientLoss,
     RelationLoss,
+    SimilarityLoss,
 )
 from entrenar_core.config.schedules import Setting
 from entrenar_core.data.collating import Batch
@@ -173,7 +174,8 @@ def make_layer_term(term: Term, pairs: Pairs, student: Sizes, teacher: Sizes) ->
         case AttentionMapLoss():
             return HiddenTerm(term, pairs, partial(_function(entry.name), power=entry.power), None, _rows)
         case CkaLoss() | RelationLoss():
-            compare = partial(_function(entry.name), pool=entry.pool, group_size=entry.group_size)
+            settings = {"temperature": entry.temperature} if isinstance(entry, SimilarityLoss) else {}
+            compare = partial(_function(entry.name), pool=entry.pool, group_size=entry.group_size, **settings)
             return HiddenTerm(term, pairs, compare, None, partial(_groups, entry))
     raise AssertionError(entry.name)
 

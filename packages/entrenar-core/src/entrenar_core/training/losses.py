@@ -1,13 +1,20 @@
 """From the entries of a configuration to what a training makes small."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from entrenar_core.architectures import architecture_of
 from entrenar_core.config.desugaring import Term
-from entrenar_core.config.losses import LabelLoss, LayerLoss, SelectiveLoss, SoftLoss
+from entrenar_core.config.losses import (
+    LabelLoss,
+    LayerLoss,
+    SelectiveLoss,
+    SoftLoss,
+    compares_layers,
+    compares_vectors,
+)
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import ConfigError, Problem
 from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
@@ -17,13 +24,15 @@ from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import require_recordable
 from entrenar_core.models.wants import EMBEDDINGS
 from entrenar_core.teachers.precomputed import LiveTeacher, Teacher
+from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
 from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.vector_terms import VectorTerm, make_vector_term
 
 
 def make_objective(
-    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | None
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | SentenceTeacher | None
 ) -> Objective:
     """What a training makes small.
 
@@ -31,18 +40,31 @@ def make_objective(
         ConfigError: a loss does not fit the sizes of the models.
         ModelError: a model does not show its layers.
     """
-    layered = [term for term in terms if isinstance(term.entry, LayerLoss)]
-    rows = tuple(_row_term(term) for term in terms if term not in layered)
+    layered = [term for term in terms if compares_layers(term.entry)]
+    of_vectors = [term for term in terms if compares_vectors(term.entry)]
+    rows = tuple(_row_term(term) for term in terms if term not in (*layered, *of_vectors))
+    vectors = tuple(_vector_terms(of_vectors, prepared, student, teacher))
+    pool = None if prepared.poolings is None else prepared.poolings[1]
     if not layered:
-        return Objective(prepared.counting, rows)
-    assert isinstance(teacher, LiveTeacher), "layers are compared over the same tokens"
+        return Objective(prepared.counting, rows, vectors=vectors, pool=pool)
+    assert isinstance(teacher, LiveTeacher | LiveSentences), "layers are compared over the same tokens"
     with seeded(prepared.config.training.seed):
         made = tuple(_layer_term(term, prepared, student, teacher.model) for term in layered)
-    objective = Objective(prepared.counting, rows, made)
+    objective = Objective(prepared.counting, rows, made, vectors, pool)
     for side, model in enumerate((student, teacher.model)):
         wants = objective.wants(side)
         require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
     return objective
+
+
+def _vector_terms(
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | SentenceTeacher | None
+) -> Iterator[VectorTerm]:
+    for term in terms:
+        assert isinstance(student, PreTrainedModel)
+        assert isinstance(teacher, SentenceTeacher), "only sentence encoders have vectors"
+        with seeded(prepared.config.training.seed):
+            yield make_vector_term(term, student.config.hidden_size, teacher.judged_NK.shape[1])
 
 
 def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module) -> LayerTerm:

@@ -11,10 +11,12 @@ from operator import or_
 from entrenar_core.config.schedules import Schedule, Setting
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses import Core
+from entrenar_core.losses.pooling import Pool
 from entrenar_core.models.rows import Counting
 from entrenar_core.models.wants import Wants
 from entrenar_core.training.layer_terms import LayerTerm
 from entrenar_core.training.schedules import moves, value_at
+from entrenar_core.training.vector_terms import VectorTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,21 @@ class Now:
 class Objective:
     """loss = Σ weight · sum / count over its terms, with counts of all micro-batches and ranks of a step.
 
+    A student with a `pool` makes a vector of each sentence, and no logits: it has no terms of rows.
+
     Source: for one divergence and labels, Hinton, Vinyals & Dean 2015.
     """
 
     counting: Counting
     rows: tuple[RowTerm, ...]
     layers: tuple[LayerTerm, ...] = ()
+    vectors: tuple[VectorTerm, ...] = ()
+    pool: Pool | None = None
 
     @property
-    def terms(self) -> tuple[RowTerm | LayerTerm, ...]:
+    def terms(self) -> tuple[RowTerm | VectorTerm | LayerTerm, ...]:
         """All of them, in the order in which they are told."""
-        return (*self.rows, *self.layers)
+        return (*self.rows, *self.vectors, *self.layers)
 
     def wants(self, side: int) -> Wants:
         """What must be recorded of the student (0) or the teacher (1)."""

@@ -12,6 +12,7 @@ from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.rules import NO_PROBE
 from entrenar_core.config.schema import DistillationConfig, ModelSource, ProbeFinetuning, Task
+from entrenar_core.config.sentences import check_task, for_task
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
@@ -22,6 +23,7 @@ from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import (
     CAUSAL_LM,
     CLASSIFICATION,
+    EMBEDDING,
     LANGUAGE,
     MASKED_LM,
     NO_MASKED_HEAD,
@@ -34,6 +36,8 @@ from entrenar_core.models.heads import (
 )
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens, way_out
+from entrenar_core.models.sentence_files import Pool
+from entrenar_core.models.sentence_rules import check_sentences, poolings_of
 from entrenar_core.models.student_rules import check_student
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.tokenizer_facts import facts_of
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
     from entrenar_core.models.output_layer import OutputLayer
     from entrenar_core.models.rows import Counting
+    from entrenar_core.training.sentence_evaluation import Questions
 
 _TRIED = 16
 """Tokens on which an output layer is tried."""
@@ -58,7 +63,8 @@ class Preparation:
     """The models' files, the tokenizers, the rows and their tokens.
 
     `teacher_reads_tokens`: teacher and student share a vocabulary, and the teacher reads the student's batches. Else
-    it reads the texts by itself, once, before training, and `finding`, how the vocabularies fit, is None.
+    it reads the texts by itself, once, before training, and `finding`, how the vocabularies fit, is None. `poolings`
+    are those of teacher and student as sentence encoders. In `config`, the losses of a sentence encoder are listed.
     """
 
     config: DistillationConfig
@@ -73,6 +79,7 @@ class Preparation:
     collator: Collator
     teacher_reads_tokens: bool
     finding: VocabularyFinding | None
+    poolings: tuple[Pool, Pool] | None = None
 
     @property
     def over_tokens(self) -> bool:
@@ -81,8 +88,17 @@ class Preparation:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """The classes, None for a language model."""
-        return self.rows.label_names
+        """The classes that the models tell apart, None where they tell none apart."""
+        return None if self.task == EMBEDDING else self.rows.label_names
+
+    @property
+    def questions(self) -> "Questions":
+        """What sentence encoders are judged by; raises as `questions_of`."""
+        from entrenar_core.training.sentence_evaluation import questions_of
+
+        rows = self.rows.evaluation
+        labels = list(rows["label"]) if "label" in rows.column_names else None
+        return questions_of(list(rows["text"]), labels, self.config.dataset.label_column)
 
     @property
     def vocabulary(self) -> int | None:
@@ -171,11 +187,15 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
-    if problems := check_student(config.student, teacher.architecture, task=task):
+    if problems := [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]:
         raise ConfigError(problems)
+    config = for_task(config, task)
     shape = student.architecture if student else planned_student(config.student, teacher.architecture)
-    if problems := check_layers(config.distillation, teacher.architecture, shape):
+    problems = check_layers(config.distillation, teacher.architecture, shape)
+    problems += check_sentences(config, teacher.architecture, shape) if task == EMBEDDING else []
+    if problems:
         raise ConfigError(problems)
+    poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
     for artifact, source in ((teacher, config.teacher), (student, config.student)):
         if artifact is not None:  # a mistake in a config is not told as one in a tokenizer
             load_model_config(artifact, trust_remote_code=source.trust_remote_code)
@@ -214,6 +234,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         collator=Collator(pad, masking=masking),
         teacher_reads_tokens=reads,
         finding=finding,
+        poolings=poolings,
     )
 
 
@@ -284,12 +305,14 @@ def _masking(
 
 def _known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
     """The classes that the teacher's head stands for, unless it will be fitted to the data."""
-    if task in LANGUAGE or config.teacher.finetune is not None:
+    if task in LANGUAGE or task == EMBEDDING or config.teacher.finetune is not None:
         return None
     return head_labels(teacher, task)
 
 
 def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
+    if task == EMBEDDING:
+        return
     if task in LANGUAGE:
         if config.teacher.finetune is not None:
             raise ConfigError([Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it")])

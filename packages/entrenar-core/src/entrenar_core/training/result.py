@@ -12,10 +12,11 @@ import yaml
 from entrenar_core.errors import OutputError
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
+from entrenar_core.models.sentence_files import sentence_files
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
-from entrenar_core.training.files import new_folder, write_text, writing
+from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
 from entrenar_core.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
     with new_folder(made) as aside, quietly():
         student.save_pretrained(aside)
         prepared.tokenizer.save_pretrained(aside)
+        if prepared.poolings is not None:
+            _write_pooling(aside, prepared, student)
     weight_bytes = saved_bytes(made)
     names = {file.name for file in made.iterdir()}
     with writing(folder):
         for name in sorted(names):
+            if (folder / name).is_dir():
+                remove_folder(folder / name)
             (made / name).replace(folder / name)
         shutil.rmtree(made)
     write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
@@ -50,6 +55,15 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return report
+
+
+def _write_pooling(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:
+    """What sentence-transformers asks of a folder."""
+    assert prepared.poolings is not None
+    length = prepared.config.dataset.max_length
+    for name, value in sentence_files(prepared.poolings[1], student.config.hidden_size, length).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_json(folder / name, value)
 
 
 def read_report(folder: Path) -> RunReport:

@@ -14,10 +14,11 @@ from entrenar_core.config.desugaring import Term, without_teacher
 from entrenar_core.data.tags import flat_labels
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
-from entrenar_core.models.heads import TAGGING
+from entrenar_core.models.heads import EMBEDDING, TAGGING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
-from entrenar_core.teachers.precomputed import Teacher
+from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher
+from entrenar_core.teachers.sentences import SentenceTeacher, judge
 from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
@@ -101,7 +102,11 @@ class Run:
         if self.stop.requested:
             raise Interrupted(f"stopped during {self.phase}; what was saved before is kept")
 
-    def _evaluate(self, model: torch.nn.Module, teacher: Teacher | None, on_batch: OnBatch | None = None) -> Scores:
+    def _evaluate(
+        self, model: torch.nn.Module, teacher: Teacher | SentenceTeacher | None, on_batch: OnBatch | None = None
+    ) -> Scores:
+        if isinstance(teacher, SentenceTeacher):
+            return judge(self.prepared, model, teacher, self.accelerator, on_batch or self._watch)
         return evaluate(
             model.to(self.accelerator.device),
             self.prepared.eval_tokens,
@@ -115,7 +120,7 @@ class Run:
             on_batch=on_batch or self._watch,
         )
 
-    def _final(self, student: "PreTrainedModel", teacher: Teacher, progress: Progress) -> Scores:
+    def _final(self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher, progress: Progress) -> Scores:
         """The scores of the selected weights, told unless an evaluation in training has told them.
 
         Raises:
@@ -123,7 +128,7 @@ class Run:
         """
         file = self.folder.path / "metrics.jsonl"
         scores = self._evaluate(student, teacher)
-        if not math.isfinite(scores.cross_entropy):
+        if scores.cross_entropy is not None and not math.isfinite(scores.cross_entropy):
             raise TrainingError(
                 f"the student's logits after step {progress.step} are not all finite numbers",
                 "lower `training.learning_rate`, or set `training.mixed_precision: no`, and start again with --force",
@@ -136,7 +141,7 @@ class Run:
             journal.evaluation(progress.step, scores)
         return scores
 
-    def _before(self, student: "PreTrainedModel", teacher: Teacher) -> Scores:
+    def _before(self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher) -> Scores:
         """The student's scores before the first step, measured once in the life of a run."""
         self._phase("student before training")
         file = self.folder.path / "metrics.jsonl"
@@ -147,7 +152,9 @@ class Run:
             Metrics(file, up_to_step=None).add(step=0, evaluation=dataclasses.asdict(scores))
         return scores
 
-    def _train(self, student: "PreTrainedModel", teacher: Teacher | None, terms: Sequence[Term], name: str) -> Progress:
+    def _train(
+        self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher | None, terms: Sequence[Term], name: str
+    ) -> Progress:
         main = name == "student"
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         steps = make_batches(
@@ -177,13 +184,15 @@ class Run:
         self.accelerator.free_memory()
         return progress
 
-    def _diagnostics(self, step: DistillationStep, teacher: Teacher | None, folder: Path) -> tuple[Diagnostics, ...]:
+    def _diagnostics(self, step: DistillationStep, teacher: object, folder: Path) -> tuple[Diagnostics, ...]:
         every = self.training.diagnose_every
         if every is None or not self.accelerator.is_main_process:
             return ()
         before = newest_step(folder) or 0
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= before]
-        compared = teacher if step.objective.needs_teacher() else None  # else it has not read the training rows
+        compared = None
+        if isinstance(teacher, PrecomputedTeacher | LiveTeacher) and step.objective.needs_teacher():
+            compared = teacher  # else it has not read the training rows, or says vectors
         return (Diagnostics(every, step, compared, self.accelerator, self._note, lines),)
 
     def _note(self, text: str) -> None:
@@ -208,7 +217,8 @@ class Run:
         rows, training = self.prepared.rows, self.training
         assert progress.initial_loss is not None, "a run has a step"
         assert progress.final_loss is not None, "a run has a step"
-        majority = None if self.prepared.over_tokens else self._majority()
+        classifies = not self.prepared.over_tokens and self.prepared.task != EMBEDDING
+        majority = self._majority() if classifies else None
         best = progress.best_step if training.select == "best" else None
         return RunReport(
             task=self.prepared.task,

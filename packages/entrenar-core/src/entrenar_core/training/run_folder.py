@@ -103,7 +103,9 @@ class RunFolder:
                 if (self.path / name).exists():
                     remove_folder(self.path / name)
             for name in {"metrics.jsonl", "report.json", "loss.svg", *before.get("files", ())} - {MANIFEST}:
-                (self.path / Path(name).name).unlink(missing_ok=True)
+                file = self.path / Path(name).name
+                if file.exists() or file.is_symlink():
+                    remove_folder(file)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -15,10 +15,12 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, head_loss, of_logits, soften
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
-from entrenar_core.models.recording import recording
+from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.rows import HeadRows, Rows
+from entrenar_core.models.sentences import vectors_of
 from entrenar_core.teachers.precomputed import Said
 from entrenar_core.training.objective import Now, Objective, RowTerm
+from entrenar_core.training.vector_terms import VectorTerm
 
 
 class StepLoss(NamedTuple):
@@ -39,7 +41,7 @@ class DistillationStep(nn.Module):
         self.student = student
         self.objective = objective
         self.output = output
-        self.layers = nn.ModuleList(objective.layers)
+        self.layers = nn.ModuleList((*objective.vectors, *objective.layers))
         self.wants = objective.wants(0)
 
     def forward(self, batch: Batch, said: Said | None, now: Sequence[Now]) -> StepLoss:
@@ -52,22 +54,34 @@ class DistillationStep(nn.Module):
         """
         rows = len(self.objective.rows)
         teacher = None if said is None else said.rows
+        vectors_BH: Tensor | None = None
         with recording(self.student, **self.wants.arguments()) if self.wants.anything else nullcontext() as record:
-            of_rows = self._of_rows(batch, teacher, now[:rows])
-        if record is None:
-            return of_rows
+            if self.objective.pool is not None:
+                vectors_BH = vectors_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, self.objective.pool)
+                of_rows = StepLoss(vectors_BH[batch.targets].sum() * 0.0, vectors_BH.new_zeros(0))
+            else:
+                of_rows = self._of_rows(batch, teacher, now[:rows])
         loss, shares = of_rows.loss, [of_rows.terms]
-        for term, present in zip(self.objective.layers, now[rows:], strict=True):
+        for term, present in zip(self.layers, now[rows:], strict=True):
             if present.weight > 0:
-                assert said is not None, "a loss between layers needs a teacher"
-                assert said.record is not None, "the teacher was not asked"
-                total = term(record, said.record, batch)
+                assert said is not None, "a loss between models needs a teacher"
+                total = self._total(term, record, vectors_BH, said, batch)
                 loss = loss + total * present.factor
                 shares.append(total.detach().reshape(1) / max(present.count, 1))
             else:  # DDP wants a gradient of every parameter in every step
                 loss = loss + sum(parameter.sum() for parameter in term.parameters()) * 0.0
                 shares.append(loss.new_zeros(1))
         return StepLoss(loss, torch.cat(shares))
+
+    @staticmethod
+    def _total(term: nn.Module, record: Record | None, vectors_BH: Tensor | None, said: Said, batch: Batch) -> Tensor:
+        """The sum of a term between vectors or between layers."""
+        if isinstance(term, VectorTerm):
+            total: Tensor = term(vectors_BH, said.vectors_BK, batch)
+        else:
+            assert said.record is not None, "the teacher was not asked"
+            total = term(record, said.record, batch)
+        return total
 
     def _of_rows(self, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
         if self.output is not None and (teacher is None or isinstance(teacher, HeadRows)):

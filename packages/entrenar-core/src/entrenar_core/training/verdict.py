@@ -32,10 +32,13 @@ def interval(accuracy: float, rows: int) -> tuple[float, float]:
 
 
 def quality(scores: Scores, *, language: bool) -> float:
-    """What models are compared by, more is better: of language models −cross-entropy, else entity F1 or accuracy."""
+    """What models are compared by, more is better: of language models −cross-entropy, of sentence encoders mean average
+    precision, else entity F1 or accuracy.
+    """
     if language:
-        return -scores.cross_entropy
-    return scores.accuracy if scores.entity_f1 is None else scores.entity_f1
+        return -math.inf if scores.cross_entropy is None else -scores.cross_entropy
+    found = (scores.mean_average_precision, scores.entity_f1, scores.accuracy)
+    return next(value for value in found if value is not None)
 
 
 def retention(scores: Scores, teacher: Scores, task: str) -> float | None:
@@ -69,7 +72,8 @@ def warnings(
         rows = f"{student.examples} evaluation rows are few"
         yield f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
     if baseline is not None:
-        taught, own, rival = (quality(of, language=majority is None) for of in (teacher, student, baseline))
+        language = majority is None and student.mean_average_precision is None
+        taught, own, rival = (quality(of, language=language) for of in (teacher, student, baseline))
         if taught <= rival:
             yield "the teacher is no better than the student trained without it: distilling from it is not worth while"
         elif own <= rival:

@@ -1,0 +1,135 @@
+"""A sentence encoder as a teacher: it says a vector of each row.
+
+With texts at hand it reads each of them once, before training, with its own tokenizer; else, or where layers are
+compared, it reads the student's batches.
+
+Shapes: B rows, N texts, K teacher's width.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from entrenar_core.data.collating import Batch
+from entrenar_core.errors import ModelError, TrainingError
+from entrenar_core.models.calling import logits_of
+from entrenar_core.models.recording import recording
+from entrenar_core.models.sentences import SentenceEncoder
+from entrenar_core.models.token_map import MappedTeacher
+from entrenar_core.models.wants import Wants
+from entrenar_core.reports import Scores
+from entrenar_core.teachers.finetuning import readable_length
+from entrenar_core.teachers.precomputed import ByRow, Said, TeacherSays, classify
+from entrenar_core.training.evaluation import OnBatch
+from entrenar_core.training.sentence_evaluation import score_sentences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrenar_core.training.preparation import Preparation
+
+
+class PrecomputedSentences:
+    """Vectors by row number; `judged_NK` are those of the texts that the student is judged on."""
+
+    def __init__(self, rows: Sequence[int], vectors_NK: Tensor, judged_NK: Tensor) -> None:
+        self.vectors, self.judged_NK = ByRow(rows, vectors_NK), judged_NK
+
+    def listening(self, wants: Wants) -> TeacherSays:
+        """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""
+        assert not wants.anything, "layers are compared over the same tokens"
+        return lambda batch: Said(None, vectors_BK=self.vectors.of(batch))
+
+
+class LiveSentences:
+    """An encoder that reads the student's batches, at the same autocast as the student."""
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator, judged_NK: Tensor) -> None:
+        self.model, self.accelerator, self.judged_NK = model, accelerator, judged_NK
+
+    @torch.no_grad()
+    def vectors(self, batch: Batch) -> Tensor:
+        """(B, K)."""
+        with self.accelerator.autocast():  # what a mapped teacher calls its logits is what its encoder gives
+            return logits_of(self.model, batch.input_ids_BT, batch.attention_mask_BT)
+
+    def listening(self, wants: Wants) -> TeacherSays:
+        """What it says in training: also what passes in the layers that are wanted."""
+
+        def says(batch: Batch) -> Said:
+            with recording(self.model, **wants.arguments()) as record:
+                vectors_BK = self.vectors(batch)
+            return Said(None, record, vectors_BK)
+
+        return says if wants.anything else lambda batch: Said(None, vectors_BK=self.vectors(batch))
+
+
+SentenceTeacher = PrecomputedSentences | LiveSentences
+
+
+def sentence_teacher(
+    prepared: "Preparation", model: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch
+) -> tuple[SentenceTeacher, Scores]:
+    """The teacher, and its own scores.
+
+    Raises:
+        ModelError: its vectors are no numbers.
+    """
+    assert prepared.poolings is not None
+    encoder = SentenceEncoder(model.to(accelerator.device).eval().requires_grad_(False), prepared.poolings[0])
+    live = prepared.teacher_reads_tokens
+    train = [] if live else list(prepared.rows.train)
+    rows, texts = [row["row"] for row in train], [row["text"] for row in train]
+    vectors_NK = classify(
+        encoder,
+        prepared.teacher_tokenizer,
+        [*texts, *prepared.questions.texts],
+        batch_size=prepared.config.training.evaluation_batch_size,
+        max_length=readable_length(prepared),
+        accelerator=accelerator,
+        on_batch=on_batch,
+    )
+    if not vectors_NK.isfinite().all():
+        raise ModelError(
+            f"the vectors of the teacher {prepared.teacher.reference} are not all finite numbers",
+            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
+        )
+    judged_NK = vectors_NK[len(texts) :].clone()
+    scores = score_sentences(judged_NK, prepared.questions)
+    if not live:
+        return PrecomputedSentences(rows, vectors_NK[: len(texts)], judged_NK), scores
+    token_map = prepared.token_map
+    reader = encoder if token_map is None else MappedTeacher(encoder, token_map, over_tokens=False)
+    return LiveSentences(reader.to(accelerator.device), accelerator, judged_NK), scores
+
+
+def judge(
+    prepared: "Preparation", student: nn.Module, teacher: SentenceTeacher, accelerator: Accelerator, on_batch: OnBatch
+) -> Scores:
+    """The student's scores beside its teacher, in evaluation mode; it is left in the mode that it was in.
+
+    Raises:
+        TrainingError: its vectors are no numbers.
+    """
+    assert prepared.poolings is not None
+    training = student.training
+    student.to(accelerator.device).eval()
+    vectors_NH = classify(
+        SentenceEncoder(student, prepared.poolings[1]).eval(),
+        prepared.tokenizer,
+        prepared.questions.texts,
+        batch_size=prepared.config.training.evaluation_batch_size,
+        max_length=prepared.config.dataset.max_length,
+        accelerator=accelerator,
+        on_batch=on_batch,
+    )
+    student.train(training)
+    if not vectors_NH.isfinite().all():
+        raise TrainingError(
+            "the student's vectors of the evaluation rows are not all finite numbers",
+            "lower `training.learning_rate`, or set `training.mixed_precision: no`, and start again with --force",
+        )
+    return score_sentences(vectors_NH, prepared.questions, teacher.judged_NK)
