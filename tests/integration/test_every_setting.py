@@ -76,6 +76,8 @@ SHOWN_BY = {
     "dataset.labelled_rows": f"{SOURCES}::test_labelled_rows_keeps_so_many_labels_and_every_class",
     "dataset.streaming": "core/test_data_streams.py::test_the_first_rows_are_for_evaluation_and_training_skips_them",
     "dataset.text_column": f"{SOURCES}::test_columns_are_read_under_the_names_that_settings_give",
+    "dataset.mask_probability": "core/test_data_masking.py::test_the_shares_are_those_of_the_source",
+    "dataset.tokens_column": "core/test_data_tags.py::test_what_is_no_data_of_tagged_words_is_refused",
     "dataset.label_column": f"{SOURCES}::test_columns_are_read_under_the_names_that_settings_give",
     "dataset.prompt_column": f"{TOKENIZING}::test_of_a_prompt_with_its_completion_the_completion_is_learnt",
     "dataset.completion_column": f"{TOKENIZING}::test_of_a_prompt_with_its_completion_the_completion_is_learnt",
