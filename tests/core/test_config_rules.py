@@ -104,6 +104,27 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"distillation": {"top_k_tail": False}}, "`distillation.top_k_tail` needs `distillation.top_k`"),
     ({"distillation": {"top_k": 1, "top_k_tail": False}}, "`distillation.top_k` 1 without `distillation.top_k_tail`"),
     ({"dataset": {"name": "d", "prompt_column": "p"}}, "`dataset.prompt_column` needs `dataset.completion_column`"),
+    (
+        {"dataset": {"name": "d", "reasoning_column": "r"}},
+        "`dataset.reasoning_column` needs `dataset.completion_column`",
+    ),
+    (
+        {"dataset": {"name": "d", "reasoning_weight": 0.3}},
+        "`dataset.reasoning_weight` needs `dataset.reasoning_column`",
+    ),
+    (
+        {
+            "dataset": {
+                "name": "d",
+                "prompt_column": "p",
+                "completion_column": "c",
+                "reasoning_column": "r",
+                "reasoning_weight": 0,
+                "completion_weight": 0.0,
+            }
+        },
+        "`dataset.reasoning_weight` and `dataset.completion_weight` are both 0",
+    ),
     ({"dataset": {"name": "d", "completion_column": "c"}}, "`dataset.completion_column` needs `dataset.prompt_column`"),
     (
         {"dataset": {"name": "d", "prompt_column": "p", "completion_column": "c", "messages_column": "m"}},

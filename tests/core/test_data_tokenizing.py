@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrenar_core.config.schema import DatasetConfig
+from entrenar_core.data.collating import Collator
 from entrenar_core.data.rendering import render
 from entrenar_core.data.tokenizing import covered, tokenize_rows
 from entrenar_core.errors import DataError
+from entrenar_core.models.rows import Counting
 from tiny_models import tiny_tokenizer
 
 PLAIN = DatasetConfig(path="x")
@@ -61,6 +63,34 @@ def test_of_a_prompt_with_its_completion_the_completion_is_learnt(bpe: Any, prom
         assert completion.endswith(said.removesuffix("</s>")) or said.removesuffix("</s>").endswith(completion)
         unlearnt = [t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
         assert prompt.startswith(bpe.decode(unlearnt).rstrip("\ufffd"))
+
+
+def test_a_reasoning_is_learnt_with_a_weight_of_its_own(bpe: Any) -> None:
+    config = DatasetConfig(
+        prompt_column="p", reasoning_column="r", completion_column="c", reasoning_weight=0.25, completion_weight=0.75
+    )
+    rows = [
+        {"prompt": "the dog:", "reasoning": " it jumps over", "completion": " the river"},
+        {"prompt": "the fox:", "reasoning": "", "completion": " runs"},
+    ]
+    first, second = tokens(rows, bpe, config)
+    for row, reasoning, completion in ((first, " it jumps over", " the river</s>"), (second, "", " runs</s>")):
+        parts = {
+            weight: bpe.decode([t for t, w, label in zip(row["input_ids"], row["weights"], row["labels"], strict=True)
+                                if w == weight and label != -100])
+            for weight in (0.25, 0.75)
+        }  # fmt: skip
+        assert parts == {0.25: reasoning, 0.75: completion}
+    batch = Collator(bpe.pad_token_id)([first, second])
+    assert batch.weights is not None
+    assert batch.weights.shape == batch.labels.shape
+    counting = Counting(shifted=True)
+    weights = counting.weights(batch)
+    assert weights is not None
+    assert len(weights) == batch.num_soft
+    assert set(weights.tolist()) == {0.25, 0.75}
+    (plain,) = tokens([{"prompt": "a", "completion": "b"}], bpe, PROMPTS)
+    assert "weights" not in plain
 
 
 def test_only_what_the_assistant_says_in_a_chat_is_learnt(bpe: Any) -> None:

@@ -12,7 +12,7 @@ from entrenar_core import parse_config
 from entrenar_core.losses import DIVERGENCES, LOSSES
 from entrenar_core.training.callbacks import StepMetrics
 from entrenar_core.training.distillation import plan
-from tiny_jobs import Models, classification, language
+from tiny_jobs import Models, classification, language, write_rows
 from watched_runs import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
@@ -76,6 +76,22 @@ def test_schedules_are_followed_and_told(tiny: Models, tmp_path: Path) -> None:
         assert step.loss == pytest.approx(whole, rel=1e-5)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["schedules"] for line in lines if "schedules" in line] == told
+
+
+@pytest.mark.parametrize("thought", [0.0, 0.5, 1.0])
+def test_a_reasoning_counts_as_much_as_it_is_weighted(tiny: Models, tmp_path: Path, thought: float) -> None:
+    """The loss is linear in the weights, and what it is divided by does not depend on them."""
+    rows = [{"q": f"open {i}: ", "r": "the dog jumps over the file. ", "a": "so the river"} for i in range(40)]
+    columns = {"prompt_column": "q", "reasoning_column": "r", "completion_column": "a"}
+    found = []
+    for reasoning, answer in ((thought, 0.25), (1.0, 0.0), (0.0, 1.0)):
+        job = language(tiny, tmp_path, training={"max_steps": 1})
+        job["dataset"] = {"path": str(write_rows(tmp_path / "rows.jsonl", rows)), **columns, "max_length": 64}
+        job["dataset"] |= {"reasoning_weight": reasoning, "completion_weight": answer}
+        found.append(run(job)[1].steps[0])
+    mixed, of_reasoning, of_answer = found
+    for name, value in mixed.losses.items():
+        assert value == pytest.approx(thought * of_reasoning.losses[name] + 0.25 * of_answer.losses[name], rel=1e-5)
 
 
 SHORT: list[tuple[str, dict[str, Any]]] = [

@@ -214,6 +214,19 @@ def _columns(dataset: Mapping[str, Any]) -> Iterator[Broken]:
     if ("prompt_column" in dataset) != ("completion_column" in dataset):
         given, missing = ("prompt", "completion") if "prompt_column" in dataset else ("completion", "prompt")
         yield Broken(("dataset", f"{given}_column"), f"`dataset.{given}_column` needs `dataset.{missing}_column`", None)
+    if "reasoning_column" in dataset and "completion_column" not in dataset:
+        yield Broken(
+            ("dataset", "reasoning_column"), "`dataset.reasoning_column` needs `dataset.completion_column`", None
+        )
+    for key in ("reasoning_weight", "completion_weight"):
+        if key in dataset and "reasoning_column" not in dataset:
+            yield Broken(("dataset", key), f"`dataset.{key}` needs `dataset.reasoning_column`", None)
+    if _is_zero(dataset.get("reasoning_weight")) and _is_zero(dataset.get("completion_weight")):
+        yield Broken(
+            ("dataset", "completion_weight"),
+            "`dataset.reasoning_weight` and `dataset.completion_weight` are both 0",
+            "raise one of them",
+        )
     if "prompt_column" in dataset and "messages_column" in dataset:
         yield Broken(
             ("dataset", "messages_column"),

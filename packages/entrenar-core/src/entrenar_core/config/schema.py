@@ -183,6 +183,11 @@ class DatasetConfig(Section):
     tokens_column: Text = Field("tokens", description="Column of the words that are tagged, a list of them.")
     prompt_column: Text | None = Field(None, description="Column of a prompt, which is read but not learnt.")
     completion_column: Text | None = Field(None, description="Column of what follows the prompt, which is learnt.")
+    reasoning_column: Text | None = Field(
+        None, description="Column of a reasoning between prompt and completion, which is learnt, too."
+    )
+    reasoning_weight: NonNegative = Field(1.0, description="What the losses of a token of the reasoning count.")
+    completion_weight: NonNegative = Field(1.0, description="What those of a token of the completion count beside it.")
     messages_column: Text | None = Field(None, description="Column of chats: lists of `{role, content}`.")
     mask_probability: Fraction = Field(
         0.15, description="Share of the words of a row that a masked language model has to tell."

@@ -103,7 +103,8 @@ class Collator:
         predicted_BT = torch.zeros_like(labels_BT, dtype=torch.bool)  # a token that follows a token of its own row
         predicted_BT[:, 1:] = attention_mask_BT[:, :-1].bool()
         labels_BT = labels_BT.masked_fill(~predicted_BT, IGNORED)
-        return Batch(input_ids_BT, attention_mask_BT, labels_BT, labels_BT != IGNORED, rows_B)
+        weights_BT = self._padded([row["weights"] for row in rows], 0.0) if "weights" in rows[0] else None
+        return Batch(input_ids_BT, attention_mask_BT, labels_BT, labels_BT != IGNORED, rows_B, weights_BT)
 
     def _masked(self, row: Mapping[str, Any]) -> dict[str, Any]:
         assert self.masking is not None, "rows to be masked, and nothing says how"
@@ -111,7 +112,7 @@ class Collator:
         targets = [label != IGNORED for label in labels]
         return {"input_ids": ids, "labels": labels, "targets": targets, "row": row["row"]}
 
-    def _padded(self, values: Sequence[list[int]], filler: int) -> Tensor:
+    def _padded(self, values: Sequence[list[Any]], filler: float) -> Tensor:
         length = max(map(len, values))
         fillers = [[filler] * (length - len(row)) for row in values]
         if self.padding_side == "left":

@@ -98,6 +98,7 @@ def wanted_columns(config: DatasetConfig, task: str) -> dict[str, str]:
         settings = ["messages_column"]
     elif config.prompt_column is not None:
         settings = ["prompt_column", "completion_column"]
+        settings += ["reasoning_column"] if config.reasoning_column is not None else []
     return {setting: getattr(config, setting) for setting in settings}
 
 
@@ -146,7 +147,10 @@ def check_features(features: Mapping[str, Any], config: DatasetConfig, task: str
         raise DataError(problems[0].message, problems[0].hint)
     for setting, name in wanted_columns(config, task).items():
         kind = getattr(features[name], "dtype", type(features[name]).__name__)
-        if setting in ("text_column", "prompt_column", "completion_column") and kind not in ("string", "large_string"):
+        if setting in ("text_column", "prompt_column", "reasoning_column", "completion_column") and kind not in (
+            "string",
+            "large_string",
+        ):
             raise DataError(
                 f"column `{name}` holds {kind}, not text",
                 f"give the column of the text as `dataset.{setting}`; {_listed(features)}",

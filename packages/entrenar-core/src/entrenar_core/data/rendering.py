@@ -14,7 +14,8 @@ from entrenar_core.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text; `spans` are the characters `[start, end)` whose tokens are learnt, in order.
+    """A text; `spans` are the characters `[start, end)` whose tokens are learnt, in order, and `reasoning` those of
+    them that are a reasoning.
 
     A chat template writes special tokens itself; elsewhere the tokenizer adds them.
     """
@@ -22,10 +23,12 @@ class Rendered:
     text: str
     spans: tuple[tuple[int, int], ...]
     add_special_tokens: bool
+    reasoning: tuple[int, int] = (0, 0)
 
 
 def render(row: Mapping[str, Any], config: DatasetConfig, tokenizer: Any) -> Rendered:
-    """The text of a row with the columns that `load_rows` gives: `messages`, or `prompt` and `completion`, or `text`.
+    """The text of a row with the columns that `load_rows` gives: `messages`, or `prompt`, `reasoning` if there is
+    one, and `completion`, or `text`.
 
     Raises:
         DataError: the tokenizer has no chat template, or one that cannot tell where a turn begins; the chat is
@@ -34,8 +37,9 @@ def render(row: Mapping[str, Any], config: DatasetConfig, tokenizer: Any) -> Ren
     if config.messages_column is not None:
         return _chat(row["messages"], tokenizer, f"row {row['row']}")
     if config.prompt_column is not None:
-        prompt, completion = row["prompt"], row["completion"]
-        return Rendered(prompt + completion, ((len(prompt), len(prompt) + len(completion)),), True)
+        prompt, reasoning = row["prompt"], row.get("reasoning") or ""
+        text, begins = prompt + reasoning + row["completion"], len(prompt)
+        return Rendered(text, ((begins, len(text)),), True, (begins, begins + len(reasoning)))
     return Rendered(row["text"], ((0, len(row["text"])),), True)
 
 

@@ -82,7 +82,10 @@ def _classes_and_size(
 def _choosing(config: DatasetConfig) -> list[object]:
     """The settings that choose from the source."""
     names = ("subset", "split", "eval_split", "eval_rows", "max_rows", "text_column", "label_column")
-    return [getattr(config, name) for name in (*names, "prompt_column", "completion_column", "messages_column")]
+    return [
+        getattr(config, name)
+        for name in (*names, "prompt_column", "reasoning_column", "completion_column", "messages_column")
+    ]
 
 
 class _Reader:

@@ -33,7 +33,7 @@ def tokenize_rows(dataset: Any, tokenizer: Any, *, task: str, config: DatasetCon
 
     limit = min(max_length, config.max_length)
     tokenized = _tokenizing(task, tokenizer, limit, config)
-    features = _features(task)
+    features = _features(task, weighted=task == "causal-lm" and config.reasoning_column is not None)
     settings = {
         "batched": True,
         "batch_size": _BATCH_ROWS,
@@ -67,7 +67,7 @@ def _tokenizing(task: str, tokenizer: Any, limit: int, config: DatasetConfig) ->
             return _Causal(tokenizer, limit, config)
 
 
-def _features(task: str) -> Any:
+def _features(task: str, *, weighted: bool) -> Any:
     import datasets
 
     number, numbers = datasets.Value("int64"), datasets.List(datasets.Value("int64"))
@@ -83,6 +83,7 @@ def _features(task: str) -> Any:
             **own.get(task, {"labels": numbers}),
             "length": number,
             "row": number,
+            **({"weights": datasets.List(datasets.Value("float32"))} if weighted else {}),
         }
     )
 
@@ -158,26 +159,32 @@ class _Causal:
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": [], "row": []}
+        made |= {"weights": []} if self.config.reasoning_column is not None else {}
         for values in zip(*rows.values(), strict=True):
             row = dict(zip(rows, values, strict=True))
-            ids, labels = self._tokens(render(row, self.config, self.tokenizer))
+            ids, labels, weights = self._tokens(render(row, self.config, self.tokenizer))
             if any(label != IGNORED for label in labels[1:]):  # nothing predicts the first
-                for column, value in zip(made, (ids, labels, len(ids), row["row"]), strict=True):
+                for column, value in zip(made, (ids, labels, len(ids), row["row"], weights), strict=False):
                     made[column].append(value)
         return made
 
-    def _tokens(self, rendered: Rendered) -> tuple[list[int], list[int]]:
-        """Tokens, and the same where they are learnt. An EOS closes what was not cut, and is learnt with it."""
-        ids, learnt = self._encoded(rendered)
+    def _tokens(self, rendered: Rendered) -> tuple[list[int], list[int], list[float]]:
+        """Tokens, the same where they are learnt, and their weights. An EOS closes what was not cut, and is learnt
+        with it.
+        """
+        ids, learnt, reasons = self._encoded(rendered)
         eos = self.tokenizer.eos_token_id
         if rendered.add_special_tokens and eos is not None and any(learnt):
             if ids[-1] != eos:
-                ids, learnt = [*ids, eos], [*learnt, True]
+                ids, learnt, reasons = [*ids, eos], [*learnt, True], [*reasons, False]
             learnt[-1] = True
         labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
-        return ids[: self.limit], labels[: self.limit]
+        thought, told = self.config.reasoning_weight, self.config.completion_weight
+        weights = [thought if reason else told for reason in reasons]
+        return ids[: self.limit], labels[: self.limit], weights[: self.limit]
 
-    def _encoded(self, rendered: Rendered) -> tuple[list[int], list[bool]]:
+    def _encoded(self, rendered: Rendered) -> tuple[list[int], list[bool], list[bool]]:
+        """Tokens, whether they are learnt, and whether they are of a reasoning."""
         special = rendered.add_special_tokens
         if self.tokenizer.is_fast:
             # verbose: a warning about the model's limit would be wrong, as the tokens are cut below it afterwards
@@ -193,7 +200,8 @@ class _Causal:
                 mask and start == end
                 for mask, (start, end) in zip(encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True)
             )
-            return list(encoded["input_ids"]), [ok and not extra for ok, extra in zip(inside, added, strict=True)]
+            learnt = [ok and not extra for ok, extra in zip(inside, added, strict=True)]
+            return list(encoded["input_ids"]), learnt, covered(encoded["offset_mapping"], [rendered.reasoning])
         if rendered.spans != ((0, len(rendered.text)),):
             raise DataError(
                 f"{type(self.tokenizer).__name__} does not say which characters a token stands for, "
@@ -201,7 +209,7 @@ class _Causal:
                 "take a model whose tokenizer has a tokenizer.json",
             )
         ids = list(self.tokenizer(rendered.text, add_special_tokens=special, verbose=False)["input_ids"])
-        return ids, [token not in self.tokenizer.all_special_ids for token in ids]
+        return ids, [token not in self.tokenizer.all_special_ids for token in ids], [False] * len(ids)
 
 
 def covered(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
