@@ -32,6 +32,9 @@ ELSEWHERE = {
 }
 SHORT = {
     "quickstart.yaml": ["dataset.max_rows=200", "dataset.labelled_rows=60", "training.max_steps=2"],
+    "tinybert-1-layers.yaml": ["dataset.max_rows=200", "dataset.labelled_rows=60", "training.max_steps=2"],
+    "tinybert-2-answers.yaml": ["dataset.max_rows=200", "dataset.labelled_rows=60", "training.max_steps=2"],
+    "minilm.yaml": ["dataset.max_rows=200", "dataset.labelled_rows=60", "training.max_steps=2"],
     "causal-lm.yaml": ["dataset.max_length=16", "dataset.eval_rows=2", "training.max_steps=1", "dataset.max_rows=50"],
     "masked-lm.yaml": ["dataset.max_rows=60", "training.max_steps=2", "training.baseline=false"],
     "token-classification.yaml": [
