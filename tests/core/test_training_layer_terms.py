@@ -19,7 +19,7 @@ from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
 from entrenar_core.training.losses import sizes_of
 from tiny_models import tiny_bert, tiny_llama
 
-LAYERED = [name for name, row in LOSSES.items() if row.family not in ("labels", "logits")]
+LAYERED = [name for name, row in LOSSES.items() if row.family not in ("labels", "logits", "vectors")]
 
 
 @pytest.fixture(scope="module")

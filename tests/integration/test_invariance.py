@@ -255,9 +255,13 @@ def test_no_divergence_depends_on_how_a_step_is_cut_and_padded(
         assert difference(other, expected) <= (1e-9 if side == "right" else 1e-6), "rotary angles are in 32 bits"
 
 
+# Those of sentence vectors are in test_sentences.py.
+BETWEEN_LAYERS = [name for name, row in LOSSES.items() if row.family not in ("labels", "logits", "vectors")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
-@pytest.mark.parametrize("name", [name for name, row in LOSSES.items() if row.family not in ("labels", "logits")])
+@pytest.mark.parametrize("name", BETWEEN_LAYERS)
 def test_no_loss_between_layers_depends_on_how_a_step_is_cut_and_padded(
     models: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, task: str
 ) -> None:
