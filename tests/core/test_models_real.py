@@ -40,7 +40,9 @@ def test_an_encoder_without_a_pooler_becomes_a_classifier_with_its_own_weights()
     masked = load_model(small, "sequence-classification", seed=1)
     assert torch.equal(one.bert.encoder.layer[1].output.dense.weight, masked.bert.encoder.layer[1].output.dense.weight)
     assert 4_300_000 < parameter_count(one) < 4_500_000
-    assert head_labels(small) is infer_task(artifact(MINILM), small) is None
+    assert head_labels(small) is None
+    assert infer_task(artifact(MINILM), small) == "embedding"
+    assert infer_task(artifact(MINILM), small, fitted=True) is None
 
 
 def test_teacher_and_student_of_the_quickstart_share_a_vocabulary() -> None:

@@ -156,7 +156,7 @@ def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifa
         yield Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it", "teacher.finetune")
     if task == MASKED_LM and teacher is not None and not predicts_masked(teacher):
         yield Problem(f"{teacher.reference} {NO_MASKED_HEAD[0]}", NO_MASKED_HEAD[1], "teacher.model_id")
-    if task is None or task in LANGUAGE:
+    if task is None or task in (*LANGUAGE, EMBEDDING):
         return
     if task == TAGGING and isinstance(finetune, ProbeFinetuning):
         yield Problem(*NO_PROBE, "teacher.finetune.method")
