@@ -4,36 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from datasets import Dataset
-from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from entrenar_core import RunReport, distill, parse_config
 from entrenar_core.artifact import inspect_folder
-from entrenar_core.config.desugaring import terms_of
-from entrenar_core.config.schema import TrainingConfig
-from entrenar_core.config.sentences import for_task
-from entrenar_core.data.collating import Collator
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import load_model
-from entrenar_core.models.rows import Counting
-from entrenar_core.models.sentences import SentenceEncoder, vectors_of
-from entrenar_core.teachers.sentences import LiveSentences
-from entrenar_core.training.batches import StoredBatches
+from entrenar_core.models.sentences import vectors_of
 from entrenar_core.training.distillation import plan
-from entrenar_core.training.loop import Loop, LoopSettings
-from entrenar_core.training.objective import Objective
-from entrenar_core.training.signals import StopRequest
-from entrenar_core.training.step import DistillationStep
-from entrenar_core.training.vector_terms import make_vector_term
 from entrenar_distill.cli import main
+from first_steps import difference, gradients
 from tiny_jobs import merged, write_config, write_rows
 from tiny_models import CORPUS, tiny_bert, tiny_llama
 from tiny_runs import log, losses, manifest, run, start, wait_until, weights
@@ -210,52 +195,6 @@ def test_two_processes_train_the_student_that_one_trains(models: Path, tmp_path:
 # ── The gradient ──
 
 
-def ragged_rows() -> list[dict[str, Any]]:
-    random = torch.Generator().manual_seed(0)
-    lengths = [5, 1, 19, 3, 8, 2, 13, 7]
-    return [
-        {"input_ids": torch.randint(5, 100, (length,), generator=random).tolist(), "labels": -100, "row": row,
-         "length": length}
-        for row, length in enumerate(lengths)
-    ]  # fmt: skip
-
-
-def gradients(
-    models: Path, out: Path, cut: tuple[int, int], losses: list[dict[str, Any]], pool: Any
-) -> Mapping[str, Tensor]:
-    """Those that the first step of the real loop gives to its optimiser, the projections' among them."""
-    accelerator = Accelerator(cpu=True)
-    teacher, student = (load_model(inspect_folder(models / name), EMBEDDING) for name in ("teacher", "student"))
-    config = for_task(
-        parse_config(job(models, out, distillation={"losses": losses}, training={"batch_size": 8})), EMBEDDING
-    )
-    torch.manual_seed(0)
-    terms = tuple(make_vector_term(term, 16, 32) for term in terms_of(config.distillation))
-    settings = TrainingConfig(batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None)
-    step = DistillationStep(student, Objective(Counting(shifted=False), (), vectors=terms, pool=pool))
-    said = LiveSentences(SentenceEncoder(teacher, "mean").requires_grad_(False), accelerator, torch.zeros(0, 32))
-    loop = Loop(
-        step,
-        StoredBatches(Dataset.from_list(ragged_rows()), Collator(0), settings),
-        said.listening(step.wants),
-        accelerator,
-        LoopSettings(settings, out, checkpoint_every=9, keep=1, evaluate=_unused, score=_unused),
-        (),
-        StopRequest(),
-    )
-    found: dict[str, Tensor] = {}
-    loop.optimizer.register_step_pre_hook(
-        lambda *_: found.update({name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None})
-    )
-    loop.run(resume=False)
-    assert found.keys() == {name for name, _ in step.named_parameters()}, "every parameter has a gradient, as DDP wants"
-    return found
-
-
-def _unused(*_: object) -> Any:
-    raise AssertionError("nothing is evaluated here")
-
-
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "rows": [{"name": "embedding_cosine", "weight": 2.0}, {"name": "embedding_mse", "projection": "mlp"}],
     "groups": [{"name": "in_batch_similarity", "group_size": 4}, {"name": "embedding_cosine", "projection": "linear"}],
@@ -265,13 +204,19 @@ OBJECTIVES: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("pool", ["mean", "first", "last"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_how_a_step_is_cut_does_not_reach_the_gradient(models: Path, tmp_path: Path, objective: str, pool: str) -> None:
-    """Relations are cut between groups: 8 × 1 and 4 × 2 have groups of 4."""
+    """Relations are cut between groups: 8 × 1 and 4 × 2 have groups of 4. DDP wants a gradient of every parameter."""
     cuts = [(8, 1), (4, 2), (2, 4), (1, 8)] if objective == "rows" else [(8, 1), (4, 2)]
-    whole, *others = (gradients(models, tmp_path / str(cut), cut, OBJECTIVES[objective], pool) for cut in cuts)
-    largest = max(float(gradient.abs().max()) for gradient in whole.values())
-    assert largest > 1e-3
-    for other in others:
-        assert max(float((other[name] - whole[name]).abs().max()) for name in whole) <= 1e-6 * largest
+    folders = models / "teacher", models / "student"
+    whole, *others = (
+        gradients("embedding", folders, tmp_path / str(cut), cut=cut, entries=OBJECTIVES[objective], pool=pool)
+        for cut in cuts
+    )
+    student = load_model(inspect_folder(models / "student"), EMBEDDING)
+    assert {name for name in whole if name.startswith("student.")} == {
+        f"student.{n}" for n, _ in student.named_parameters()
+    }
+    assert any(name.startswith("layers.") for name in whole), "projections have gradients"
+    assert max(difference(other, whole) for other in others) <= 1e-6
 
 
 def test_padding_does_not_reach_a_vector(models: Path) -> None:
