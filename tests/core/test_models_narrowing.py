@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from entrenar_core.architectures import architecture_of, families
 from entrenar_core.architectures.flows import Axis
@@ -23,11 +30,21 @@ from entrenar_core.models.narrowing import Narrowed, cut_through, narrow
 from entrenar_core.models.student import build_student
 from entrenar_core.models.widths import Widths, student_widths, widths_of
 
-CAUSAL, CLASSES = "causal-lm", "sequence-classification"
+CAUSAL, CLASSES, MASKED, TAGS = "causal-lm", "sequence-classification", "masked-lm", "token-classification"
+AUTO = {
+    CAUSAL: AutoModelForCausalLM,
+    CLASSES: AutoModelForSequenceClassification,
+    MASKED: AutoModelForMaskedLM,
+    TAGS: AutoModelForTokenClassification,
+}
+HEADS = {"CausalLM": CAUSAL, "LMHeadModel": CAUSAL, "MaskedLM": MASKED, "ForTokenClassification": TAGS}
 CUTTABLE = [name for name, family in families().items() if family.flows]
 TURNABLE = [name for name in CUTTABLE if families()[name].flows.feeds]  # type: ignore[union-attr]
 WIDE_HEADS = [name for name in TURNABLE if families()[name].head_dim]  # the stream alone can be narrower
 DECODERS = [name for name in CUTTABLE if families()[name].kind == "decoder"]
+WITH_HEADS = [(name, CAUSAL) for name in DECODERS] + [
+    (name, task) for name in CUTTABLE if name not in DECODERS for task in (CLASSES, MASKED, TAGS)
+]
 GROUPED = [name for name in CUTTABLE if families()[name].keys["num_kv_heads"] != families()[name].keys["num_heads"]]
 IDS = torch.randint(3, 120, (3, 9), generator=torch.Generator().manual_seed(1))
 SAMPLE = [(IDS, torch.ones_like(IDS))]
@@ -45,8 +62,7 @@ def teacher_of(name: str, *, task: str | None = None, layers: int = 3, **setting
     task = task or (CAUSAL if family.kind == "decoder" else CLASSES)
     config = AutoConfig.for_model(family.model_types[0], **ids | given | settings)
     torch.manual_seed(0)
-    auto = AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification
-    model: PreTrainedModel = auto.from_config(config)
+    model: PreTrainedModel = AUTO[task].from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -60,7 +76,7 @@ def saved(model: PreTrainedModel, folder: Path) -> ModelArtifact:
 
 def student_of(teacher: PreTrainedModel, folder: Path, sample: Sample | None = SAMPLE, **init: Any) -> PreTrainedModel:
     artifact = saved(teacher, folder)
-    task = CAUSAL if artifact.architecture.classes[0].endswith(("CausalLM", "LMHeadModel")) else CLASSES
+    task = next((task for end, task in HEADS.items() if artifact.architecture.classes[0].endswith(end)), CLASSES)
     return build_student(
         StudentConfig(init_from=InitFrom(**init)),
         teacher_artifact=artifact,
@@ -96,15 +112,18 @@ def permuted(generator: torch.Generator, number: int) -> Selection:
     return Selection(torch.randperm(number, generator=generator))
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
-def test_the_flows_are_those_of_the_model(name: str) -> None:
+@pytest.mark.parametrize(("name", "task"), WITH_HEADS)
+def test_the_flows_are_those_of_the_model(name: str, task: str) -> None:
     """Every width put in another order, heads and neurons in another one in each layer: the function is the same."""
-    teacher, other = teacher_of(name), teacher_of(name)
+    teacher, other = teacher_of(name, task=task), teacher_of(name, task=task)
     before, family = widths(teacher), families()[name]
     modules = matrices_of(teacher, family, before, range(3))
     generator, head = torch.Generator().manual_seed(3), head_dim_of(modules, before)
     assert head == HEAD_DIM
     stream: dict[Axis, Cut] = {"hidden": permuted(generator, 48), "pooled": permuted(generator, 48)}
+    stream["predicted"] = stream["hidden"]  # it meets the embeddings
+    if task == TAGS:
+        stream["pooled"] = stream["hidden"]
     cuts: dict[int | None, Mapping[Axis, Cut]] = {None: stream}
     for layer in range(3):
         groups = permuted(generator, before.num_kv_heads)
@@ -121,7 +140,7 @@ def test_the_flows_are_those_of_the_model(name: str) -> None:
 def test_every_row_of_a_table_of_flows_is_some_models() -> None:
     used: dict[int, set[str]] = {}
     for name in CUTTABLE:
-        for task in (CAUSAL, CLASSES) if name in DECODERS else (CLASSES,):
+        for task in (CAUSAL, CLASSES) if name in DECODERS else (CLASSES, MASKED, TAGS):
             teacher = teacher_of(name, task=task, layers=1)
             rows = {module.row for module in matrices_of(teacher, families()[name], widths(teacher), [0])}
             used.setdefault(id(families()[name].flows), set()).update(rows)
@@ -139,29 +158,29 @@ def test_the_width_of_a_head_is_told_where_the_row_says(name: str) -> None:
     assert with_head_dim == family.head_dim
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize(("name", "task"), WITH_HEADS)
 @pytest.mark.parametrize("how", [{"width": "truncate"}, {"width": "interpolate"}, {}, {"importance": "magnitude"}])
 def test_a_narrower_student_of_any_family_is_built_saved_and_loaded(
-    name: str, how: dict[str, Any], tmp_path: Path
+    name: str, task: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 24, "num_heads": 4, "intermediate_size": 17} | (
         {"num_kv_heads": 2} if name in GROUPED else {}
     )
-    student = student_of(teacher_of(name), tmp_path / "teacher", teacher_layers=2, **sizes, **how)
+    student = student_of(teacher_of(name, task=task), tmp_path / "teacher", teacher_layers=2, **sizes, **how)
     found = architecture_of(student.config.to_dict())
     assert (found.hidden_size, found.num_heads, found.intermediate_size) == (24, 4, 17)
     assert (found.num_layers, found.num_kv_heads) == (2, 2 if name in GROUPED else 4)
     assert logits(student).isfinite().all()
-    again = load_model(saved(student, tmp_path / "student"), CAUSAL if name in DECODERS else CLASSES)
+    again = load_model(saved(student, tmp_path / "student"), task)
     assert torch.equal(logits(again), logits(student))
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize(("name", "task"), WITH_HEADS)
 @pytest.mark.parametrize("how", [{"width": "truncate"}, {"width": "interpolate"}, {}, {"embeddings": "svd"}])
-def test_the_teachers_own_widths_give_the_teacher(name: str, how: dict[str, Any], tmp_path: Path) -> None:
+def test_the_teachers_own_widths_give_the_teacher(name: str, task: str, how: dict[str, Any], tmp_path: Path) -> None:
     if how == {"embeddings": "svd"} and name not in TURNABLE:
         pytest.skip("refused")
-    teacher = teacher_of(name)
+    teacher = teacher_of(name, task=task)
     student = student_of(teacher, tmp_path, hidden_size=48, num_heads=8, intermediate_size=40, **how)
     assert torch.equal(logits(student), logits(teacher))
 
@@ -248,6 +267,20 @@ def test_a_turned_student_is_closer_than_one_of_random_directions(name: str, tie
     sliced = student_of(teacher, tmp_path / "sliced", width="truncate", **wanted)
     losses = [(logits(model) - logits(teacher)).square().mean() for model in (student, sliced)]
     assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("width", ["truncate", "interpolate"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_tied_predictions_stay_the_embeddings(name: str, width: str, tmp_path: Path) -> None:
+    teacher = teacher_of(name, task=MASKED)
+    student = student_of(teacher, tmp_path, hidden_size=24, num_heads=4, width=width)
+    words, theirs = (model.get_input_embeddings().weight for model in (student, teacher))
+    assert student.get_output_embeddings().weight is words
+    stretched = torch.nn.functional.interpolate(theirs.unsqueeze(1), 24, mode="linear", align_corners=True).squeeze(1)
+    expected = theirs[:, :24] if width == "truncate" else stretched
+    torch.testing.assert_close(words, expected, rtol=1e-5, atol=1e-6)
+    biases = [model.get_output_embeddings().bias for model in (student, teacher)]
+    assert torch.equal(biases[0], biases[1])
 
 
 def test_truncated_parts_of_fused_matrices_are_the_parts_of_the_teacher(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Axis = Literal["hidden", "queries", "keys", "values", "neurons", "pooled"]
-AXES: tuple[Axis, ...] = ("hidden", "queries", "keys", "values", "neurons", "pooled")
+Axis = Literal["hidden", "queries", "keys", "values", "neurons", "pooled", "predicted"]
+AXES: tuple[Axis, ...] = ("hidden", "queries", "keys", "values", "neurons", "pooled", "predicted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,13 +45,21 @@ class Choice:
         return [axis for axis, does in changed.items() if does]
 
     def of_stream(self) -> dict[Axis, Cut]:
-        """The cut of the residual stream, and that of what a classifier reads, which is as wide."""
+        """The cut of the residual stream, and those of what heads read, which is as wide."""
         wide, kept = self.before.hidden_size, self.after.hidden_size
         if kept == wide:
             return {}
         if self.turns:
             return {"hidden": principal(self.second_moment(), kept)}
-        return {axis: self._simple(wide, kept) or largest(self._stream_scores(axis), kept) for axis in self._streams()}
+        streams: tuple[Axis, ...] = ("hidden", "pooled")
+        found: dict[Axis, Cut] = {
+            axis: self._simple(wide, kept) or largest(self._stream_scores(axis), kept)
+            for axis in streams
+            if writing(self.modules, axis)
+        }
+        # a classifier without a pooler reads the stream, and predictions meet the embeddings, which write it
+        found.setdefault("pooled", found["hidden"])
+        return found | {"predicted": found["hidden"]}
 
     def of_layer(self, layer: int) -> dict[Axis, Cut]:
         """The cuts of a layer's heads and neurons."""
@@ -69,10 +77,6 @@ class Choice:
         if self.settings.width == "truncate":
             return first(kept)
         return interpolation(wide, kept) if self.settings.width == "interpolate" else None
-
-    def _streams(self) -> list[Axis]:
-        axes: tuple[Axis, ...] = ("hidden", "pooled")
-        return [axis for axis in axes if writing(self.modules, axis)]
 
     def _stream_scores(self, axis: Axis) -> Tensor:
         """The mean share of each number over the matrices that read it, each share of its own matrix."""

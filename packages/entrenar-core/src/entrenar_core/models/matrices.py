@@ -24,6 +24,7 @@ class Module:
     """The weights of one module, on the CPU in 32 bits, a matrix as (O, I).
 
     `name` is the one in the body or, of a head, in the model; `row` that in the table; `layer` the layer it is in.
+    `is_output` is the matrix that makes logits of a vocabulary, which may be the embeddings.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Module:
     flow: Flow
     in_head: bool
     is_turned: bool
+    is_output: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,7 @@ def matrices_of(teacher: PreTrainedModel, family: Family, widths: Widths, layers
     """
     assert family.flows, "checked by check_widths"
     found: dict[tuple[bool, str], Module] = {}
+    output = teacher.get_output_embeddings()
     for owner, full, tensor, in_head in _tensors(teacher):
         name, _, leaf = full.rpartition(".")
         row, layer = (name, None) if in_head else in_template(name, family.layers)
@@ -70,8 +73,9 @@ def matrices_of(teacher: PreTrainedModel, family: Family, widths: Widths, layers
                 f"the teacher has a tensor {full}, and which widths of {family.name} run through it is not known here",
                 "copy whole layers: leave the widths out of `student.init_from`",
             )
-        is_turned = not flow.is_norm and not isinstance(owner.get_submodule(name), nn.Linear)
-        module = found.setdefault((in_head, name), Module(name, row, layer, flow, in_head, is_turned))
+        part = owner.get_submodule(name)
+        is_turned = not flow.is_norm and not isinstance(part, nn.Linear)
+        module = found.setdefault((in_head, name), Module(name, row, layer, flow, in_head, is_turned, part is output))
         module.tensors[leaf] = _as_matrix(tensor.detach().to("cpu", torch.float32), module, widths.num_heads)
     return tuple(found.values())
 
@@ -98,6 +102,7 @@ def sizes_of(widths: Widths, head_dim: int) -> dict[Axis, int]:
     return {
         "hidden": widths.hidden_size,
         "pooled": widths.hidden_size,
+        "predicted": widths.hidden_size,
         "queries": widths.num_heads * head_dim,
         "keys": widths.num_kv_heads * head_dim,
         "values": widths.num_kv_heads * head_dim,

@@ -91,14 +91,14 @@ def cut_through(
         cuts: for each layer the cuts of the residual stream, which are everywhere the same, and its own.
         before: the widths before.
         num_heads: the heads after.
-        tied: whether `lm_head` is the embeddings, and no tensor of its own.
+        tied: whether the output matrix is the embeddings, and no tensor of its own.
     """
     sizes, found = sizes_of(before, head_dim_of(modules, before)), Narrowed({}, {})
     for module in modules:
-        if tied and module.row == "lm_head":
-            continue
         target = found.head if module.in_head else found.body
         for leaf in module.tensors:
+            if tied and module.is_output and leaf == "weight":
+                continue
             tensor = _cut(module, leaf, cuts[module.layer], sizes)
             target[f"{module.name}.{leaf}"] = module.stored(tensor, num_heads)
     return found
