@@ -1,11 +1,8 @@
 """The one door to `datasets`: silent, with a cache of its own, and with its failures told as ours."""
 
-import atexit
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entrenar_core.data.files import data_suffix, not_utf8, open_binary
+from entrenar_core.data.scratch import scratch_folder
 from entrenar_core.errors import DataError, EntrenarError
 
 DEEPEST = 200  # lists or objects inside each other
@@ -29,10 +27,7 @@ def cache_folder() -> str:
     """
     if chosen := os.environ.get("HF_DATASETS_CACHE"):
         return chosen
-    folder = tempfile.mkdtemp(prefix="entrenar-data-")
-    process = os.getpid()
-    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
-    return folder
+    return str(scratch_folder())
 
 
 @contextmanager
