@@ -29,6 +29,7 @@ from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import epoch_batches
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.rows import Counting, Logits
+from entrenar_core.teachers.precomputed import Said
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.loop import Loop, LoopSettings
@@ -211,8 +212,9 @@ def measure(case: Case) -> Turns:
     counting = Counting(shifted=case.causal)
     terms = (RowTerm("forward_kl", ALPHA, forward_kl_core, TEMPERATURE), RowTerm("cross_entropy", 1 - ALPHA))
 
-    def said(batch: Batch) -> Logits:
-        return Logits(counting.rows(case.teacher(batch.input_ids_BT, batch.attention_mask_BT, batch.rows_B), batch))
+    def said(batch: Batch) -> Said:
+        logits = case.teacher(batch.input_ids_BT, batch.attention_mask_BT, batch.rows_B)
+        return Said(Logits(counting.rows(logits, batch)))
 
     with tempfile.TemporaryDirectory() as folder:
         settings = LoopSettings(case.training, Path(folder), 10**9, 1, evaluate=_never, score=lambda _: 0.0)

@@ -9,9 +9,11 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from importlib.metadata import entry_points
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -105,6 +107,38 @@ def _program(arguments: Sequence[str], log: str, file_bytes: int | None) -> None
 
     torch.set_num_threads(1)
     sys.exit(main(list(arguments)))
+
+
+def _line(command: Sequence[str], log: str, folder: str, environment: Mapping[str, str]) -> None:
+    with open(log, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor for a process
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    os.chdir(folder)
+    import torch
+
+    torch.set_num_threads(1)
+    program, *arguments = command
+    if program == "python":
+        sys.argv = ["-c"]
+        exec(compile(arguments[0], "<a page>", "exec"), {"__name__": "__main__"})
+        return
+    (found,) = entry_points(group="console_scripts", name=program)
+    sys.argv = list(command)
+    sys.exit(found.load()())
+
+
+def run_line(command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float) -> tuple[int, str]:
+    """The exit status and output of one of our programs, or of `["python", code]`, in a folder."""
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as log:
+        process = _context().Process(target=_line, args=(list(command), log.name, str(folder), dict(environment)))
+        process.start()
+        process.join(timeout_s)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        return process.exitcode, log.read()
 
 
 def start(job: Path, *arguments: str, file_bytes: int | None = None) -> BaseProcess:

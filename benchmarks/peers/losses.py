@@ -10,6 +10,7 @@ Shapes: N rows, H student's width, K teacher's width, V vocabulary.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,13 @@ def trl_chunked(divergence: str) -> Loss:
     return loss
 
 
-def liger(divergence: str) -> Loss:
-    """The soft loss alone, not compiled."""
+def liger(divergence: str, *, compiled: bool) -> Loss:
+    """The soft loss alone. That it is compiled is its default, and needs a compiler of C++ where there is no GPU."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    module = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETAS[divergence], compiled=False)
+    module = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETAS[divergence], compiled=compiled
+    )
     return lambda inputs: module(
         inputs.student_hidden_NH, inputs.student_head_VH,
         inputs.teacher_hidden_NK, inputs.teacher_head_VK, inputs.labels_N,
@@ -163,7 +166,8 @@ CONTENDERS = {
         Contender("entrenar", "entrenar_core", entrenar),
         Contender("TRL, all logits", "trl", trl_full),
         Contender("TRL, chunked", "trl", trl_chunked),
-        Contender("Liger", "liger_kernel", liger),
+        Contender("Liger", "liger_kernel", partial(liger, compiled=False)),
+        Contender("Liger, compiled", "liger_kernel", partial(liger, compiled=True)),
         Contender("torchtune", "torchtune", torchtune, (FORWARD_KL,), "the cross-entropy with the teacher, not a KL"),
     )
 }

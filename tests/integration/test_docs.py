@@ -4,7 +4,6 @@ A page is read from top to bottom, in a folder that holds a copy of `configs/`, 
 after a line such as `tickets.yaml`: is that file. Commands are cut short by settings that change nothing else.
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ import yaml
 
 from entrenar_core.config import parse_config
 from entrenar_core.errors import ConfigError
+from tiny_runs import run_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md")), *(ROOT / "docs/concepts").glob("*.md")]
@@ -92,19 +92,13 @@ def shortened(command: str) -> list[str]:
 
 
 def run(command: list[str], folder: Path) -> None:
-    programs = str(Path(sys.executable).parent)
-    environment = os.environ | {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "HOME": str(folder),
-        "ENTRENAR_HOME": str(folder / "kept"),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    environment = {"HOME": str(folder), "ENTRENAR_HOME": str(folder / "kept")}
+    status, output = run_line(command, folder, environment, timeout_s=280)
+    assert status == 0, f"{shlex.join(command)}\n{output}"
 
 
 @pytest.mark.pages
-@pytest.mark.timeout(900)  # a page has up to six programs, and each imports torch
+@pytest.mark.timeout(900)  # a page has up to six programs
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if list(blocks(page, "console", "python"))], ids=lambda p: p.name
 )
@@ -118,7 +112,7 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path) -> None:
                 assert line.startswith("$ "), f"{page.name}: {line} is no command"
                 run(shortened(line.removeprefix("$ ")), tmp_path)
         elif block.kind == "python":
-            run([sys.executable, "-c", TWO_STEPS + block.body], tmp_path)
+            run(["python", TWO_STEPS + block.body], tmp_path)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "yaml"))], ids=lambda page: page.name)

@@ -4,6 +4,7 @@ transformers loads what it can and fills the rest with random numbers. Here only
 pooler below it) may be random; any other weight that is missing, left over or of another shape is an error.
 """
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,6 +199,7 @@ def _read(
     with explaining("weights", artifact.reference, _AGAIN), seeded(0), without_gguf_bar():
         source, report = _AUTO[task].from_pretrained(
             artifact.path,
+            config=copy.deepcopy(config),  # else the file's header is parsed once more, which takes seconds
             gguf_file=artifact.weight_files[0].name,
             dtype=getattr(torch, dtype),
             local_files_only=True,
