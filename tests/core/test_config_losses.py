@@ -187,6 +187,14 @@ def test_a_plan_spells_out_what_is_not_usual(settings: dict[str, Any], shown: st
         ({"alpha": {"schedule": "linear", "start": 0.9, "end": 1.5}}, "`distillation.alpha.end` should be a number"),
         ({"alpha": {"schedule": "linear", "start": 0.9, "end": 0.5, "warmup_from": 0.1}},
          "`distillation.alpha.warmup_from` needs `distillation.alpha.warmup_steps`"),
+        ({"divergence": "cross_entropy_hard", "top_k": 5}, "`distillation.top_k` has no meaning"),
+        ({"losses": [{"name": "cross_entropy_hard", "top_k": 5}]}, "`distillation.losses[0].top_k` is not a setting"),
+        ({"losses": [{"name": "cka", "group_size": 2}]}, "`distillation.losses[0].group_size` must be at least 4"),
+        ({"losses": [{"name": "rkd_angle", "group_size": 2}]},
+         "`distillation.losses[0].group_size` must be at least 3 for rkd_angle"),
+        ({"losses": [{"name": "forward_kl", "weight": 0}, {"name": "cka", "weight": 0.0}]},
+         "`distillation.losses` has no loss with a weight"),
+        ({"losses": [{"name": "jeffreys", "forward": 0, "reverse": 0}]}, "`distillation.losses[0]` has neither"),
         ({"attention": {"weight": {"schedule": "linear", "start": 1.0}}},
          "`distillation.attention.weight` is a linear schedule without"),
     ],
@@ -194,6 +202,19 @@ def test_a_plan_spells_out_what_is_not_usual(settings: dict[str, Any], shown: st
 def test_each_mistake_is_told_once_by_the_name_of_its_setting(settings: dict[str, Any], message: str) -> None:
     (found,) = mistakes(**settings)
     assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"divergence": "cross_entropy_hard"},
+        {"losses": [{"name": "cka", "group_size": 2, "pool": "tokens"}]},
+        {"losses": [{"name": "forward_kl", "weight": 0}, {"name": "cross_entropy"}]},
+        {"losses": [{"name": "jeffreys", "forward": 0}]},
+    ],
+)
+def test_what_is_near_a_mistake_is_none(settings: dict[str, Any]) -> None:
+    assert terms_of(section(**settings))
 
 
 def test_groups_of_a_short_spelling_must_fit_the_batch_too() -> None:

@@ -103,7 +103,7 @@ def whole(
     for term in soft:
         t = term.temperature
         values_N = of_logits(term.core, student_NV / t, teacher_NV / t)
-        total = total + term.weight * t**2 * (values_N * weights_N).sum()
+        total = total + term.weight * t**term.power * (values_N * weights_N).sum()
     if hard is not None:
         values_N = F.cross_entropy(
             student_NV, case.labels_N, reduction="none", ignore_index=IGNORED, label_smoothing=hard.smoothing
@@ -125,7 +125,8 @@ def assert_same(case: Case, found: HeadLoss, expected: Tensor, *, accuracy: floa
 @pytest.mark.parametrize("head", [{}, {"softcap": 3.0}, {"scale": 0.5}, {"scale": 2.0, "softcap": 2.0}], ids=str)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_values_and_gradients_are_those_of_all_logits_at_once(name: str, head: dict[str, float]) -> None:
-    soft = [SoftTerm(DIVERGENCES[name].make(), 2.0, 0.3), SoftTerm(KL, 1.0, 0.2)]
+    row = DIVERGENCES[name]
+    soft = [SoftTerm(row.make(), 2.0, 0.3, row.power), SoftTerm(KL, 1.0, 0.2)]
     for hard, weighted in itertools.product((None, HardTerm(0.7), HardTerm(0.7, 0.1)), (False, True)):
         drawn = case()
         assert_same(
@@ -180,6 +181,25 @@ def test_lower_precision_is_as_near_as_its_own_rounding(dtype: torch.dtype, accu
     drawn = case(40, dtype, scale=0.7)
     terms = [SoftTerm(KL, 2.0, 0.5)], HardTerm(0.5)
     assert_same(drawn, tiled(drawn, *terms), whole(drawn, *terms), accuracy=accuracy)
+
+
+@pytest.mark.parametrize("tokens", [2**12, 2**16, 3 * 2**14])
+def test_under_a_loss_scaler_nothing_vanishes_in_16_bits(tokens: int) -> None:
+    """Weights hold 1 / tokens of the step, and a scaler's factor comes only with `backward`."""
+    drawn = case(64, torch.float16, scale=0.5)
+    labels_N = drawn.labels_N.clamp_min(0)
+
+    def scaled(weight: float, scale: float) -> list[Tensor]:
+        found = head_loss(
+            drawn.hidden_NH, Head(drawn.weight_VH, drawn.bias_V), teacher_hidden_NK=drawn.teacher_NK,
+            teacher_head=Head(drawn.teacher_VK), labels_N=labels_N, soft=[SoftTerm(KL, 2.0, 0.5 * weight)],
+            hard=HardTerm(0.5 * weight), vocabulary=V,
+        )  # fmt: skip
+        return list(torch.autograd.grad(found.total * scale, drawn.leaves))
+
+    for found, expected in zip(scaled(1 / tokens, 2.0**16), scaled(1.0, 2.0**16 / tokens), strict=True):
+        assert (found.float() - expected.float()).norm() <= 1e-3 * expected.float().norm()
+        assert int((found == 0).sum()) == int((expected == 0).sum())
 
 
 def test_hidden_states_and_head_may_differ_in_dtype() -> None:

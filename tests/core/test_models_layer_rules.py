@@ -7,6 +7,7 @@ import pytest
 from entrenar_core.architectures import Architecture
 from entrenar_core.config import parse_config
 from entrenar_core.models.layer_rules import check_layers, chosen_pairs, planned_student
+from entrenar_core.models.layer_sizes import layer_sizes, relation_heads
 
 TEACHER = Architecture("llama", "llama", (), 12, 64, 8, 4, 128, 1000, 512, None)
 STUDENT = Architecture("llama", "llama", (), 4, 32, 4, 4, 64, 1000, 512, None)
@@ -33,6 +34,12 @@ def student(**settings: Any) -> Any:
         ({"progressive": {"projection": "none"}}, "distillation.progressive.projection",
          "the student has 32, the teacher 64"),
         ({"losses": [{"name": "patient", "projection": "none"}]}, "distillation.losses[0].projection", "64"),
+        ({"losses": [{"name": "attention_kl", "heads": [[0, 99]]}]}, "distillation.losses[0].heads", "0 to 7"),
+        ({"attention": {"head_mapping": [[4, 0]]}}, "distillation.attention.head_mapping", "0 to 3"),
+        ({"losses": [{"name": "minilm", "relation_heads": 7}]}, "distillation.losses[0].relation_heads",
+         "7 relation heads do not divide"),
+        ({"losses": [{"name": "minilm", "relation_heads": 8}]}, "distillation.losses[0].relation_heads",
+         "rotated by position: take 1 or 2 or 4"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_at_its_setting(distillation: dict[str, Any], where: str, message: str) -> None:
@@ -41,6 +48,30 @@ def test_a_mistake_is_told_at_its_setting(distillation: dict[str, Any], where: s
     assert f"`{where}" in problem.message
     assert message in problem.message
     assert problem.hint
+
+
+@pytest.mark.parametrize(
+    ("relations", "student", "teacher", "expected"),
+    [
+        (["query", "key", "value"], ("bert", 128, 2, 2, None), ("bert", 384, 12, 12, None), 8),
+        (["value"], ("llama", 576, 9, 3, None), ("llama", 576, 9, 3, None), 8),
+        (["query"], ("llama", 576, 9, 3, None), ("llama", 576, 9, 3, None), 3),
+        (["value"], ("gemma2", 48, 8, 4, 6), ("gemma2", 96, 8, 4, 6), 8),
+        (["query", "key"], ("bert", 32, 4, 4, None), ("llama", 64, 8, 4, None), 4),
+    ],
+)
+def test_relations_are_split_into_the_most_heads_that_suit_both_models(
+    relations: list[str], student: tuple[Any, ...], teacher: tuple[Any, ...], expected: int
+) -> None:
+    sizes = []
+    for family, hidden, heads, kv_heads, head_dim in (student, teacher):
+        found = layer_sizes(Architecture(family, family, (), 2, hidden, heads, kv_heads, head_dim=head_dim))
+        assert found is not None
+        sizes.append(found)
+    chosen = relation_heads(None, relations, *sizes)
+    assert chosen == expected
+    assert relation_heads(chosen, relations, *sizes) == chosen
+    assert all(size.width(name) % chosen == 0 for size in sizes for name in relations)
 
 
 @pytest.mark.parametrize("layers", ["uniform", "first", "last", "final", "cka", [[0, 0], [3, 11]]])

@@ -24,9 +24,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from entrenar_core.architectures import families, family_of
+from entrenar_core.architectures import architecture_of, families, family_of
 from entrenar_core.errors import ModelError
 from entrenar_core.losses.attention import allowed_keys
+from entrenar_core.models.layer_sizes import layer_sizes
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.recording import Record, recording, require_recordable
 from tiny_models import tiny_bert, tiny_llama
@@ -444,3 +445,17 @@ def test_a_real_encoder_gives_the_attention_that_it_gives_eagerly() -> None:
     for layer in (0, 5):
         scores_BHTT = record.attention[layer].scores().masked_fill(mask[:, None, None] == 0, float("-inf"))
         torch.testing.assert_close(scores_BHTT.softmax(-1), out.attentions[layer], rtol=1e-4, atol=1e-6)
+
+
+@every_family
+def test_the_sizes_of_a_config_are_those_of_what_attention_reads(model_type: str) -> None:
+    model = built(model_type)
+    sizes = layer_sizes(architecture_of(model.config.to_dict()))
+    assert sizes is not None
+    with torch.no_grad(), recording(model, hidden_layers=[0], attention_layers=[0]) as record:
+        model(**inputs(model_type))
+    found = record.attention[0]
+    assert found.queries_BHTd.shape[1::2] == (sizes.num_heads, sizes.head_dim)
+    assert found.values_BGTd.shape[1::2] == (sizes.num_kv_heads, sizes.head_dim)
+    assert record.hidden[0].shape[-1] == sizes.hidden_size
+    assert sizes.rotates == any("Rotary" in type(module).__name__ for module in model.modules())

@@ -360,7 +360,7 @@ def two_ranks(job: Path, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_two_ranks_do_what_the_first_finds(pair: Path, tmp_path: Path, home: Path) -> None:
     job = write_job(tmp_path, pair, teacher={"finetune": HEAD}, training={"max_steps": 2})
     assert run(job) == 0, log(job)

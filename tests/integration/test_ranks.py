@@ -45,8 +45,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_one_error(tmp_pa
     assert manifest(job)["status"] == "interrupted"
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_two_ranks_do_not_go_on_with_the_run_of_one(tmp_path: Path) -> None:
     job = write_job(tmp_path, write_models(tmp_path / "models"), training={"epochs": 40})
     process = start(job)
@@ -108,8 +107,7 @@ def test_two_ranks_equal_one_process_on_the_quickstart(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0.1 * rate)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_the_diagnostics_of_the_first_rank_change_nothing_for_both(tmp_path: Path) -> None:
     models = write_models(tmp_path / "models")
     training = {"epochs": 2, "batch_size": 5, "gradient_accumulation": 2}

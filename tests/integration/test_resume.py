@@ -80,13 +80,14 @@ def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_
 
 
 @pytest.mark.long
-def test_twenty_kills_at_random_moments_leave_no_trace(
-    models: Path, unbroken: tuple[Path, float], tmp_path: Path
+@pytest.mark.parametrize("wanted", [6, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kills_at_random_moments_leave_no_trace(
+    models: Path, unbroken: tuple[Path, float], tmp_path: Path, wanted: int
 ) -> None:
-    chance, kills, complete = random.Random(7), 0, 0
-    while kills < 20 or complete == 0:
+    chance, kills, complete = random.Random(wanted), 0, 0
+    while kills < wanted or complete == 0:
         job = write_job(tmp_path / str(complete), models, **EVERYTHING)
-        while kills < 20 and kill_when(job, after(chance.uniform(0.2, 1.0) * unbroken[1])):
+        while kills < wanted and kill_when(job, after(chance.uniform(0.2, 1.0) * unbroken[1])):
             kills += 1
         assert run(job, "--resume") == 0, log(job)
         assert_same(job, unbroken[0])

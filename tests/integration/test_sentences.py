@@ -237,7 +237,7 @@ def test_the_plan_names_all_losses(models: Path, tmp_path: Path) -> None:
     extended = {"relations": {"loss": "in_batch_similarity", "weight": 0.5}, "progressive": {"weight": 0.2}}
     longer = plan(parse_config(job(models, tmp_path, distillation=extended, training={"batch_size": 8})))
     assert longer.loss == (
-        "1 × embedding_cosine + 0.2 × hidden_mse(layers=uniform) + 0.5 × in_batch_similarity(layers=final)"
+        "1 × embedding_cosine + 0.2 × hidden_mse(layers=uniform) + 0.5 × in_batch_similarity(layers=vectors)"
     )
 
 

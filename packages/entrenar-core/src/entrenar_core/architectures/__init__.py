@@ -41,6 +41,7 @@ class Family:
     intermediate_multiple: int | None = None
     head_dim: bool = False
     flows: Flows | None = None
+    rotates: bool = False
     scaled_embeddings: bool = False
 
 
@@ -49,7 +50,8 @@ class Architecture:
     """A model's family and sizes, None where the configuration does not say.
 
     `family` is a name in `families()`; `classes` are the names under `architectures` in config.json, such as
-    `LlamaForCausalLM`; `num_parameters` is known where a header lists the tensors.
+    `LlamaForCausalLM`; `num_parameters` is known where a header lists the tensors, and `head_dim` where heads have a
+    width of their own, which does not follow from the others.
     """
 
     family: str | None
@@ -63,6 +65,7 @@ class Architecture:
     vocab_size: int | None = None
     max_positions: int | None = None
     num_parameters: int | None = None
+    head_dim: int | None = None
 
 
 @cache
@@ -101,6 +104,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         model_type if isinstance(model_type, str) else None,
         tuple(filter(lambda name: isinstance(name, str), classes)) if isinstance(classes, list) else (),
         **sizes,
+        head_dim=_first(config, ("head_dim", "d_kv")) or getattr(inside, "head_dim", None),
     )
 
 
@@ -116,7 +120,11 @@ def architecture_of_gguf(metadata: Mapping[str, Any], *, num_parameters: int | N
         sizes["vocab_size"] = len(tokens) if isinstance(tokens, tuple) else _positive(getattr(tokens, "length", None))
     sizes["num_kv_heads"] = sizes["num_kv_heads"] or sizes["num_heads"]
     return Architecture(
-        family.name if family else None, name if isinstance(name, str) else None, num_parameters=num_parameters, **sizes
+        family.name if family else None,
+        name if isinstance(name, str) else None,
+        num_parameters=num_parameters,
+        **sizes,
+        head_dim=_positive(metadata.get(f"{name}.attention.key_length")),
     )
 
 

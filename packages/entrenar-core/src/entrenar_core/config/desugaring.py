@@ -88,13 +88,14 @@ def _short(section: DistillationSection) -> Iterator[Term]:
             name, _entry(name, layers=seen.layer_mapping, **heads), seen.weight, None, ("distillation", "attention")
         )
     if (related := section.relations) and related.enabled:
-        entry = _entry(related.loss, layers=related.layer_mapping)
+        layers = {} if related.layer_mapping is None else {"layers": related.layer_mapping}
+        entry = _entry(related.loss, **layers)
         yield Term(related.loss, entry, related.weight, None, ("distillation", "relations"))
 
 
 def _divergence(section: DistillationSection) -> LossEntry:
     selection: dict[str, Any] = {} if section.top_k is None else {"top_k": section.top_k}
-    if section.divergence != "bild":
+    if section.divergence not in ("bild", "cross_entropy_hard"):
         selection["top_k_tail"] = section.top_k_tail
     return _entry(section.divergence, entropy_threshold=section.entropy_threshold, **selection)
 

@@ -41,7 +41,11 @@ class Relations(Section):
     loss: Literal["minilm", "rkd_distance", "rkd_angle", "similarity_preserving", "in_batch_similarity"] = Field(
         "minilm", description="Which relations."
     )
-    layer_mapping: Layers = Field("final", title=LAYERS, description="As `layers` of an entry.")
+    layer_mapping: Layers | None = Field(
+        None,
+        title=LAYERS,
+        description="As `layers` of an entry: if not given, final, or the vectors of sentences.",
+    )
     weight: ScheduledWeight = Field(
         1.0, title="a number, at least 0, or a schedule", description="What the loss is multiplied by."
     )
@@ -55,7 +59,7 @@ class DistillationSection(Section):
     temperature: ScheduledTemperature = Field(
         2.0,
         title="a number from 0.01 to 1000, or a schedule",
-        description="Softens both distributions; T² restores the size of the gradient.",
+        description="Softens both distributions; T² restores the size of the gradient, or T, where that is enough.",
     )
     alpha: ScheduledShare = Field(
         0.5,

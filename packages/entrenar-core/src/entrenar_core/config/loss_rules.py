@@ -6,6 +6,7 @@ from typing import Any
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.wording import dotted
 from entrenar_core.config.yaml_source import Path
+from entrenar_core.losses.table import LOSSES
 
 SHORT = (
     "alpha",
@@ -31,6 +32,7 @@ def loss_rules(distillation: Mapping[str, Any], training: Mapping[str, Any]) -> 
     if isinstance(entries, Sequence) and not isinstance(entries, str):
         yield from _exclusive(distillation)
         yield from _labels_once(entries)
+        yield from _weightless(entries)
         for index, entry in enumerate(entries):
             if isinstance(entry, Mapping):
                 yield from _entry(("distillation", "losses", index), entry, training)
@@ -70,13 +72,21 @@ def _entry(path: Path, entry: Mapping[str, Any], training: Mapping[str, Any]) ->
             "take a number between 0 and 1, or set `normalised: true`, whose limits are the two KLs",
         )
     if entry.get("name") in _GROUPED:
+        yield from _least((*path, "group_size"), entry)
         yield from _groups((*path, "group_size"), entry.get("group_size", DEFAULT_GROUP), training)
+    if entry.get("name") == "jeffreys" and entry.get("forward") == entry.get("reverse") == 0:
+        yield Broken((*path, "forward"), f"`{dotted(path)}` has neither a forward nor a reverse part", "raise one")
 
 
 def _selection(path: Path, settings: Mapping[str, Any], divergence: object) -> Iterator[Broken]:
     """`top_k` and its tail; those of BiLD are another thing: whose logits are compared with each other."""
     top_k, tail, name = settings.get("top_k"), settings.get("top_k_tail"), dotted(path)
-    if divergence == "bild":
+    if divergence == "cross_entropy_hard":
+        for key in ("top_k", "top_k_tail"):
+            if key in settings and path == ("distillation",):  # of an entry, the schema says so
+                why = "cross_entropy_hard looks at the teacher's first token alone"
+                yield Broken((*path, key), f"`{name}.{key}` has no meaning: {why}", "remove it")
+    elif divergence == "bild":
         if type(top_k) is int and top_k == 1 and path == ("distillation",):  # of an entry, the schema says so
             yield Broken((*path, "top_k"), f"`{name}.top_k` 1 leaves BiLD nothing to compare", "take 2 or more")
         if tail is not None:
@@ -106,6 +116,24 @@ def _groups(path: Path, size: object, training: Mapping[str, Any]) -> Iterator[B
             path,
             f"`training.batch_size` {batch} would cut through groups of {size} rows that are compared with each other",
             f"take a batch size that is a multiple of {size}, or give an entry of `distillation.losses` a `group_size`",
+        )
+
+
+def _least(path: Path, entry: Mapping[str, Any]) -> Iterator[Broken]:
+    """How many rows a comparison needs. Of tokens, it takes those of all rows of a group."""
+    name, size = entry["name"], entry.get("group_size")
+    least = LOSSES[name].least
+    if type(size) is int and 2 <= size < least and entry.get("pool") != "tokens":
+        yield Broken(path, f"`{dotted(path)}` must be at least {least} for {name}, got {size}", "raise it")
+
+
+def _weightless(entries: Sequence[Any]) -> Iterator[Broken]:
+    weights = [entry.get("weight", 1.0) if isinstance(entry, Mapping) else None for entry in entries]
+    if entries and all(type(weight) in (int, float) and weight == 0 for weight in weights):
+        yield Broken(
+            ("distillation", "losses"),
+            "`distillation.losses` has no loss with a weight: there is nothing to learn",
+            "raise a weight",
         )
 
 

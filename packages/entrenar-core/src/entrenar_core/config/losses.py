@@ -72,7 +72,7 @@ class Loss(Section):
 
 
 class SoftLoss(Loss):
-    """A divergence of the student's distribution from the teacher's, times T²."""
+    """A divergence of the student's distribution from the teacher's, times T² (T, where its `power` is 1)."""
 
     name: DivergenceName = Field(description="The loss.")
 
@@ -98,7 +98,13 @@ class SelectiveLoss(SoftLoss):
 class PlainLoss(SelectiveLoss):
     """A divergence without parameters of its own."""
 
-    name: Literal["forward_kl", "reverse_kl", "total_variation", "cross_entropy_hard"] = Field(description="The loss.")
+    name: Literal["forward_kl", "reverse_kl", "total_variation"] = Field(description="The loss.")
+
+
+class HardLoss(SoftLoss):
+    """The cross-entropy with the teacher's likeliest token or class."""
+
+    name: Literal["cross_entropy_hard"] = Field(description="The loss.")
 
 
 class JeffreysLoss(SelectiveLoss):
@@ -250,6 +256,7 @@ class VectorLoss(Loss):
 
 LossEntry = Annotated[
     PlainLoss
+    | HardLoss
     | JeffreysLoss
     | JsdLoss
     | SkewLoss

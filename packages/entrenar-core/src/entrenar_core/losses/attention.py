@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from entrenar_core.losses.attention_heads import HeadMap, Heads, LearnedHeadWeights, Weighting, head_weights, map_heads
+from entrenar_core.losses.attention_heads import LearnedHeadWeights, Weighting, head_weights
+from entrenar_core.losses.head_mapping import HeadMap, Heads, map_heads
 from entrenar_core.losses.sums import LossSum, at_least_fp32
 
 __all__ = [

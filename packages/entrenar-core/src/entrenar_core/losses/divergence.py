@@ -36,6 +36,8 @@ class Local(NamedTuple):
 Core = Callable[[Tensor, Tensor], Local]
 """From log q and log p to `Local`. Either may hold −inf; log p may be overwritten."""
 
+_FAR = 80.0  # nats; e⁸⁰ is finite in 32 bits
+
 
 def forward_kl(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ_v p (log p − log q). Covers the teacher's modes; zero exactly where the distributions agree.
@@ -95,14 +97,15 @@ def skew_reverse_kl(student_logits_NV: Tensor, teacher_logits_NV: Tensor, *, ske
 
 
 def total_variation(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
-    """½ Σ_v |p − q|, from 0 to 1. Source: Wen et al. 2023 (f-distill)."""
+    """½ Σ_v |p − q|, from 0 to 1; `soften` it with power 1. Source: Wen et al. 2023 (f-distill)."""
     return of_logits(total_variation_core, student_logits_NV, teacher_logits_NV)
 
 
 def cross_entropy_hard(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
-    """−log q of the token that the teacher prefers, the first of equals. Temperature softens the student alone.
+    """−log q of the token that the teacher prefers, the first of equals. Temperature softens the student alone;
+    `soften` it with power 1.
 
-    Source: Touvron et al. 2021 (DeiT), hard-label distillation.
+    Source: Touvron et al. 2021 (DeiT), hard-label distillation, there at T = 1.
     """
     return of_logits(cross_entropy_hard_core, student_logits_NV, teacher_logits_NV)
 
@@ -134,7 +137,11 @@ def jeffreys_core(forward: float = 0.5, reverse: float = 0.5) -> Core:
 
 
 def jsd_core(beta: float = 0.5, normalised: bool = False) -> Core:
-    """As `jsd`. ∂/∂log q = (1 − β) q (log q − log m): what the other terms give cancels."""
+    """As `jsd`. ∂/∂log q = (1 − β) q (log q − log m): what the other terms give cancels.
+
+    m is never made: with δ = log p − log q, log m − log q = log1p(β expm1 δ), which keeps its digits where β is tiny
+    and where the distributions agree; above ½ the same from the teacher's side.
+    """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must be between 0 and 1, got {beta}")
     if beta in (0, 1):
@@ -145,10 +152,12 @@ def jsd_core(beta: float = 0.5, normalised: bool = False) -> Core:
 
     def core(log_q_NV: Tensor, log_p_NV: Tensor) -> Local:
         p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
-        log_m_NV = _mixture(p_NV, q_NV, beta).log_()
-        slopes_NV = _expected_in_mixture(q_NV, log_q_NV - log_m_NV).mul_((1 - beta) * scale)
-        teachers_NV = _expected_in_mixture(p_NV, log_p_NV.sub_(log_m_NV))
-        return Local(teachers_NV.sum(-1).mul_(beta * scale).add_(slopes_NV.sum(-1)), slopes_NV)
+        if beta <= 0.5:
+            to_teacher_NV, to_student_NV = _to_mixture(torch.sub(log_p_NV, log_q_NV, out=log_p_NV), beta)
+        else:
+            to_student_NV, to_teacher_NV = _to_mixture(torch.sub(log_q_NV, log_p_NV, out=log_p_NV), 1 - beta)
+        slopes_NV = q_NV.mul_(to_student_NV).mul_((1 - beta) * scale)
+        return Local(p_NV.mul_(to_teacher_NV).sum(-1).mul_(beta * scale).add_(slopes_NV.sum(-1)), slopes_NV)
 
     return core
 
@@ -237,8 +246,11 @@ class _Divergence(torch.autograd.Function):
         return (gradient_NV * grad_N.unsqueeze(-1)).to(ctx.dtype), None, None
 
 
-def soften(divergence: Divergence, temperature: float) -> Divergence:
-    """The divergence at a temperature, scaled by T² so that its gradient keeps the size that it has at T = 1.
+def soften(divergence: Divergence, temperature: float, power: int = 2) -> Divergence:
+    """The divergence at a temperature T, times T to a power that lets its gradient keep its size as T grows.
+
+    Gradients in logits shrink as 1/T, and once more where they are made of differences between p and q, which shrink
+    as 1/T too: hence T². Those of `total_variation` and `cross_entropy_hard` are not: theirs is T (`Entry.power`).
 
     Raises:
         ValueError: `temperature` is not positive.
@@ -246,7 +258,8 @@ def soften(divergence: Divergence, temperature: float) -> Divergence:
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return lambda student_NV, teacher_NV: (
-        divergence(at_least_fp32(student_NV) / temperature, at_least_fp32(teacher_NV) / temperature) * temperature**2
+        divergence(at_least_fp32(student_NV) / temperature, at_least_fp32(teacher_NV) / temperature)
+        * temperature**power
     )
 
 
@@ -266,6 +279,16 @@ def _expected(p_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
 def _mixture(a_NV: Tensor, b_NV: Tensor, share: float) -> Tensor:
     """share · a + (1 − share) · b, but never 0: where both are next to nothing, nothing of it reaches a divergence."""
     return torch.lerp(b_NV, a_NV, share).clamp_min_(torch.finfo(a_NV.dtype).tiny)
+
+
+def _to_mixture(log_ratio_NV: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """For log a − log b and m = share · a + (1 − share) · b: log a − log m and log b − log m, the former in place.
+
+    Beyond `_FAR` the rarer of the two has no weight, and its ratio need only be finite.
+    """
+    log_ratio_NV.nan_to_num_(nan=0.0).clamp_(-_FAR, _FAR)  # of two impossible tokens there is no ratio
+    to_b_NV = torch.expm1(log_ratio_NV).mul_(share).log1p_()
+    return log_ratio_NV.sub_(to_b_NV), to_b_NV.neg_()
 
 
 def _expected_in_mixture(p_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ Source: the idea of computing a head's gradient in the forward pass is that of H
 Shapes: N rows that count, H student's width, K teacher's width, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +34,12 @@ _CPU_BLOCK_BYTES = 512 * 2**10  # of one tensor of a block: a few of them fit in
 
 @dataclass(frozen=True, slots=True)
 class SoftTerm:
-    """weight · T² · Σ rows D(p at T, q at T)."""
+    """weight · T to a power · Σ rows D(p at T, q at T); the power is that of `soften`."""
 
     core: Core
     temperature: float
     weight: float
+    power: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,14 @@ def head_loss(
         raise ValueError("a hard target needs labels")
     vocabulary = _real_vocabulary([head.weight_VH.shape[0] for head in heads], vocabulary)
     tile_rows, block_rows = _rows_at_once(vocabulary, tile_bytes, student_hidden_NH.device.type)
+    unit = _unit([*(term.weight for term in soft), hard.weight if hard else 0.0])
     job = _Job(
         student_head,
         teacher_hidden_NK,
         teacher_head,
         labels_N,
-        tuple(soft),
-        hard,
+        tuple(replace(term, weight=term.weight / unit) for term in soft),
+        None if hard is None else replace(hard, weight=hard.weight / unit),
         row_weights_N,
         vocabulary,
         tile_rows,
@@ -110,7 +113,7 @@ def head_loss(
         differentiated=torch.is_grad_enabled(),  # inside of the function it never is
     )
     total, *sums = _HeadLoss.apply(student_hidden_NH, student_head.weight_VH, student_head.bias_V, job)  # type: ignore[no-untyped-call]
-    return HeadLoss(total, tuple(sums[:-1]), sums[-1])
+    return HeadLoss(total * unit, tuple(sums[:-1]), sums[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,16 @@ class _Job:
     tile_rows: int
     block_rows: int
     differentiated: bool
+
+
+def _unit(weights: Sequence[float]) -> float:
+    """A power of two near the largest weight.
+
+    Weights are small: they hold 1 / tokens of the step. In its unit gradients are kept until `backward`, which brings
+    the factor of a loss scaler with it: multiplied before, half of them would vanish in 16 bits.
+    """
+    largest = max(map(abs, weights))
+    return math.ldexp(1.0, math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0
 
 
 def _real_vocabulary(sizes: Sequence[int], vocabulary: int | None) -> int:
@@ -257,8 +270,8 @@ def _block_terms(logits_NV: Tensor, teacher_NV: Tensor | None, rows: slice, job:
         assert teacher_NV is not None, "checked"
         t = term.temperature
         values_N, gradient_NV = value_and_gradient(term.core, _over(logits_NV, t), _over(teacher_NV, t))
-        sums[index] += t**2 * _weighted_(values_N, gradient_NV, weights_N)
-        total_NV = _added(total_NV, gradient_NV, t * term.weight)
+        sums[index] += t**term.power * _weighted_(values_N, gradient_NV, weights_N)
+        total_NV = _added(total_NV, gradient_NV, t ** (term.power - 1) * term.weight)
     if job.hard is not None:
         assert job.labels_N is not None, "checked"
         values_N, gradient_NV = cross_entropy_and_gradient(logits_NV, job.labels_N[rows], job.hard.smoothing)

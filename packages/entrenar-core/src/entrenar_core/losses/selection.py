@@ -9,7 +9,7 @@ Shapes: V classes or vocabulary, K selected tokens, N rows that count.
 import torch
 from torch import Tensor
 
-from entrenar_core.losses.divergence import Core, Local
+from entrenar_core.losses.divergence import Core, Local, cross_entropy_hard_core
 
 
 def top_k(core: Core, k: int, *, tail: bool = True) -> Core:
@@ -20,8 +20,11 @@ def top_k(core: Core, k: int, *, tail: bool = True) -> Core:
     distributions are renormalised over the k, and what the student does elsewhere is not seen at all.
 
     Raises:
-        ValueError: `k` is not positive; or is 1 without a tail, where there is nothing to compare.
+        ValueError: `k` is not positive; or is 1 without a tail, where there is nothing to compare; or the divergence is
+            `cross_entropy_hard`, which looks at the likeliest token alone, and would take the tail for a token.
     """
+    if core is cross_entropy_hard_core:
+        raise ValueError("cross_entropy_hard has no top_k: it looks at the teacher's likeliest token alone")
     if k < 1 or (k == 1 and not tail):
         raise ValueError(f"top_k must be at least {1 if tail else 2}{'' if tail else ' without a tail'}, got {k}")
     selected = _with_tail if tail else _renormalised

@@ -23,7 +23,8 @@ class Entry:
     `needs` is what both models must give. `scope` says what belongs together: what is cut between tokens or between
     sequences changes no gradient, or only between groups of rows, of which each must have `least` examples (the
     unbiased CKA divides by n − 3; of a single other example, a distribution is always the same). `home` is
-    the module of its code; `parameters` are those of a divergence's core, and what they are by default.
+    the module of its code; `parameters` are those of a divergence's core, and what they are by default. At a
+    temperature T a divergence is multiplied by T to its `power` (`soften`).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     home: str
     parameters: Mapping[str, float | bool] = field(default_factory=dict)
     least: int = 1
+    power: int = 2
 
     def make(self, **parameters: float | bool) -> "Core":
         """The core of a divergence.
@@ -79,8 +81,8 @@ _ROWS = (
         parameters={"top_k": 8},
         home="logit_differences",
     ),
-    _divergence("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)"),
-    _divergence("cross_entropy_hard", "−log q(argmax p)", "Touvron et al. 2021 (DeiT)"),
+    _divergence("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)", power=1),
+    _divergence("cross_entropy_hard", "−log q(argmax p)", "Touvron et al. 2021 (DeiT)", power=1),
     _hidden("hidden_mse", "mean (s − t)²", "Romero et al. 2015 (FitNets)", scope="token"),
     _hidden("hidden_cosine", "1 − cos(s, t)", "Sanh et al. 2019 (DistilBERT)", scope="token"),
     _hidden("patient", "‖s/‖s‖ − t/‖t‖‖²", "Sun et al. 2019 (Patient-KD)", scope="sequence"),

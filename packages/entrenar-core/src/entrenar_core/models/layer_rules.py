@@ -6,11 +6,21 @@ from dataclasses import replace
 from entrenar_core.architectures import Architecture, families
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.losses import HiddenLoss, LayerLoss, Layers, PatientLoss, compares_layers
+from entrenar_core.config.losses import (
+    AttentionLoss,
+    HiddenLoss,
+    LayerLoss,
+    Layers,
+    MinilmLoss,
+    PatientLoss,
+    compares_layers,
+)
 from entrenar_core.config.schema import StudentConfig
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
+from entrenar_core.losses.head_mapping import map_heads
 from entrenar_core.losses.layer_mapping import layer_pairs
+from entrenar_core.models.layer_sizes import Sizes, layer_sizes, relation_heads
 from entrenar_core.models.student_rules import chosen_layers, with_known_sizes
 from entrenar_core.models.widths import student_widths, widths_of
 
@@ -36,7 +46,7 @@ def planned_student(config: StudentConfig, teacher: Architecture) -> Architectur
     if init is None:
         known = with_known_sizes(config)
         sizes = {name: getattr(known, name) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")}
-        return replace(teacher, **sizes)
+        return replace(teacher, **sizes, head_dim=None)
     layers, total = None, teacher.num_layers
     if total is not None and not (isinstance(init.teacher_layers, int) and init.teacher_layers > total):
         layers = len(chosen_layers(init.teacher_layers, total, init.layers_from))
@@ -50,6 +60,7 @@ def planned_student(config: StudentConfig, teacher: Architecture) -> Architectur
         hidden_size=after.hidden_size,
         num_heads=after.num_heads,
         num_kv_heads=after.num_kv_heads,
+        head_dim=teacher.head_dim or before.hidden_size // before.num_heads,  # a head keeps its width
     )
 
 
@@ -70,9 +81,27 @@ def _problems(term: Term, teacher: Architecture, student: Architecture) -> Itera
         except ValueError as error:
             depths = f"the student has {student.num_layers} layers, the teacher {teacher.num_layers}, counted from 0"
             yield Problem(f"`{where}`: {error}", depths, where)
+    yield from _heads(term, layer_sizes(student), layer_sizes(teacher), listed=listed)
     if isinstance(entry, HiddenLoss | PatientLoss) and entry.projection == "none":
         widths = student.hidden_size, teacher.hidden_size
         if None not in widths and widths[0] != widths[1]:
             where = dotted((*term.path, "projection"))
             message = f"`{where}: none` needs one width, and the student has {widths[0]}, the teacher {widths[1]}"
             yield Problem(message, "set it to linear or mlp", where)
+
+
+def _heads(term: Term, student: Sizes | None, teacher: Sizes | None, *, listed: bool) -> Iterator[Problem]:
+    """Heads that are not there, or do not divide."""
+    if student is None or teacher is None:
+        return
+    entry, setting = term.entry, "heads" if listed else "head_mapping"
+    try:
+        if isinstance(entry, AttentionLoss):
+            map_heads(entry.heads, student.num_heads, teacher.num_heads)
+        elif isinstance(entry, MinilmLoss):
+            setting = "relation_heads"
+            relation_heads(entry.relation_heads, entry.relations, student, teacher)
+    except ValueError as error:
+        where = dotted((*term.path, setting))
+        heads = f"the student has {student.num_heads} heads, the teacher {teacher.num_heads}"
+        yield Problem(f"`{where}`: {error}", heads, where)

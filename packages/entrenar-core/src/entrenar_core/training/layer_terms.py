@@ -6,9 +6,7 @@ not saved with it.
 Shapes: B rows, T positions, H student's width, K teacher's width.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -35,6 +33,7 @@ from entrenar_core.losses.minilm import relation_kl
 from entrenar_core.losses.projections import make_projection
 from entrenar_core.losses.sums import LossSum
 from entrenar_core.losses.table import LOSSES
+from entrenar_core.models.layer_sizes import Sizes, relation_heads
 from entrenar_core.models.recording import AttentionInputs, Record
 from entrenar_core.models.wants import EMBEDDINGS, Wants
 
@@ -42,24 +41,11 @@ Pairs = tuple[tuple[int, int], ...]
 Sum = Callable[..., LossSum]
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What a loss between layers must know of a model: its widths and heads.
-
-    `rotates`: its queries and keys are turned by angles of their position, so that products within a head depend on
-    the distance of two positions, and products within a part of a head on where they are.
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    rotates: bool
-
-
 class LayerTerm(nn.Module):
     """A loss between layers, as part of an objective."""
 
+    label: str
+    weight: Setting
     needs_teacher = True
     temperature = 1.0
     uses_attention = False
@@ -68,9 +54,6 @@ class LayerTerm(nn.Module):
         super().__init__()
         self.label, self.weight = term.label, term.weight
         self.pairs = pairs
-
-    label: str
-    weight: Setting
 
     def wants(self, side: int) -> Wants:
         """What is read of the student (0) or the teacher (1)."""
@@ -162,7 +145,8 @@ def make_layer_term(term: Term, pairs: Pairs, student: Sizes, teacher: Sizes) ->
         case AttentionLoss():
             return _attention_term(term, entry, pairs, student, teacher)
         case MinilmLoss():
-            return MinilmTerm(term, pairs, entry.relations, _relation_heads(entry, student, teacher))
+            heads = relation_heads(entry.relation_heads, entry.relations, student, teacher)
+            return MinilmTerm(term, pairs, entry.relations, heads)
         case HiddenLoss():
             pairs = ((EMBEDDINGS, EMBEDDINGS), *pairs) if entry.embeddings else pairs
             projections = _projections(entry.projection, pairs, student, teacher)
@@ -187,20 +171,6 @@ def _attention_term(term: Term, entry: AttentionLoss, pairs: Pairs, student: Siz
         weights = nn.ModuleList(LearnedHeadWeights(len(mapped.student)) for _ in pairs)
         return AttentionTerm(term, pairs, compare, weights)
     return AttentionTerm(term, pairs, partial(compare, weights=entry.head_weights), None)
-
-
-def _relation_heads(entry: MinilmLoss, student: Sizes, teacher: Sizes) -> int:
-    """As many as asked for, else as the teacher has. Where positions rotate heads, none may be cut."""
-    rotated = [sizes for sizes in (student, teacher) if sizes.rotates and set(entry.relations) & {"query", "key"}]
-    whole = math.gcd(*(heads for sizes in rotated for heads in (sizes.num_heads, sizes.num_kv_heads)))
-    if entry.relation_heads is None:
-        return math.gcd(whole, student.num_heads, teacher.num_heads) if rotated else teacher.num_heads
-    if rotated and whole % entry.relation_heads:
-        raise ValueError(
-            f"{entry.relation_heads} relation heads would cut heads that are rotated by position: take a divisor of "
-            f"{whole}, or the relations of values alone"
-        )
-    return entry.relation_heads
 
 
 def _projections(kind: Any, pairs: Pairs, student: Sizes, teacher: Sizes) -> nn.ModuleList | None:

@@ -16,16 +16,17 @@ from entrenar_core.config.losses import (
     compares_vectors,
 )
 from entrenar_core.config.wording import dotted
-from entrenar_core.errors import ConfigError, Problem
+from entrenar_core.errors import ConfigError, ModelError, Problem
 from entrenar_core.losses import DIVERGENCES, Core, top_k, where_uncertain
 from entrenar_core.models.layer_rules import chosen_pairs
 from entrenar_core.models.layer_similarity import similar_layers
+from entrenar_core.models.layer_sizes import Sizes, layer_sizes
 from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import require_recordable
 from entrenar_core.models.wants import EMBEDDINGS
 from entrenar_core.teachers.precomputed import LiveTeacher, Teacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
-from entrenar_core.training.layer_terms import LayerTerm, Sizes, make_layer_term
+from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.vector_terms import VectorTerm, make_vector_term
@@ -50,11 +51,19 @@ def make_objective(
     assert isinstance(teacher, LiveTeacher | LiveSentences), "layers are compared over the same tokens"
     with seeded(prepared.config.training.seed):
         made = tuple(_layer_term(term, prepared, student, teacher.model) for term in layered)
-    objective = Objective(prepared.counting, rows, made, vectors, pool)
-    for side, model in enumerate((student, teacher.model)):
-        wants = objective.wants(side)
-        require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
-    return objective
+    for term, layer_term in zip(layered, made, strict=True):
+        _require_recordable(term, layer_term, student, teacher.model)
+    return Objective(prepared.counting, rows, made, vectors, pool)
+
+
+def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module) -> None:
+    for side, model in enumerate((student, teacher)):
+        wants = made.wants(side)
+        try:
+            require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
+        except ModelError as error:
+            part = ("student", "teacher")[side]
+            raise ModelError(f"`{dotted(term.path)}` of the {part}: {error.message}", error.hint) from error
 
 
 def _vector_terms(
@@ -85,18 +94,16 @@ def _row_term(term: Term) -> RowTerm:
         return RowTerm(term.label, term.weight, smoothing=term.entry.label_smoothing)
     assert isinstance(term.entry, SoftLoss)
     assert term.temperature is not None, "every soft loss has one"
-    return RowTerm(term.label, term.weight, make_core(term.entry), term.temperature)
+    power = DIVERGENCES[term.entry.name].power
+    return RowTerm(term.label, term.weight, make_core(term.entry), term.temperature, power=power)
 
 
 def sizes_of(model: nn.Module) -> Sizes:
     """Of a model, or of what is inside a wrapper such as a probe."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    settings = inner.config.to_dict()
-    found = architecture_of(settings)
-    heads = found.num_heads or 0
-    assert found.num_layers, "a family of the table without its sizes"
-    rotates = any(settings.get(name) for name in ("rope_parameters", "rope_theta"))
-    return Sizes(found.num_layers, found.hidden_size or 0, heads, found.num_kv_heads or heads, rotates)
+    found = layer_sizes(architecture_of(inner.config.to_dict()))
+    assert found is not None, "a family of the table without its sizes"
+    return found
 
 
 def make_core(entry: SoftLoss) -> Core:

@@ -23,7 +23,7 @@ from entrenar_core.training.vector_terms import VectorTerm
 class RowTerm:
     """A loss on the logits of each row that counts: a divergence from the teacher, or the cross-entropy with labels.
 
-    `core` is None for the labels, of which `smoothing` is given to all classes evenly.
+    `core` is None for the labels, of which `smoothing` is given to all classes evenly; `power` is that of `soften`.
     """
 
     label: str
@@ -31,6 +31,7 @@ class RowTerm:
     core: Core | None = None
     temperature: float | Schedule = 1.0
     smoothing: float = 0.0
+    power: int = 2
 
     @property
     def needs_teacher(self) -> bool:

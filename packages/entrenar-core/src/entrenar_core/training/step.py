@@ -101,7 +101,7 @@ class DistillationStep(nn.Module):
                 values_N = cross_entropy(student_NV, counting.labels(batch), smoothing=term.smoothing)
             else:
                 assert teacher is not None, "a divergence needs a teacher"
-                divergence = soften(partial(of_logits, term.core), present.temperature)
+                divergence = soften(partial(of_logits, term.core), present.temperature, term.power)
                 values_N = divergence(student_NV, teacher.of(slice(None)))
             total = (values_N if weights_N is None else values_N * weights_N).sum()
             loss = loss + total * present.factor
@@ -126,7 +126,7 @@ class DistillationStep(nn.Module):
             if term.core is None:
                 hard[index] = HardTerm(present.factor, term.smoothing)
             else:
-                soft[index] = SoftTerm(term.core, present.temperature, present.factor)
+                soft[index] = SoftTerm(term.core, present.temperature, present.factor, term.power)
         found = head_loss(
             counting.rows(hidden_BTH, batch),
             output.head,
