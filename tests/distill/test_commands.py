@@ -167,6 +167,14 @@ def test_a_design_needs_only_the_config(
         assert says in capsys.readouterr().err
 
 
+def test_a_known_size_is_a_teacher_too(program: Program, capsys: Capture) -> None:
+    found = document(program, capsys, "design", "--teacher", "tinyllama-1.1b", "--ratio", "3")
+    assert found["teacher_parameters"] == 1_100_048_384
+    assert 2.9 < found["proposals"][0]["ratio"] < 3.1
+    assert program(["design", "--teacher", "distilbert", "--ratio", "3", "--revision", "main"]) == 2
+    assert "has no revisions" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("size", "says"),
     [

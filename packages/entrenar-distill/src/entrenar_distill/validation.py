@@ -93,7 +93,8 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
         return Problem(problem.message, problem.hint, name)
     where = place_given(path_of(problem.where), places) or name
     message = problem.message.removeprefix(f"`{problem.where}`: ")
-    if not where.startswith("--") and f"`{problem.where}`" not in message:
+    named = where.startswith("--") and not (where.startswith("--set ") and where != f"--set {problem.where}")
+    if not named and f"`{problem.where}`" not in message:
         message = f"`{problem.where}`: {message}"
     return Problem(message, problem.hint, where)
 

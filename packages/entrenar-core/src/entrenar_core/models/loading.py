@@ -7,6 +7,7 @@ pooler below it) may be random; any other weight that is missing, left over or o
 import copy
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,21 @@ def read_config(place: Path, *, name: object = None, trust_remote_code: bool = F
     Raises:
         ModelError: transformers does not know the model, or its config is broken.
     """
-    inside = {"gguf_file": place.name} if place.is_file() else {}
-    folder = place.parent if inside else place
     with explaining("configuration", name or place, _AGAIN):
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code, **inside
+        if place.is_file():
+            state = place.stat()
+            return copy.deepcopy(_gguf_config(place, state.st_mtime_ns, state.st_size))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            place, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    if inside and hasattr(config, "quantization_config"):
+    return config
+
+
+@lru_cache(maxsize=4)
+def _gguf_config(file: Path, _changed_ns: int, _size: int) -> PreTrainedConfig:
+    """Kept, since to read the header of a file with a large vocabulary takes seconds."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
 

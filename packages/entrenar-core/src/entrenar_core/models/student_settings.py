@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from entrenar_core.architectures import Family, architecture_of
+from entrenar_core.architectures import SIZES, Family, architecture_of, families
+from entrenar_core.architectures.reference_sizes import ReferenceSizes
 from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.student_rules import chosen_layers
@@ -69,6 +70,14 @@ def sized_settings(config: StudentConfig, teacher: PreTrainedConfig, family: Fam
     ids = {name: _inside(getattr(teacher, name, None), vocab_size) for name in _SPECIAL_IDS}
     positions = _positions(teacher, family, ids["pad_token_id"])
     return {"model_type": family.model_types[0]} | positions | ids | given
+
+
+def known_config(known: ReferenceSizes) -> PreTrainedConfig:
+    """The config of a model of known sizes; what they leave out is the family's own."""
+    family = families()[known.family]
+    given = {_key(family, size): getattr(known, size) for size in SIZES}
+    with quietly():
+        return AutoConfig.for_model(family.model_types[0], **given, tie_word_embeddings=known.tied)
 
 
 def depth_of(config: PreTrainedConfig) -> int:
