@@ -200,17 +200,17 @@ def difference(actual: Gradients, expected: Gradients) -> float:
     return max(float((actual[name] - expected[name]).abs().max()) for name in expected) / largest
 
 
-def of_the_table(name: str, folders: Mapping[str, Folders], out: Path, cut: tuple[int, int]) -> Gradients:
-    """Those of one loss of the table alone, in 64 bits."""
-    family = LOSSES[name].family
-    if family in ("labels", "logits"):
-        terms = (RowTerm(name) if family == "labels" else RowTerm(name, 1.0, LOSSES[name].make(), 2.0),)
-        return gradients("causal-lm", folders["causal-lm"], out, cut=cut, rows=terms, dtype=torch.float64)
-    task = "embedding" if family == "vectors" else "causal-lm"
-    pool = "mean" if family == "vectors" else None
-    return gradients(
-        task, folders[task], out, cut=cut, entries=[entry(name, task)], pool=pool, dtype=torch.float64
-    )  # fmt: skip
+def of_the_table(
+    name: str, folders: Mapping[str, Folders], out: Path, cut: tuple[int, int], dtype: torch.dtype = torch.float64
+) -> Gradients:
+    """Those of one loss of the table alone."""
+    row = LOSSES[name]
+    if row.family in ("labels", "logits"):
+        soft = row.family == "logits"
+        terms = (RowTerm(name, 1.0, row.make(), 2.0, power=row.power) if soft else RowTerm(name),)
+        return gradients("causal-lm", folders["causal-lm"], out, cut=cut, rows=terms, dtype=dtype)
+    task, pool = ("embedding", "mean") if row.family == "vectors" else ("causal-lm", None)
+    return gradients(task, folders[task], out, cut=cut, entries=[entry(name, task)], pool=pool, dtype=dtype)
 
 
 def cut_of(name: str) -> tuple[int, int]:

@@ -154,6 +154,31 @@ def test_no_loss_between_layers_depends_on_how_a_step_is_cut_and_padded(
         assert difference(other, expected) <= (1e-7 if side == "right" else 1e-5), "norms and angles are in 32 bits"
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_alone_depends_on_how_a_step_is_cut(models: dict[str, Folders], tmp_path: Path, name: str) -> None:
+    """Every loss of the table, in 32 bits."""
+    cuts = [(8, 1), (4, 2)] if LOSSES[name].scope == "group" else [(8, 1), (1, 8)]
+    whole, other = (of_the_table(name, models, tmp_path / str(cut), cut, torch.float32) for cut in cuts)
+    assert difference(other, whole) <= 1e-6
+
+
+# The vectors of sentences can be compared as rows of layers are, in groups.
+IN_GROUPS = [name for name in BETWEEN_LAYERS if LOSSES[name].family == "relations" and LOSSES[name].scope == "group"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_no_relation_of_vectors_depends_on_how_a_step_is_cut(
+    models: dict[str, Folders], tmp_path: Path, name: str
+) -> None:
+    whole, other = (
+        gradients("embedding", models["embedding"], tmp_path / str(cut), cut=cut, entries=[entry(name, "embedding")],
+                  pool="mean", dtype=torch.float64)
+        for cut in [(8, 1), (4, 2)]
+    )  # fmt: skip
+    assert difference(other, whole) <= 1e-7
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_no_loss_depends_on_how_many_processes_share_a_step(models: dict[str, Folders], tmp_path: Path) -> None:
