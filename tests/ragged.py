@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 Side = Literal["left", "right", "both"]
 Rows = list[np.ndarray]
@@ -35,6 +36,13 @@ def padded(
         hidden_BTH[index, start : start + len(row)] = torch.from_numpy(row).to(dtype)
         mask_BT[index, start : start + len(row)] = True
     return Padded(hidden_BTH, mask_BT)
+
+
+def masks(longest: int, most_rows: int = 3) -> st.SearchStrategy[torch.Tensor]:
+    """Real positions of up to so many rows, each a run of at least one, with padding on any side: (B, T)."""
+    ends = st.tuples(st.integers(0, longest - 1), st.integers(1, longest))
+    row = ends.map(lambda at: [at[0] <= position < at[0] + at[1] for position in range(longest)])
+    return st.lists(row, min_size=1, max_size=most_rows).map(lambda found: torch.tensor(found).long())
 
 
 def rotation(width: int, seed: int = 0) -> torch.Tensor:
