@@ -79,11 +79,14 @@ def main() -> int:
         print("TRL is not installed (dependency group `peers`), so there is nothing to compare with", file=sys.stderr)
         return 0
     sides = measured(options.steps, 1 if options.quick else options.repeats)
+    from peers.machine import machine
+
     speed = sides[OURS]["tokens_per_cpu_s"] / sides[PEER]["tokens_per_cpu_s"]
     peak = sides[OURS]["peak_bytes"] / sides[PEER]["peak_bytes"]
     met = speed >= SPEED and peak <= PEAK
     if options.json:
-        print(json.dumps({"sides": sides, "speed_ratio": speed, "peak_ratio": peak, "met": met}, indent=2))
+        found = {"machine": machine(), "sides": sides, "speed_ratio": speed, "peak_ratio": peak, "met": met}
+        print(json.dumps(found, indent=2))
         return int(not met)
     for name, side in sides.items():
         print(

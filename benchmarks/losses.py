@@ -188,6 +188,7 @@ def main() -> int:
     """Measures, prints a table for each case, and returns 1 where an aim is missed."""
     options = options_of(sys.argv[1:])
     from peers.losses import CONTENDERS
+    from peers.machine import machine
 
     names, everything, outcomes = contenders(options.contender), [], []
     with processes() as pool:
@@ -200,7 +201,7 @@ def main() -> int:
             if not options.json:
                 Console().print(shown(case, results, outcome), "")
     if options.json:
-        print(json.dumps({"results": everything, "outcomes": outcomes}, indent=2))
+        print(json.dumps({"machine": machine(), "results": everything, "outcomes": outcomes}, indent=2))
     return int(not all(outcome["met"] for outcome in outcomes))
 
 

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark_named(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("peers", "peers.losses", "peers.measuring", "peers.runs", request.param):
+    for name in ("peers", "peers.losses", "peers.machine", "peers.measuring", "peers.runs", request.param):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module(request.param)
 
