@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from entrenar_core import RunReport, distill, parse_config
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import TrainingError
-from entrenar_core.models.loading import load_model
-from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.reports import Scores
+from entrenar_core.teachers.assembly import make_teacher
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.diagnostics import Diagnostics
@@ -23,8 +23,8 @@ from entrenar_core.training.losses import make_objective
 from entrenar_core.training.preparation import prepare
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
-from tiny_jobs import Models, build_models, classification, language, write_rows
-from tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+from tiny_jobs import Models, build_models, classification, language, merged, write_rows
+from tiny_models import CORPUS, tiny_bert, tiny_gpt2, tiny_llama
 
 pytestmark = pytest.mark.slow
 HIDDEN = {"losses": [{"name": "forward_kl"}, {"name": "hidden_mse", "layers": [[0, 1]]}]}
@@ -69,8 +69,31 @@ def looks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"step": line["step"], **line["diagnostics"]} for line in lines if "diagnostics" in line]
 
 
-@pytest.mark.parametrize("kind", ["classifier", "language model", "layers"])
-def test_looking_changes_no_bit_of_the_student(kind: str, models: Models, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder `teacher`, one of another vocabulary, and a narrower `student`."""
+    folder = tmp_path_factory.mktemp("encoders")
+    tiny_bert(folder / "teacher", seed=1, initializer_range=0.3)
+    tiny_bert(folder / "other", seed=3, initializer_range=0.3, vocab_size=160, tokenizer_texts=CORPUS[1:3])
+    tiny_bert(folder / "student", seed=2, hidden_size=16, num_hidden_layers=1, initializer_range=0.2)
+    return folder
+
+
+def sentences(encoders: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Four steps between sentence encoders, on `rows.jsonl` in the folder, into its `out`."""
+    base = {
+        "task": "embedding",
+        "teacher": {"model_id": str(encoders / "teacher")},
+        "student": {"model_id": str(encoders / "student")},
+        "dataset": {"path": str(write_rows(folder / "rows.jsonl")), "max_length": 24, "eval_fraction": 0.3},
+        "training": {"epochs": 1, "batch_size": 7, "learning_rate": 0.01, "log_every": 1},
+        "output": {"dir": str(folder / "out")},
+    }
+    return merged(base, changes)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model", "layers", "sentences"])
+def test_looking_changes_no_bit_of_the_student(kind: str, models: Models, encoders: Path, tmp_path: Path) -> None:
     weights, told = [], []
     for every in (None, 2):
         folder = tmp_path / str(every)
@@ -78,8 +101,10 @@ def test_looking_changes_no_bit_of_the_student(kind: str, models: Models, tmp_pa
         changes: dict[str, Any] = {"training": training | {"gradient_accumulation": 2, "batch_size": 4}}
         if kind == "layers":
             changes["distillation"] = HIDDEN
-        make = language if kind == "language model" else classification
-        job = make(models, folder, **changes)
+        if kind == "sentences":
+            job = sentences(encoders, folder, **changes)
+        else:
+            job = (language if kind == "language model" else classification)(models, folder, **changes)
         job["student"] = {**job["student"], "dropout": 0.3}
         _, lines, _ = run(job)
         weights.append(load_file(folder / "out" / "model.safetensors"))
@@ -107,6 +132,53 @@ def test_the_norms_of_all_groups_make_up_the_norm_of_the_gradient(models: Models
         assert 0 < look["js"] < look["kl"]
         assert look["teacher_entropy"].keys() == {"1", "2"}
         assert 0 < look["teacher_entropy"]["1"] < look["teacher_entropy"]["2"] < math.log(2)
+
+
+LOSSES = [
+    {"name": "embedding_cosine"}, {"name": "in_batch_similarity", "group_size": 7},
+    {"name": "embedding_mse", "projection": "mlp", "weight": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("teacher", ["teacher", "other", "streamed"])
+def test_of_sentence_encoders_the_vectors_are_compared(teacher: str, encoders: Path, tmp_path: Path) -> None:
+    """Whether the teacher reads the texts or the student's tokens; a loss without weight is none."""
+    changes: dict[str, Any] = {
+        "student": {"dropout": 0.0}, "training": {"diagnose_every": 1}, "distillation": {"losses": LOSSES},
+    }  # fmt: skip
+    if teacher == "streamed":
+        changes["dataset"] = {"streaming": True, "eval_fraction": None, "eval_rows": 12}
+    else:
+        changes["teacher"] = {"model_id": str(encoders / teacher)}
+    _, lines, notes = run(sentences(encoders, tmp_path, **changes))
+    steps = {line["step"]: line for line in lines if "loss" in line}
+    found = looks(lines)
+    assert [look["step"] for look in found] == sorted(steps) == [1, 2, 3, 4]
+    for look in found:
+        assert set(look["gradient_norms"]) == {"embeddings", "layer 0", "projections of embedding_cosine"}
+        assert math.hypot(*look["gradient_norms"].values()) == pytest.approx(steps[look["step"]]["grad_norm"], rel=1e-4)
+        assert look["rows"] == 7
+        # one micro-batch, before the step moves the weights, and no dropout to tell them apart
+        cosine = 1 - steps[look["step"]]["losses"]["embedding_cosine"]
+        assert look["cosines"] == {"embedding_cosine": pytest.approx(cosine, abs=1e-5)}
+        assert -1 < look["rank_correlation"] < 1
+    assert notes.texts == []
+
+
+def test_before_the_first_step_vectors_agree_as_in_the_evaluation(encoders: Path, tmp_path: Path) -> None:
+    rows = write_rows(
+        tmp_path / "two.jsonl", [{"text": f"{'the quick brown fox '[: 4 + i % 14]}{i}"} for i in range(80)]
+    )
+    changes = {
+        "dataset": {"path": str(rows), "eval_fraction": 0.5},
+        "training": {"diagnose_every": 9, "batch_size": 40},
+    }
+    relations = {"losses": [{"name": "rkd_angle", "group_size": 8}]}
+    _, lines, _ = run(sentences(encoders, tmp_path, distillation=relations, **changes))
+    (first,) = looks(lines)
+    before = next(line["evaluation"] for line in lines if line["step"] == 0)
+    assert first["rank_correlation"] == pytest.approx(before["rank_correlation"], abs=0.15)
+    assert (first["rows"], first["cosines"]) == (40, {})
 
 
 def test_before_the_first_step_the_distance_is_that_of_the_evaluation(models: Models, tmp_path: Path) -> None:
@@ -204,12 +276,13 @@ def test_a_run_that_learns_is_told_nothing(models: Models, sharp: Path, tmp_path
 def loop(config: DistillationConfig, folder: Path, notes: Notes, *, frozen: bool) -> Loop:
     """A training with a loss on hidden states, whose projection may be frozen."""
     prepared, accelerator = prepare(config), make_accelerator(config)
-    model = load_model(prepared.teacher, prepared.task, label_names=prepared.label_names)
-    teacher = LiveTeacher(model, accelerator, prepared.counting)
+    teacher = make_teacher(
+        prepared, accelerator, (), StopRequest(), evaluate=lambda _: Scores(4, 4, 1.0, 0.5), on_batch=lambda *_: None
+    ).source
     student = make_student(prepared)
     objective = make_objective(prepared.terms, prepared, student, teacher)
     if frozen:
-        objective.layers[0].requires_grad_(False)
+        (*objective.vectors, *objective.layers)[0].requires_grad_(False)
     step = DistillationStep(student, objective)
     batches = make_batches(prepared, prepared.train_tokens, None, 0, 1)
     settings = LoopSettings(
@@ -227,6 +300,14 @@ def test_a_projection_that_is_frozen_is_told_as_dead(models: Models, sharp: Path
     loop(config, tmp_path / "out", notes, frozen=frozen).run(resume=False)
     assert notes.names == (["dead projection"] if frozen else [])
     assert not frozen or "the gradient of projections of hidden_mse is 0," in notes.texts[0]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_projection_of_vectors_that_is_frozen_is_told_as_dead(encoders: Path, tmp_path: Path, frozen: bool) -> None:
+    config, notes = parse_config(sentences(encoders, tmp_path)), Notes()
+    loop(config, tmp_path / "out", notes, frozen=frozen).run(resume=False)
+    assert notes.names == (["dead projection"] if frozen else [])
+    assert not frozen or "the gradient of projections of embedding_cosine is 0," in notes.texts[0]
 
 
 def test_a_run_that_is_resumed_goes_on_with_what_was_seen(models: Models, sharp: Path, tmp_path: Path) -> None:

@@ -3,24 +3,32 @@ its teacher. Changes no bit of it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TILE, entropy, moments
 from entrenar_core.diagnosis.troubles import find_troubles
 from entrenar_core.models.rows import Rows, read_rows
+from entrenar_core.models.sentences import vectors_of
+from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.precomputed import Teacher
+from entrenar_core.teachers.sentences import SentenceTeacher
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.gradients import gradient_norms, parameter_groups
+from entrenar_core.training.layer_terms import LayerTerm
 from entrenar_core.training.objective import Now, RowTerm
+from entrenar_core.training.sentence_scores import mean_cosine, rank_correlation
 from entrenar_core.training.step import DistillationStep
+from entrenar_core.training.vector_terms import VectorTerm
 
 MOST_ROWS = 1024
 """Rows or tokens of a micro-batch that are compared, evenly spaced."""
@@ -42,7 +50,7 @@ class Diagnostics(Callback):
         self,
         every: int,
         step: DistillationStep,
-        teacher: Teacher | None,
+        teacher: Teacher | SentenceTeacher | None,
         accelerator: Accelerator,
         note: Callable[[str], None],
         lines: Sequence[Mapping[str, Any]] = (),
@@ -52,15 +60,21 @@ class Diagnostics(Callback):
         self.told = {(trouble.name, trouble.subject) for trouble in find_troubles(self.lines, ended=False)}
 
     def on_gradients(self, step: int, batches: Sequence[Batch], now: Sequence[Now]) -> Mapping[str, Any] | None:
-        """Of the whole step its gradients, of its last micro-batch the distributions."""
+        """Of the whole step its gradients, of its last micro-batch the distributions or the vectors."""
         if step != 1 and step % self.every:
             return None
         objective = self.step.objective
-        weighed = [term for term, at in zip(objective.layers, now[len(objective.rows) :], strict=True) if at.weight > 0]
+        modules: tuple[VectorTerm | LayerTerm, ...] = (*objective.vectors, *objective.layers)
+        weighed = [term for term, at in zip(modules, now[len(objective.rows) :], strict=True) if at.weight > 0]
         found: dict[str, Any] = {"gradient_norms": gradient_norms(parameter_groups(self.step.student, weighed))}
         counting = [batch for batch in batches if not batch.blank and batch.num_soft]
         if self.teacher is not None and counting:
-            found |= self._beside_teacher(counting[-1].to(self.accelerator.device), self.teacher, now)
+            batch = counting[-1].to(self.accelerator.device)
+            if isinstance(self.teacher, SentenceTeacher):
+                vectors = [term for term in weighed if isinstance(term, VectorTerm)]
+                found |= self._vectors_beside(batch, self.teacher, vectors)
+            else:
+                found |= self._beside_teacher(batch, self.teacher, now)
         self.lines.append({"step": step, "diagnostics": found})
         self._tell()
         return found
@@ -90,14 +104,35 @@ class Diagnostics(Callback):
         entropies = _entropies(said, stride, self._temperatures(now))
         return {**asdict(beside.found()), "classes": said.of(slice(0, 1)).shape[-1], "teacher_entropy": entropies}
 
+    @torch.no_grad()
+    def _vectors_beside(self, batch: Batch, teacher: SentenceTeacher, terms: Sequence[VectorTerm]) -> dict[str, Any]:
+        """How near the vectors of rows are to the teacher's, by each loss that compares row by row, after its
+        projection; and whether pairs of rows are alike to both models in the same order.
+        """
+        said, pool = teacher.listening(Wants())(batch).vectors_BK, self.step.objective.pool
+        assert said is not None, "it says vectors"
+        assert pool is not None, "the student of a sentence encoder is one"
+        stride = math.ceil(batch.num_soft / MOST_ROWS)
+        theirs_NK = said[batch.targets][::stride]
+        with self._at_rest() as student:
+            vectors_BH = vectors_of(student, batch.input_ids_BT, batch.attention_mask_BT, pool)
+            ours_NH = vectors_BH[batch.targets][::stride]
+            cosines = {term.label: mean_cosine(term.projected(ours_NH), theirs_NK) for term in terms if term.row_by_row}
+        return {"rows": len(ours_NH), "cosines": cosines, "rank_correlation": rank_correlation(ours_NH, theirs_NK)}
+
     def _student_rows(self, batch: Batch) -> Rows:
-        """Without dropout, and without a draw from the generators of the training."""
+        with self._at_rest() as student:
+            return read_rows(student, batch, self.step.objective.counting, self.step.output)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[nn.Module]:
+        """The student without dropout, and without a draw from the generators of the training."""
         student = self.step.student
         training = student.training
         student.eval()
         try:
             with torch.random.fork_rng(), self.accelerator.autocast():
-                return read_rows(student, batch, self.step.objective.counting, self.step.output)
+                yield student
         finally:
             student.train(training)
 

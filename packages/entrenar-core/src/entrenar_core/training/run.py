@@ -17,7 +17,7 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING, TAGGING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
-from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher
+from entrenar_core.teachers.precomputed import Teacher
 from entrenar_core.teachers.sentences import SentenceTeacher, judge
 from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
@@ -184,15 +184,15 @@ class Run:
         self.accelerator.free_memory()
         return progress
 
-    def _diagnostics(self, step: DistillationStep, teacher: object, folder: Path) -> tuple[Diagnostics, ...]:
+    def _diagnostics(
+        self, step: DistillationStep, teacher: Teacher | SentenceTeacher | None, folder: Path
+    ) -> tuple[Diagnostics, ...]:
         every = self.training.diagnose_every
         if every is None or not self.accelerator.is_main_process:
             return ()
         before = newest_step(folder) or 0
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= before]
-        compared = None
-        if isinstance(teacher, PrecomputedTeacher | LiveTeacher) and step.objective.needs_teacher():
-            compared = teacher  # else it has not read the training rows, or says vectors
+        compared = teacher if step.objective.needs_teacher() else None  # which may not have read the training rows
         return (Diagnostics(every, step, compared, self.accelerator, self._note, lines),)
 
     def _note(self, text: str) -> None:

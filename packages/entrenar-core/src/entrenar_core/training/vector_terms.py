@@ -24,7 +24,10 @@ Compare = Callable[[Tensor, Tensor], LossSum]
 
 
 class VectorTerm(nn.Module):
-    """A loss on a vector for each row, as part of an objective. `counted` says what so many rows count for."""
+    """A loss on a vector for each row, as part of an objective. `counted` says what so many rows count for.
+
+    `row_by_row`: a row's vector is compared with the teacher's of the same row, and not relations among rows.
+    """
 
     needs_teacher = True
     temperature = 1.0
@@ -34,6 +37,7 @@ class VectorTerm(nn.Module):
     ) -> None:
         super().__init__()
         self.label, self.weight = term.label, term.weight
+        self.row_by_row = isinstance(term.entry, VectorLoss)
         self.compare, self.counted, self.projection = compare, counted, projection
 
     def count(self, batch: Batch) -> int:
@@ -42,10 +46,13 @@ class VectorTerm(nn.Module):
 
     def forward(self, student_BH: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
         """The sum over the rows of a batch that count."""
-        student_NH = student_BH[batch.targets]
+        return self.compare(self.projected(student_BH[batch.targets]), teacher_BK[batch.targets]).total
+
+    def projected(self, student_NH: Tensor) -> Tensor:
+        """The student's vectors as they are compared, (N, K) where they need the teacher's width."""
         if self.projection is not None:
             student_NH = self.projection(student_NH)
-        return self.compare(student_NH, teacher_BK[batch.targets]).total
+        return student_NH
 
 
 def make_vector_term(term: Term, student_width: int, teacher_width: int) -> VectorTerm:
