@@ -33,9 +33,18 @@ def steps(lines: Lines) -> list[Line]:
 
 
 def evaluations(lines: Lines) -> list[tuple[int, Line]]:
-    """The evaluations that have a loss, as those of sentence encoders have not, each with its step, in order."""
-    found = [(line["step"], line["evaluation"]) for line in lines if isinstance(line.get("evaluation"), Mapping)]
-    return [(step, scores) for step, scores in found if scores.get("mean_average_precision") is None]
+    """The evaluations, each with its step, in order."""
+    return [(line["step"], line["evaluation"]) for line in lines if isinstance(line.get("evaluation"), Mapping)]
+
+
+def judges_vectors(scores: Line) -> bool:
+    """Whether an evaluation is one of a sentence encoder, which has no cross-entropy."""
+    return scores.get("mean_average_precision") is not None
+
+
+def learns_vectors(lines: Lines) -> bool:
+    """Whether a training is one of a sentence encoder, by its evaluations."""
+    return any(judges_vectors(scores) for _, scores in evaluations(lines))
 
 
 def diagnostics(lines: Lines) -> list[tuple[int, Line]]:

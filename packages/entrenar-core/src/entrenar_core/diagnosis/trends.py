@@ -5,6 +5,8 @@ that is often wrong is not read: trends need at least 20 optimiser steps that we
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 from entrenar_core.diagnosis.findings import Trouble
@@ -15,6 +17,8 @@ from entrenar_core.diagnosis.series import (
     diagnostics,
     evaluations,
     is_number,
+    judges_vectors,
+    learns_vectors,
     level,
     spikes,
     steps,
@@ -32,7 +36,23 @@ STEADY = 0.75
 FELL = 0.1
 """Part of the loss that a fall is worth looking at."""
 OVERFITTED = 1.1
-"""Of the lowest evaluation loss."""
+"""Of the lowest evaluation loss; the highest mean average precision of the one at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A score: what it is called, and where more of it is better, something of it where less is."""
+
+    shown: str
+    cost: Callable[[float], float] = float
+
+
+_MEASURES = {
+    "cross_entropy": _Measure("cross-entropy"),
+    "kl": _Measure("KL to the teacher"),
+    "mean_average_precision": _Measure("mean average precision", lambda value: 1 / max(value, 1e-12)),
+    "rank_correlation": _Measure("rank correlation with the teacher", lambda value: 1 - value),  # it may be negative
+}
 
 
 def not_a_number(lines: Lines) -> Trouble | None:
@@ -42,7 +62,7 @@ def not_a_number(lines: Lines) -> Trouble | None:
         "and look at the rows for texts without tokens"
     )
     for step, scores in evaluations(lines):
-        if not is_number(scores.get("cross_entropy")):
+        if not judges_vectors(scores) and not is_number(scores.get("cross_entropy")):
             return Trouble("no number", f"the evaluation after step {step} gave no finite cross-entropy", remedy)
     for step, found in diagnostics(lines):
         broken = [group for group, norm in found.get("gradient_norms", {}).items() if not is_number(norm)]
@@ -76,9 +96,9 @@ def instability(lines: Lines) -> Trouble | None:
     if last.value - first.value > max((ROSE - 1) * abs(first.value), 3 * error):
         seen = f"the loss rose from {first.value:.4g} in the first third to {last.value:.4g} in the last"
         return Trouble("instability", seen, remedy)
-    scores = _before_and_after(lines)
-    if last.value >= losses[0] and scores and all(after > ROSE * before for before, after in scores.values()):
-        told = " and ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in scores.items())
+    changes = _before_and_after(lines)
+    if last.value >= losses[0] and changes and all(change.ratio > ROSE for change in changes):
+        told = " and ".join(map(str, changes))
         return Trouble("instability", f"training made the student worse: {told} on held-out rows", remedy)
     return None
 
@@ -86,8 +106,8 @@ def instability(lines: Lines) -> Trouble | None:
 def plateau(lines: Lines) -> Trouble | None:
     """The loss stands still near where it began, and held-out rows agree that nothing was learnt."""
     told = steps(lines)
-    losses, scores = comparable_losses(lines), _before_and_after(lines)
-    if not scores or len(losses) != len(told) or not losses:
+    losses, changes = comparable_losses(lines), _before_and_after(lines)
+    if not changes or len(losses) != len(told) or not losses:
         return None
     # before its peak, the learning rate is too small to say anything
     peak = max(range(len(told)), key=lambda place: told[place].get("learning_rate", 0.0))
@@ -96,15 +116,16 @@ def plateau(lines: Lines) -> Trouble | None:
         return None
     _, middle, last = thirds(after_peak)
     still = abs(middle.value - last.value) <= max(0.02 * abs(middle.value), 2 * math.hypot(middle.error, last.error))
-    stuck = all(after > STUCK * before for before, after in scores.values())
+    stuck = all(change.ratio > STUCK for change in changes)
     if not still or not stuck or last.value < 0.9 * losses[0]:
         return None
-    figures = " and ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in scores.items())
+    softer = "" if learns_vectors(lines) else "lower `distillation.temperature` to 2 or less, "
     return Trouble(
         "plateau",
-        f"the loss stands still at {last.value:.4g}, from {losses[0]:.4g}; on held-out rows {figures}",
-        "lower `distillation.temperature` to 2 or less, raise `training.learning_rate`, and start the student from "
-        "layers of the teacher (`student.init_from`)",
+        f"the loss stands still at {last.value:.4g}, from {losses[0]:.4g}; on held-out rows "
+        f"{' and '.join(map(str, changes))}",
+        f"{softer}raise `training.learning_rate`, and start the student from layers of the teacher "
+        "(`student.init_from`)",
     )
 
 
@@ -118,27 +139,30 @@ def slow_convergence(lines: Lines) -> Trouble | None:
     certain = late > 3 * math.hypot(middle.error, last.error)
     if not certain or first.value - last.value < FELL * abs(first.value) or late < STEADY * early:
         return None
+    leading = ", or let the teacher lead at first: `distillation.alpha: {schedule: linear, start: 0.9, end: 0.1}`"
     return Trouble(
         "slow convergence",
         f"the loss still fell at the end as it did before: {first.value:.4g}, {middle.value:.4g}, {last.value:.4g} "
         "in the thirds of the training",
-        "raise `training.epochs` or `training.learning_rate`, or let the teacher lead at first: "
-        "`distillation.alpha: {schedule: linear, start: 0.9, end: 0.1}`",
+        "raise `training.epochs` or `training.learning_rate`" + ("" if learns_vectors(lines) else leading),
     )
 
 
 def overfitting(lines: Lines) -> Trouble | None:
-    """The loss on held-out rows rises from its lowest while that in training goes on falling."""
-    found = [(step, scores["cross_entropy"]) for step, scores in evaluations(lines) if step > 0]
-    found = [(step, value) for step, value in found if is_number(value)]
+    """The loss on held-out rows rises from its lowest while that in training goes on falling; of a sentence encoder,
+    whose losses have no labels, its mean average precision falls from its highest.
+    """
+    name = "mean_average_precision" if learns_vectors(lines) else "cross_entropy"  # what `select: best` goes by
+    measure = _MEASURES[name]
+    found = [(step, scores[name]) for step, scores in evaluations(lines) if step > 0 and is_number(scores.get(name))]
     if len(found) < 3:
         return None
-    best = min(range(len(found)), key=lambda place: found[place][1])
+    best = min(range(len(found)), key=lambda place: measure.cost(found[place][1]))
     (best_step, lowest), (last_step, last) = found[best], found[-1]
-    rose = last > max(OVERFITTED * lowest, lowest + 0.02)
+    worse = measure.cost(last) > OVERFITTED * measure.cost(lowest) and abs(last - lowest) > 0.02
     told = steps(lines)
     losses = comparable_losses(lines)
-    if best > len(found) - 3 or not rose or len(losses) != len(told):
+    if best > len(found) - 3 or not worse or len(losses) != len(told):
         return None
     before = [value for line, value in zip(told, losses, strict=True) if line["step"] <= best_step][-5:]
     after = [value for line, value in zip(told, losses, strict=True) if line["step"] > best_step][-5:]
@@ -146,22 +170,39 @@ def overfitting(lines: Lines) -> Trouble | None:
         return None
     return Trouble(
         "overfitting",
-        f"on held-out rows cross-entropy rose from {lowest:.4g} at step {best_step} to {last:.4g} at step {last_step}, "
-        f"while the loss in training fell from {level(before).value:.4g} to {level(after).value:.4g}",
+        f"on held-out rows {measure.shown} {'rose' if last > lowest else 'fell'} from {lowest:.4g} at step {best_step} "
+        f"to {last:.4g} at step {last_step}, while the loss in training fell from {level(before).value:.4g} to "
+        f"{level(after).value:.4g}",
         "give more rows (unlabelled ones do), set `training.select: best` or `training.early_stopping`, raise "
         "`student.dropout` or `training.weight_decay`",
     )
 
 
-def _before_and_after(lines: Lines) -> dict[str, tuple[float, float]]:
-    """What an evaluation before training, or the first, and the last one say, where less is better."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A score before training, or in the first evaluation, and in the last; `ratio` is above 1 for the worse."""
+
+    shown: str
+    before: float
+    after: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.shown} {self.before:.4g} → {self.after:.4g}"
+
+
+def _before_and_after(lines: Lines) -> list[_Change]:
     found = evaluations(lines)
     if len(found) < 2:
-        return {}
+        return []
     first, last = found[0][1], found[-1][1]
-    names = {"cross_entropy": "cross-entropy", "kl": "KL to the teacher"}
-    return {
-        shown: (first[name], last[name])
-        for name, shown in names.items()
+    return [
+        _change(measure, first[name], last[name])
+        for name, measure in _MEASURES.items()
         if is_number(first.get(name)) and is_number(last.get(name))
-    }
+    ]
+
+
+def _change(measure: _Measure, before: float, after: float) -> _Change:
+    costs = measure.cost(before), measure.cost(after)
+    return _Change(measure.shown, before, after, costs[1] / max(costs[0], 1e-12))
