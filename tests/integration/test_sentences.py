@@ -22,15 +22,17 @@ from first_steps import difference, gradients
 from tiny_jobs import merged, write_config, write_rows
 from tiny_models import CORPUS, tiny_bert, tiny_llama
 from tiny_runs import log, losses, manifest, run, start, wait_until, weights
+from tiny_vocabularies import renumbered, shuffled
 
 SMOOTH = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, a narrower student, a teacher of another vocabulary, and a decoder."""
+    """A teacher, also with other ids, a narrower student, a teacher of another vocabulary, and a decoder."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_bert(folder / "teacher", seed=1, initializer_range=0.3)
+    size = len(AutoTokenizer.from_pretrained(tiny_bert(folder / "teacher", seed=1, initializer_range=0.3)))
+    renumbered(folder / "teacher", folder / "permuted", shuffled(size), rows=size + 5)
     tiny_bert(folder / "student", seed=2, hidden_size=16, num_hidden_layers=1, initializer_range=0.2, **SMOOTH)
     tiny_bert(folder / "other", seed=3, initializer_range=0.3, vocab_size=160, tokenizer_texts=CORPUS[1:3])
     tiny_llama(folder / "llama", seed=4, initializer_range=0.2)
@@ -135,6 +137,16 @@ def test_the_vocabularies_may_differ(models: Path, tmp_path: Path) -> None:
     refused = job(models, tmp_path / "layers", teacher={"model_id": str(models / "other")}, distillation=layers)
     with pytest.raises(Exception, match="vocabular"):
         distill(parse_config(refused))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["teacher", "permuted"])
+def test_layers_are_paired_by_what_they_see(models: Path, tmp_path: Path, teacher: str) -> None:
+    """Of models without a head, also where the teacher has the same tokens in another order."""
+    layers = {"losses": [{"name": "embedding_cosine"}, {"name": "hidden_cosine", "layers": "cka"}]}
+    model = {"model_id": str(models / teacher)}
+    found = distilled(models, tmp_path, teacher=model, distillation=layers, training={"epochs": 1})
+    assert found.steps > 1
 
 
 @pytest.mark.slow

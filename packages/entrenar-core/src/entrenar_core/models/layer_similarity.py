@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses.kernel_alignment import cka_matrix
 from entrenar_core.losses.layer_mapping import pairs_by_cka
-from entrenar_core.models.calling import logits_of
+from entrenar_core.models.calling import called
 from entrenar_core.models.recording import recording
 
 MOST_TOKENS = 512
@@ -45,7 +45,7 @@ def _states(model: nn.Module, batch: Batch, num_layers: int) -> list[Tensor]:
     batch = batch.to(device)
     try:
         with recording(model, hidden_layers=range(num_layers)) as record:
-            logits_of(model, batch.input_ids_BT, batch.attention_mask_BT)
+            called(model, batch.input_ids_BT, batch.attention_mask_BT)
     finally:
         model.train(training)
     return [record.hidden[layer][batch.real][:MOST_TOKENS].cpu() for layer in range(num_layers)]
