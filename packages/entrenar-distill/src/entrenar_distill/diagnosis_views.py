@@ -4,7 +4,7 @@ import math
 
 from entrenar_common.output import Block
 from entrenar_common.tables import Cell, Table, key_values
-from entrenar_core.diagnosis.findings import AtTemperature, Diagnosis, Layers
+from entrenar_core.diagnosis.findings import AtTemperature, Diagnosis, Encoder, Layers, SentenceDiagnosis
 from entrenar_core.units import percent
 from entrenar_distill.reports import DiagnosisReport, Vocabulary
 
@@ -13,21 +13,22 @@ _COLUMNS = 12
 
 
 def diagnosis(report: DiagnosisReport) -> list[Block]:
-    """The teacher on the labels, by temperature, the student beside it, the layers, and what is wrong."""
+    """The teacher on the labels, by temperature, the student beside it, the layers, and what is wrong. Of sentence
+    encoders, what their vectors find.
+    """
     found = report.diagnosis
-    blocks: list[Block] = [_models(found, report.vocabulary), _by_temperature(found), _student(found)]
+    blocks: list[Block]
+    if isinstance(found, SentenceDiagnosis):
+        blocks = [_sentence_models(found, report.vocabulary), _encoders(found)]
+    else:
+        blocks = [_models(found, report.vocabulary), _by_temperature(found), _student(found)]
     if found.layers is not None:
         blocks.append(_layers(found.layers))
     return [*blocks, _findings(report)]
 
 
 def _models(found: Diagnosis, vocabulary: Vocabulary) -> Table:
-    facts: dict[str, Cell] = {
-        "Teacher": found.teacher,
-        "Student": found.student,
-        "Data": f"{found.rows:,} evaluation row{'' if found.rows == 1 else 's'} of {found.dataset}, {_targets(found)}",
-        "Vocabularies": _vocabularies(vocabulary),
-    }
+    facts = _compared(found, f", {_targets(found)}", vocabulary)
     notes: tuple[str, ...] = ()
     if found.on_labels is not None:
         labels, calibrated = found.on_labels, found.on_labels.calibration_temperature
@@ -44,6 +45,51 @@ def _models(found: Diagnosis, vocabulary: Vocabulary) -> Table:
     else:
         facts["Labels"] = "none of the rows has one"
     return key_values(f"Teacher of {found.task}", facts, notes)
+
+
+def _compared(found: Diagnosis | SentenceDiagnosis, targets: str, vocabulary: Vocabulary) -> dict[str, Cell]:
+    return {
+        "Teacher": found.teacher,
+        "Student": found.student,
+        "Data": f"{found.rows:,} evaluation row{'' if found.rows == 1 else 's'} of {found.dataset}{targets}",
+        "Vocabularies": _vocabularies(vocabulary),
+    }
+
+
+def _sentence_models(found: SentenceDiagnosis, vocabulary: Vocabulary) -> Table:
+    facts = _compared(found, "", vocabulary)
+    return key_values(f"Teacher and student of {found.task}", facts)
+
+
+def _encoders(found: SentenceDiagnosis) -> Table:
+    columns = ("", "pooling", "width", "average precision", "accuracy", "cosines", "rank correlation", "to teacher")
+    beside = (_number(found.rank_correlation), _number(found.cosine))
+    rows = (
+        ("teacher", *_encoder(found.teacher_encoder), "–", "–"),
+        ("student", *_encoder(found.student_before), *beside),
+    )
+    asked = (
+        "a text finds, by cosine, those of its label among all others"
+        if found.labelled
+        else "the first half of a text finds, by cosine, its second half among those of all"
+    )
+    notes = (
+        f"{found.queries:,} queries: {asked}",
+        "cosines of pairs of rows, mean ± standard deviation; rank correlation of the student's with the teacher's; "
+        "to teacher, the mean cosine between the vectors of both, where they are of one width",
+    )
+    return Table("Vectors before training", columns, rows, notes)
+
+
+def _encoder(encoder: Encoder) -> tuple[Cell, ...]:
+    mean, deviation = encoder.mean_cosine, encoder.cosine_deviation
+    cosines = "–" if mean is None or deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+    scores = (percent(encoder.mean_average_precision), percent(encoder.accuracy))
+    return (encoder.pooling, str(encoder.width), *scores, cosines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _targets(found: Diagnosis) -> str:

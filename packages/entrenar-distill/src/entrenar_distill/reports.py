@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from entrenar_core.diagnosis.findings import Diagnosis
+from entrenar_core.diagnosis.findings import Diagnosis, SentenceDiagnosis
 from entrenar_core.reports import Plan, RunReport
 
 __all__ = [
@@ -84,7 +84,7 @@ class DiagnosisReport:
 
     config: str
     vocabulary: Vocabulary
-    diagnosis: Diagnosis
+    diagnosis: Diagnosis | SentenceDiagnosis
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,22 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoder:
+    """A sentence encoder: its `pooling`, the `width` of its vectors, and its scores, as an evaluation gives them.
+
+    `mean_cosine` and `cosine_deviation` are of its cosines of pairs of rows, all of them or a million; None with fewer
+    than two pairs.
+    """
+
+    pooling: str
+    width: int
+    mean_average_precision: float
+    accuracy: float
+    mean_cosine: float | None
+    cosine_deviation: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Layers:
     """CKA of every layer of the student, a row each, with every layer of the teacher, over some tokens of the rows;
     the pairs that follow from it, and those that are evenly spaced. None where the student has more layers.
@@ -106,6 +122,31 @@ class Diagnosis:
     configured_temperatures: tuple[float, ...]
     advice: TemperatureAdvice
     student_before: Comparison
+    layers: Layers | None
+    layers_skipped: str | None
+    troubles: tuple[Trouble, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceDiagnosis:
+    """Two sentence encoders on evaluation rows, before training.
+
+    `queries` texts look for others: where rows are `labelled`, for those of their label, else halves for their other
+    half. `rank_correlation` is Spearman's, of the student's cosines of pairs of rows with the teacher's; `cosine` the
+    mean between the vectors of both, None where their widths differ. Layers are as in `Diagnosis`.
+    """
+
+    task: str
+    teacher: str
+    student: str
+    dataset: str
+    rows: int
+    queries: int
+    labelled: bool
+    teacher_encoder: Encoder
+    student_before: Encoder
+    rank_correlation: float | None
+    cosine: float | None
     layers: Layers | None
     layers_skipped: str | None
     troubles: tuple[Trouble, ...]

@@ -15,13 +15,15 @@ from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TeacherStudy
-from entrenar_core.diagnosis.findings import Diagnosis, Layers
+from entrenar_core.diagnosis.findings import Diagnosis, Layers, SentenceDiagnosis
 from entrenar_core.diagnosis.layers import compare_layers
+from entrenar_core.diagnosis.sentences import collapse, describe
 from entrenar_core.diagnosis.troubles import flatness
-from entrenar_core.errors import ModelError, UsageError
+from entrenar_core.errors import DataError, ModelError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.rows import Rows, read_rows
+from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.token_map import MappedTeacher, TokenMap
 from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding
@@ -29,11 +31,13 @@ from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
 from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher
+from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
 from entrenar_core.training.assembly import make_accelerator, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
 from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.training.signals import StopRequest
 
 _SAMPLED = 64
@@ -46,7 +50,7 @@ def look(
     rows: int = 256,
     callbacks: Sequence[Callback] = (),
     download_progress: Callable[[Any], None] | None = None,
-) -> tuple[Diagnosis, VocabularyFinding]:
+) -> tuple[Diagnosis | SentenceDiagnosis, VocabularyFinding]:
     """Both models on the first `rows` evaluation rows, and how their vocabularies fit. Trains no model and writes
     nothing; downloads what is missing. A probe that no run has kept is fitted for the occasion.
 
@@ -71,24 +75,25 @@ def look(
 def _first_rows(prepared: Preparation, rows: int) -> Preparation:
     count = min(rows, len(prepared.rows.evaluation))
     evaluation = prepared.rows.evaluation.select(range(count))
-    return dataclasses.replace(
+    first = dataclasses.replace(
         prepared,
         rows=dataclasses.replace(prepared.rows, evaluation=evaluation),
         eval_tokens=prepared.eval_tokens.select(range(count)),
     )
+    if prepared.task == EMBEDDING and count < len(prepared.rows.evaluation):
+        try:
+            _ = first.questions
+        except DataError as error:
+            raise DataError(f"of the first {count} rows, {error.message}", "look at more (`--rows`)") from None
+    return first
 
 
 class _Looking:
     def __init__(self, prepared: Preparation, accelerator: Accelerator, callbacks: Sequence[Callback]) -> None:
         self.prepared, self.accelerator, self.callbacks = prepared, accelerator, callbacks
 
-    def look(self) -> tuple[Diagnosis, VocabularyFinding]:
+    def look(self) -> tuple[Diagnosis | SentenceDiagnosis, VocabularyFinding]:
         prepared = self.prepared
-        if prepared.task == EMBEDDING:
-            raise UsageError(
-                "sentence encoders say vectors, and `diagnose` looks at logits",
-                "train for some steps: `entrenar-distill run` scores the student before and after",
-            )
         finding = prepared.finding or _vocabularies(prepared)
         self._phase("teacher")
         ready = make_teacher(
@@ -102,6 +107,12 @@ class _Looking:
         )
         self._phase("student")
         student = make_student(prepared, ready.model).to(self.accelerator.device).eval()
+        if prepared.task == EMBEDDING:
+            return self._vectors(ready, student, finding), finding
+        return self._logits(ready, student, finding), finding
+
+    def _logits(self, ready: ReadyTeacher, student: nn.Module, finding: VocabularyFinding) -> Diagnosis:
+        prepared = self.prepared
         self._phase("distributions")
         temperatures = configured_temperatures(prepared.config.distillation)
         study, beside = self._distributions(ready, student, temperatures)
@@ -124,7 +135,34 @@ class _Looking:
             layers=layers,
             layers_skipped=skipped,
             troubles=tuple(flatness({t: entropies[t] for t in (1.0, *temperatures)}, study.classes)),
-        ), finding
+        )
+
+    def _vectors(self, ready: ReadyTeacher, student: nn.Module, finding: VocabularyFinding) -> SentenceDiagnosis:
+        prepared, source, questions = self.prepared, ready.source, self.prepared.questions
+        assert isinstance(source, SentenceTeacher), "it says vectors"
+        assert prepared.poolings is not None
+        self._phase("vectors")
+        vectors_NH = judged(prepared, student, self.accelerator, self._watch)
+        scores = score_sentences(vectors_NH, questions, source.judged_NK)
+        teacher = describe(source.judged_NK, questions.whole, ready.scores, prepared.poolings[0])
+        self._phase("layers")
+        layers, skipped = self._layers(ready, student, finding)
+        return SentenceDiagnosis(
+            task=prepared.task,
+            teacher=str(prepared.teacher.reference),
+            student=student_name(prepared.config),
+            dataset=prepared.rows.name,
+            rows=questions.whole,
+            queries=scores.targets,
+            labelled=not questions.halved,
+            teacher_encoder=teacher,
+            student_before=describe(vectors_NH, questions.whole, scores, prepared.poolings[1]),
+            rank_correlation=scores.rank_correlation,
+            cosine=scores.cosine,
+            layers=layers,
+            layers_skipped=skipped,
+            troubles=tuple(collapse(teacher, questions.whole)),
+        )
 
     @torch.no_grad()
     def _distributions(
@@ -163,7 +201,7 @@ class _Looking:
 
     def _reader(self, ready: ReadyTeacher, finding: VocabularyFinding) -> nn.Module:
         """The teacher as a model that reads the student's tokens, also where it has read the texts by itself."""
-        if isinstance(ready.source, LiveTeacher):
+        if isinstance(ready.source, LiveTeacher | LiveSentences):
             return ready.source.model
         prepared, model = self.prepared, ready.model
         if model is None:  # of a probe, the body; its layers are those of the model that was loaded for it
@@ -177,9 +215,13 @@ class _Looking:
                 seed=prepared.config.training.seed,
                 pad_token_id=prepared.teacher_tokenizer.pad_token_id,
             )
-        model = model.to(self.accelerator.device).eval()
+        reader: nn.Module = model.to(self.accelerator.device).eval()
         ids = finding.teacher_ids
-        return model if ids is None else MappedTeacher(model, TokenMap.of(ids), over_tokens=False)
+        if ids is None:
+            return reader
+        if prepared.poolings is not None:  # what it says is its vectors
+            reader = SentenceEncoder(reader, prepared.poolings[0])
+        return MappedTeacher(reader, TokenMap.of(ids), over_tokens=False)
 
     def _sound(self, model: nn.Module) -> Scores:
         """Of one row: whether the teacher gives numbers. All rows are read once, beside the student."""

@@ -68,7 +68,7 @@ def make_teacher(
     """
     if prepared.task == EMBEDDING:
         model = _loaded(prepared)
-        source, scores = sentence_teacher(prepared, model, accelerator, on_batch)
+        source, scores = sentence_teacher(prepared, model, accelerator, on_batch, looking=looking)
         return ReadyTeacher(source, scores, parameter_count(model), model)
     if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
         body = _loaded(prepared).base_model.to(accelerator.device)

@@ -71,9 +71,14 @@ SentenceTeacher = PrecomputedSentences | LiveSentences
 
 
 def sentence_teacher(
-    prepared: "Preparation", model: "PreTrainedModel", accelerator: Accelerator, on_batch: OnBatch
+    prepared: "Preparation",
+    model: "PreTrainedModel",
+    accelerator: Accelerator,
+    on_batch: OnBatch,
+    *,
+    looking: bool = False,
 ) -> tuple[SentenceTeacher, Scores]:
-    """The teacher, and its own scores.
+    """The teacher, and its own scores. When only `looking`, it reads no training rows to teach them.
 
     Raises:
         ModelError: its vectors are no numbers.
@@ -81,7 +86,7 @@ def sentence_teacher(
     assert prepared.poolings is not None
     encoder = SentenceEncoder(model.to(accelerator.device).eval().requires_grad_(False), prepared.poolings[0])
     live = prepared.teacher_reads_tokens
-    train = [] if live else list(prepared.rows.train)
+    train = [] if live or looking else list(prepared.rows.train)
     rows, texts = [row["row"] for row in train], [row["text"] for row in train]
     vectors_NK = classify(
         encoder,
@@ -109,10 +114,17 @@ def sentence_teacher(
 def judge(
     prepared: "Preparation", student: nn.Module, teacher: SentenceTeacher, accelerator: Accelerator, on_batch: OnBatch
 ) -> Scores:
-    """The student's scores beside its teacher, in evaluation mode; it is left in the mode that it was in.
+    """The student's scores beside its teacher; raises as `judged`."""
+    vectors_NH = judged(prepared, student, accelerator, on_batch)
+    return score_sentences(vectors_NH, prepared.questions, teacher.judged_NK)
+
+
+def judged(prepared: "Preparation", student: nn.Module, accelerator: Accelerator, on_batch: OnBatch) -> Tensor:
+    """The student's vectors of the texts that it is judged on, (N, H), in evaluation mode; it is left in the mode that
+    it was in.
 
     Raises:
-        TrainingError: its vectors are no numbers.
+        TrainingError: they are no numbers.
     """
     assert prepared.poolings is not None
     training = student.training
@@ -132,4 +144,4 @@ def judge(
             "the student's vectors of the evaluation rows are not all finite numbers",
             "lower `training.learning_rate`, or set `training.mixed_precision: no`, and start again with --force",
         )
-    return score_sentences(vectors_NH, prepared.questions, teacher.judged_NK)
+    return vectors_NH

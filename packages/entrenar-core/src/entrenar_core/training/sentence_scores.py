@@ -67,6 +67,14 @@ def rank_correlation(one_NH: Tensor, other_NK: Tensor) -> float | None:
     return _correlation(*(_ranks(_cosines(vectors, pairs_2P)) for vectors in (one_NH, other_NK)))
 
 
+def cosine_spread(vectors_NH: Tensor) -> tuple[float, float] | None:
+    """The mean and the standard deviation of the cosines of pairs of rows, over the pairs of `rank_correlation`; None
+    with fewer than two.
+    """
+    cosines_P = _cosines(vectors_NH, _pairs(len(vectors_NH)))
+    return (float(cosines_P.mean()), float(cosines_P.std())) if len(cosines_P) > 1 else None
+
+
 def _directions(vectors_NH: Tensor) -> Tensor:
     return unit(vectors_NH.detach().cpu().double())
 
