@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entrenar_core.training import sentence_scores
-from entrenar_core.training.sentence_scores import mean_cosine, rank_correlation, retrieval
+from entrenar_core.training.sentence_scores import cosine_spread, mean_cosine, rank_correlation, retrieval
 
 
 def vectors(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -53,6 +53,19 @@ def test_distinct_cosines_have_exactly_scipys_correlation() -> None:
 def test_there_is_no_correlation_without_an_order() -> None:
     assert rank_correlation(vectors(2, 3), vectors(2, 3, 1)) is None
     assert rank_correlation(vectors(5, 3), torch.ones(5, 3)) is None
+
+
+@given(rows=st.integers(3, 12), width=st.integers(1, 5), seed=st.integers(0, 99))
+def test_the_spread_of_cosines_is_numpys(rows: int, width: int, seed: int) -> None:
+    found = vectors(rows, width, seed)
+    among = cosines(found.numpy(), found.numpy())[np.triu_indices(rows, 1)]
+    assert cosine_spread(found) == pytest.approx((among.mean(), among.std(ddof=1)), abs=1e-9)
+
+
+def test_one_pair_has_no_spread_and_vectors_that_are_alike_have_none() -> None:
+    assert cosine_spread(vectors(2, 3)) is None
+    assert cosine_spread(vectors(1, 3)) is None
+    assert cosine_spread(vectors(1, 3).expand(4, 3)) == pytest.approx((1.0, 0.0), abs=1e-9)
 
 
 def test_of_many_pairs_some_are_drawn_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

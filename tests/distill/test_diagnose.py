@@ -11,6 +11,7 @@ import scipy.special
 import torch
 
 from entrenar_core import parse_config
+from entrenar_core.diagnosis import Diagnosis
 from entrenar_core.diagnosis.looking import configured_temperatures, look
 from entrenar_core.losses.layer_mapping import pairs_by_cka
 from tiny_jobs import Models, classification, language, merged, write_config, write_rows
@@ -226,6 +227,7 @@ def test_what_cannot_be_meant_is_refused(
 def test_it_is_a_function_too(models: Models, tmp_path: Path) -> None:
     config = parse_config(classification(models, tmp_path))
     found, vocabulary = look(config, rows=2)
+    assert isinstance(found, Diagnosis)
     assert (found.rows, vocabulary.verdict) == (2, "identical")
     assert found.advice.target_support == pytest.approx(math.sqrt(2))
     with pytest.raises(ValueError, match="rows must be positive, got 0"):

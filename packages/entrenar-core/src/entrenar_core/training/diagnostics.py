@@ -69,12 +69,7 @@ class Diagnostics(Callback):
         found: dict[str, Any] = {"gradient_norms": gradient_norms(parameter_groups(self.step.student, weighed))}
         counting = [batch for batch in batches if not batch.blank and batch.num_soft]
         if self.teacher is not None and counting:
-            batch = counting[-1].to(self.accelerator.device)
-            if isinstance(self.teacher, SentenceTeacher):
-                vectors = [term for term in weighed if isinstance(term, VectorTerm)]
-                found |= self._vectors_beside(batch, self.teacher, vectors)
-            else:
-                found |= self._beside_teacher(batch, self.teacher, now)
+            found |= self._beside_teacher(counting[-1].to(self.accelerator.device), self.teacher, weighed, now)
         self.lines.append({"step": step, "diagnostics": found})
         self._tell()
         return found
@@ -96,7 +91,18 @@ class Diagnostics(Callback):
                 self.note(str(trouble))
 
     @torch.no_grad()
-    def _beside_teacher(self, batch: Batch, teacher: Teacher, now: Sequence[Now]) -> dict[str, Any]:
+    def _beside_teacher(
+        self,
+        batch: Batch,
+        teacher: Teacher | SentenceTeacher,
+        weighed: Sequence[VectorTerm | LayerTerm],
+        now: Sequence[Now],
+    ) -> dict[str, Any]:
+        if isinstance(teacher, SentenceTeacher):
+            return self._vectors(batch, teacher, [term for term in weighed if isinstance(term, VectorTerm)])
+        return self._distributions(batch, teacher, now)
+
+    def _distributions(self, batch: Batch, teacher: Teacher, now: Sequence[Now]) -> dict[str, Any]:
         said = teacher.rows(batch)
         stride = math.ceil(len(said) / MOST_ROWS)
         beside = Beside()
@@ -104,8 +110,7 @@ class Diagnostics(Callback):
         entropies = _entropies(said, stride, self._temperatures(now))
         return {**asdict(beside.found()), "classes": said.of(slice(0, 1)).shape[-1], "teacher_entropy": entropies}
 
-    @torch.no_grad()
-    def _vectors_beside(self, batch: Batch, teacher: SentenceTeacher, terms: Sequence[VectorTerm]) -> dict[str, Any]:
+    def _vectors(self, batch: Batch, teacher: SentenceTeacher, terms: Sequence[VectorTerm]) -> dict[str, Any]:
         """How near the vectors of rows are to the teacher's, by each loss that compares row by row, after its
         projection; and whether pairs of rows are alike to both models in the same order.
         """
