@@ -158,8 +158,8 @@ def overfitting(lines: Lines) -> Trouble | None:
     if len(found) < 3:
         return None
     best = min(range(len(found)), key=lambda place: measure.cost(found[place][1]))
-    (best_step, lowest), (last_step, last) = found[best], found[-1]
-    worse = measure.cost(last) > OVERFITTED * measure.cost(lowest) and abs(last - lowest) > 0.02
+    (best_step, at_best), (last_step, last) = found[best], found[-1]
+    worse = measure.cost(last) > OVERFITTED * measure.cost(at_best) and abs(last - at_best) > 0.02
     told = steps(lines)
     losses = comparable_losses(lines)
     if best > len(found) - 3 or not worse or len(losses) != len(told):
@@ -170,9 +170,9 @@ def overfitting(lines: Lines) -> Trouble | None:
         return None
     return Trouble(
         "overfitting",
-        f"on held-out rows {measure.shown} {'rose' if last > lowest else 'fell'} from {lowest:.4g} at step {best_step} "
-        f"to {last:.4g} at step {last_step}, while the loss in training fell from {level(before).value:.4g} to "
-        f"{level(after).value:.4g}",
+        f"on held-out rows {measure.shown} {'rose' if last > at_best else 'fell'} from {at_best:.4g} at step "
+        f"{best_step} to {last:.4g} at step {last_step}, while the loss in training fell from "
+        f"{level(before).value:.4g} to {level(after).value:.4g}",
         "give more rows (unlabelled ones do), set `training.select: best` or `training.early_stopping`, raise "
         "`student.dropout` or `training.weight_decay`",
     )
