@@ -82,10 +82,7 @@ def _selection(path: Path, settings: Mapping[str, Any], divergence: object) -> I
     """`top_k` and its tail; those of BiLD are another thing: whose logits are compared with each other."""
     top_k, tail, name = settings.get("top_k"), settings.get("top_k_tail"), dotted(path)
     if divergence == "cross_entropy_hard":
-        for key in ("top_k", "top_k_tail"):
-            if key in settings and path == ("distillation",):  # of an entry, the schema says so
-                why = "cross_entropy_hard looks at the teacher's first token alone"
-                yield Broken((*path, key), f"`{name}.{key}` has no meaning: {why}", "remove it")
+        yield from _preferred(path, settings)
     elif divergence == "bild":
         if type(top_k) is int and top_k == 1 and path == ("distillation",):  # of an entry, the schema says so
             yield Broken((*path, "top_k"), f"`{name}.top_k` 1 leaves BiLD nothing to compare", "take 2 or more")
@@ -99,6 +96,14 @@ def _selection(path: Path, settings: Mapping[str, Any], divergence: object) -> I
             f"`{name}.top_k` 1 without `{name}.top_k_tail` leaves nothing to compare",
             "raise it, or leave the tail",
         )
+
+
+def _preferred(path: Path, settings: Mapping[str, Any]) -> Iterator[Broken]:
+    for key in ("top_k", "top_k_tail"):
+        if key in settings and path == ("distillation",):  # of an entry, the schema says so
+            name = f"{dotted(path)}.{key}"
+            why = "cross_entropy_hard looks at the teacher's first token alone"
+            yield Broken((*path, key), f"`{name}` has no meaning: {why}", "remove it")
 
 
 def _short_groups(distillation: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Broken]:
