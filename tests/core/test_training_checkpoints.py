@@ -322,6 +322,8 @@ def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
     assert "--force" in str(error.value.hint)
     again = RunFolder(tmp_path)
     again.open(MANIFEST, resume=False, force=True)
+    assert complete_checkpoints(tmp_path / "checkpoints"), "it may yet turn out that this run cannot be"
+    again.begin()
     again.close()
     assert complete_checkpoints(tmp_path / "checkpoints") == []
     assert (tmp_path / "notes.txt").read_text() == (tmp_path / "../outside").read_text() == "mine"
@@ -338,6 +340,7 @@ def test_a_run_that_was_killed_while_it_replaced_another_can_be_started_again(tm
     (tmp_path / "run.json").write_text(json.dumps({**manifest, "status": "discarding"}))
     again = RunFolder(tmp_path)
     again.open(changed("training", "seed", 2), resume=True, force=False)
+    again.begin()
     again.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
 

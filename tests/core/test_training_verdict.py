@@ -22,6 +22,31 @@ def told(
     return list(warnings(config, student, baseline, scores(0.8), majority))
 
 
+def told_of(distillation: dict[str, object], teacher: float = 0.8, before: float = 0.1) -> list[str]:
+    config = parse_config({**CONFIG, "distillation": distillation})
+    return list(warnings(config, scores(0.1), None, scores(teacher), 0.2, scores(before)))
+
+
+def test_scores_of_a_head_that_no_loss_trains_are_told_for_what_they_are() -> None:
+    (said,) = told_of({"losses": [{"name": "hidden_mse"}, {"name": "attention_mse"}]})
+    assert said.startswith("no loss looks at the student's answers")
+    (said,) = told_of({"losses": [{"name": "hidden_mse"}, {"name": "cross_entropy"}]})
+    assert "commonest class" in said
+
+
+def test_a_teacher_that_knows_nothing_is_told() -> None:
+    assert "the teacher is no better than always giving the commonest class" in told_of({}, teacher=0.2)
+    assert "the teacher is no better than the student was before training" in told_of({}, teacher=0.5, before=0.6)
+    assert not [said for said in told_of({}, teacher=0.5, before=0.4) if "teacher" in said]
+
+
+@pytest.mark.parametrize("where", ["temperature", "alpha"])
+def test_a_loss_that_schedules_move_is_not_compared(where: str) -> None:
+    schedule = {"schedule": "linear", "start": 0.9, "end": 0.5}
+    assert "schedules move the loss: its values in two steps cannot be compared" in told_of({where: schedule})
+    assert not [said for said in told_of({where: {"schedule": "constant", "start": 0.9}}) if "schedules" in said]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 12, 986])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_the_interval_is_wilsons(rows: int, share: float) -> None:

@@ -58,7 +58,7 @@ def test_diagnose_keeps_the_promises_of_all_modes(
         shows=[
             "Teacher of sequence-classification", "4 evaluation rows of rows.jsonl, 2 classes", "193 tokens",
             "The teacher by temperature", "effective support", "configured", "KL(teacher ‖ student)",
-            "Layers that see the tokens alike", "layer_mapping: [[0, ", "no trouble shows", "nothing was trained",
+            "Layers that see the tokens alike", "[0, ", "no trouble shows", "nothing was trained",
         ],
         lines=[f"Teacher\t{sharp}", "✓ nothing\tno trouble shows before training\t"],
         quiet=[],
@@ -107,6 +107,24 @@ def test_what_is_found_of_a_classifier_is_what_transformers_says(
     kl = scipy.special.rel_entr(*(scipy.special.softmax(said, -1) for said in logits.values())).sum(-1).mean()
     assert found["student_before"]["kl"] == pytest.approx(kl, rel=1e-3)
     assert found["student_before"]["agreement"] == pytest.approx((log_p.argmax(-1) == log_q.argmax(-1)).mean())
+
+
+def test_a_teacher_that_knows_less_than_the_commonest_class_is_a_finding(
+    program: Program, capsys: Capture, models: Models, sharp: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": f"the quick fox {'jumps ' * (index % 9)}over {index} dogs", "label": "no"} for index in range(200)]
+    rows += [{"text": f"a lazy dog {index}", "label": "yes"} for index in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    weak = []
+    for turned in (0, 1):
+        labels = ["no", "yes"][:: -1 if turned else 1]
+        teacher = tiny_bert(tmp_path / str(turned), num_labels=2, seed=5, initializer_range=0.4,
+                            id2label=dict(enumerate(labels)), label2id={"no": turned, "yes": 1 - turned})  # fmt: skip
+        job = classification(models, tmp_path, teacher={"model_id": str(teacher)}, dataset={"eval_fraction": 0.5})
+        found = document(program, capsys, "diagnose", write_config(tmp_path / "job.yaml", job))["diagnosis"]
+        weak.append([trouble for trouble in found["troubles"] if trouble["name"] == "weak teacher"])
+    assert found["on_labels"]["labels"] > 90
+    assert [len(one) for one in weak] in ([0, 1], [1, 0], [1, 1])
 
 
 def test_a_language_model_is_looked_at_token_by_token(

@@ -128,7 +128,7 @@ def test_the_loss_is_drawn_once_there_are_two_points(tmp_path: Path, losses: lis
     for block in blocks:
         assert isinstance(block, Plot)
         assert block.series == {"loss": [(1, 3.0), (2, 2.0)]}
-        assert (block.title, block.x_label, block.y_label) == ("Loss of the student", "optimiser step", "nats")
+        assert (block.title, block.x_label, block.y_label) == ("Loss of the student", "optimiser step", "loss")
 
 
 @pytest.mark.parametrize(("step", "begins"), [(None, "the beginning"), (1200, "step 1,200")])

@@ -195,6 +195,40 @@ def test_a_teacher_without_a_head_knows_nothing_of_the_labels(refused: Refused, 
     assert "finetune" in refused(job, 2)
 
 
+@pytest.mark.parametrize("part", ["teacher", "student"])
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification"])
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_model_that_sees_what_it_would_predict(
+    refused: Refused, models: Models, tmp_path: Path, part: str, head: str, command: str
+) -> None:
+    folder = str(tiny_bert(tmp_path / "encoder", head=head))
+    job = language(models, tmp_path, task="causal-lm") | {part: {"model_id": folder}}
+    assert f"the {part} is a bert, which reads a text from both sides" in refused(job, 2, command=command)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([{"name": "attention_kl", "layers": [[0, 0]], "heads": [[0, 99]]}], "losses[0].heads"),
+        ([{"name": "minilm", "relation_heads": 7}], "losses[0].relation_heads"),
+        ([{"name": "cka", "group_size": 2}], "losses[0].group_size"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_heads_and_groups_that_cannot_be(
+    refused: Refused, models: Models, tmp_path: Path, losses: list[Any], said: str, command: str
+) -> None:
+    job = language(models, tmp_path, distillation={"losses": losses})
+    job["distillation"] = {"losses": losses}
+    assert said in refused(job, 2, command=command)
+
+
+def test_the_rows_that_are_trained_on_do_not_judge(refused: Refused, models: Models, tmp_path: Path) -> None:
+    assert "`dataset.eval_split` is the split" in refused(
+        classification(models, tmp_path, dataset={"eval_split": "train"}), 2
+    )
+
+
 def test_rows_without_labels_have_nothing_for_the_hard_loss(refused: Refused, models: Models, tmp_path: Path) -> None:
     labels = [{"text": f"row {index}", "label": None} for index in range(30)]
     judged = [{"text": f"row {index}", "label": index % 2} for index in range(30)]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from entrenar_core import Callback, RunReport, Scores, distill, parse_config
-from entrenar_core.errors import DataError, Interrupted, ModelError, OutputError, UsageError
+from entrenar_core.errors import ConfigError, DataError, Interrupted, ModelError, OutputError, UsageError
 from entrenar_core.training.callbacks import StepMetrics
 from entrenar_core.training.distillation import plan
 from tiny_jobs import Models, build_models, classification, language, write_rows
@@ -142,6 +143,41 @@ def test_ctrl_c_before_the_first_step_stops_there(models: Models, tmp_path: Path
     assert watch.phases[-1] == (phase, 0)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
     assert run(job, resume=True).steps == 5
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_run_is_replaced_when_all_about_the_new_one_is_known(models: Models, tmp_path: Path) -> None:
+    run(classification(models, tmp_path))
+    before = contents(tmp_path / "out")
+    with pytest.raises(Interrupted, match="stopped during teacher") as stopped:
+        run(classification(models, tmp_path, training={"seed": 7}), Watch(stops_in="teacher"), force=True)
+    assert "the earlier run" in str(stopped.value.hint)
+    assert contents(tmp_path / "out") == before
+    broken = shutil.copytree(models.classifier, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: weights[name] for name in list(weights)[1:]}, broken / "model.safetensors")
+    with pytest.raises(ModelError, match="lack"):
+        run(classification(models, tmp_path, teacher={"model_id": str(broken)}), force=True)
+    assert contents(tmp_path / "out") == before
+    assert run(classification(models, tmp_path, training={"seed": 7}), force=True).steps == 5
+    assert contents(tmp_path / "out")["model.safetensors"] != before["model.safetensors"]
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+@pytest.mark.parametrize("spelled", ["out", "out/model.safetensors", "out/../out/"])
+def test_a_result_does_not_replace_the_models_that_it_is_made_of(
+    models: Models, tmp_path: Path, part: str, spelled: str
+) -> None:
+    run(classification(models, tmp_path))
+    before = contents(tmp_path / "out")
+    again = parse_config(classification(models, tmp_path) | {part: {"model_id": str(tmp_path / spelled)}})
+    for ask in (distill, plan):
+        with pytest.raises(ConfigError, match=rf"would replace `{part}\.model_id`"):
+            ask(again, force=True)
+    assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.slow

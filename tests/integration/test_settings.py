@@ -94,6 +94,15 @@ def test_autocast_computes_in_bf16_and_keeps_the_weights_in_fp32(tiny: Models, t
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", [classification, language])
+def test_losses_are_told_in_32_bits_under_autocast(kind: Any, tiny: Models, tmp_path: Path) -> None:
+    job = kind(tiny, tmp_path, training={"max_steps": 2, "mixed_precision": "bf16", "log_every": 1})
+    for step in run(job)[1].steps:
+        values = list(step.losses.values())
+        assert any(value != float(torch.tensor(value).bfloat16()) for value in values)
+        assert step.loss == pytest.approx(sum(values) / len(values), rel=1e-6)  # alpha is a half
+
+
 def test_gradient_checkpointing_computes_layers_twice(tiny: Models, tmp_path: Path) -> None:
     job = classification(tiny, tmp_path, training={"max_steps": 2})
     losses, counts = [], []

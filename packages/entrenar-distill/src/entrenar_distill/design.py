@@ -26,7 +26,7 @@ def design(teacher: str, *, ratio: float | None, parameters: str | None, keep: K
     """
     wanted = None if parameters is None else parse_count(parameters)
     if (ratio is None) == (wanted is None):
-        raise UsageError("a design needs one of --ratio and --params", "give --ratio 7, or --params 1.1B")
+        raise UsageError("a design needs one of --ratio and --params, and not both", "give --ratio 7, or --params 1.1B")
     config = _config(teacher, revision)
     from entrenar_core.models.designing import propose
 

@@ -159,7 +159,10 @@ def _layers(layers: Layers) -> Table:
     ]
     if layers.by_cka is not None:
         pairs = ", ".join(f"[{student}, {teacher}]" for student, teacher in layers.by_cka)
-        notes.append(f"by CKA, as a setting: `distillation.progressive.layer_mapping: [{pairs}]`, or `cka`")
+        notes.append(
+            f"by CKA, as `layers` of a loss or `layer_mapping` of a short spelling: [{pairs}], or `cka`; it likes low "
+            "layers of the teacher, so look at it before you trust it"
+        )
     else:
         notes.append("the student has more layers than the teacher, so no mapping gives each a layer of its own")
     return Table("Layers that see the tokens alike", columns, tuple(rows), tuple(notes))

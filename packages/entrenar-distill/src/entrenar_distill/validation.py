@@ -10,9 +10,11 @@ from pathlib import Path
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
+from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.loading import in_order
 from entrenar_core.config.rules import NO_PROBE
-from entrenar_core.config.schema import DatasetConfig, ModelSource, ProbeFinetuning, TrainingConfig
+from entrenar_core.config.schedules import Schedule
+from entrenar_core.config.schema import DatasetConfig, ModelSource, ProbeFinetuning
 from entrenar_core.config.sentences import check_task, for_task
 from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
@@ -35,7 +37,7 @@ from entrenar_core.models.heads import (
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.sentence_rules import check_sentences, poolings_of
-from entrenar_core.models.student_rules import check_student
+from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, ValidationReport
 from entrenar_distill.vocabularies import compare
@@ -68,7 +70,7 @@ def validate(
         checks += [check] if check else []
         models |= {part: model} if model else {}
     task = _task(config, models, problems)
-    problems += [*check_task(config, task), *_teaching(config, task, models.get("teacher"))]
+    problems += [*check_task(config, task), *_teaching(config, task, models)]
     config = for_task(config, task)
     if task == EMBEDDING:
         checks += _sentences(config, models, problems)
@@ -79,9 +81,9 @@ def validate(
         check, vocabulary = compare(config, task, models["teacher"], models.get("student"), problems)
         checks += [check] if check else []
     problems += _lengths(config, task, models)
-    checks += _schedule(config.training)
+    checks += _schedule(config)
     checks += _data(config.dataset, task, problems)
-    checks += _output(config.output.dir, problems)
+    checks += _output(config, problems)
     if problems:
         raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
     return ValidationReport(name, tuple(checks), vocabulary)
@@ -150,9 +152,13 @@ def _task(config: DistillationConfig, models: Models, problems: list[Problem]) -
     return None
 
 
-def _teaching(config: DistillationConfig, task: str | None, teacher: ModelArtifact | None) -> Iterator[Problem]:
-    """Whether the teacher knows the task, or can be fitted to it."""
-    finetune = config.teacher.finetune
+def _teaching(config: DistillationConfig, task: str | None, models: Models) -> Iterator[Problem]:
+    """Whether the models can do the task, and the teacher knows it or can be fitted to it."""
+    finetune, teacher = config.teacher.finetune, models.get("teacher")
+    if teacher is not None:
+        yield from check_kinds(
+            task, teacher.architecture, models["student"].architecture if "student" in models else None
+        )
     if task in LANGUAGE and finetune is not None:
         yield Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it", "teacher.finetune")
     if task == MASKED_LM and teacher is not None and not predicts_masked(teacher):
@@ -218,11 +224,19 @@ def _lengths(config: DistillationConfig, task: str | None, models: Models) -> It
             )
 
 
-def _schedule(training: TrainingConfig) -> Iterator[Check]:
-    steps, warmup = training.max_steps, training.warmup_steps
-    if steps is not None and steps < warmup:
+def _schedule(config: DistillationConfig) -> Iterator[Check]:
+    """Warm-ups that a run of so many steps does not see the end of."""
+    steps, warmup = config.training.max_steps, config.training.warmup_steps
+    if steps is None:
+        return
+    if steps < warmup:
         detail = f"the warm-up of {warmup:,} steps is longer than the run of {steps:,}: the rate stays below its peak"
         yield Check("schedule", "ok", detail)
+    for term in terms_of(config.distillation):
+        for setting, value in (("weight", term.weight), ("temperature", term.temperature)):
+            if isinstance(value, Schedule) and value.warmup_steps >= steps:
+                detail = f"the {setting} of {term.label} is still warming up when the run of {steps:,} steps ends"
+                yield Check("schedule", "ok", detail)
 
 
 def _data(config: DatasetConfig, task: str | None, problems: list[Problem]) -> Iterator[Check]:
@@ -250,9 +264,11 @@ def _unseen(config: DatasetConfig) -> str:
     return f"{detail}; did you mean the built-in `{near[0]}`?" if near and "/" not in name else detail
 
 
-def _output(folder: Path, problems: list[Problem]) -> Iterator[Check]:
-    from entrenar_core.training.run_folder import check_usable
+def _output(config: DistillationConfig, problems: list[Problem]) -> Iterator[Check]:
+    from entrenar_core.training.run_folder import check_apart, check_usable, named_models
 
+    folder = config.output.dir
+    problems += check_apart(folder, named_models(config))
     try:
         check_usable(folder, resume=False, force=True)
     except (UsageError, OutputError) as error:

@@ -20,7 +20,7 @@ def run_report(report: RunReport) -> list[Block]:
         (line["step"], line["loss"]) for line in read_metrics(report.output_dir / "metrics.jsonl") if "loss" in line
     ]
     if len(points) > 1:
-        blocks.append(Plot("Loss of the student", {"loss": points}, "optimiser step", "nats"))
+        blocks.append(Plot("Loss of the student", {"loss": points}, "optimiser step", "loss"))
     return blocks
 
 
@@ -171,14 +171,18 @@ def losses(report: LossTable) -> Table:
         "p is the teacher's distribution over tokens or classes, q the student's, both at the temperature; "
         "s and t are vectors of student and teacher",
         "any number of them, each with its `weight`, as `distillation.losses: [{name: …, weight: …}, …]`",
-        "those of logits also take `temperature`, `top_k`, `top_k_tail` and `entropy_threshold`",
+        "those of logits also take `temperature` (values hold its T², or T where that is enough), `entropy_threshold` "
+        "and, but for cross_entropy_hard, `top_k` and `top_k_tail`",
     )
     return Table("Losses", ("name", "formula", "needs", "by default", "source"), rows, notes)
 
 
 def _settings(loss: Loss) -> str:
-    own = {name: value for name, value in loss.settings.items() if name not in _SHARED and value is not None}
-    return ", ".join(f"{name} {_value(value)}" for name, value in own.items())
+    """What is not said below the table; a value that follows from the models or the widths is not shown."""
+    shared = _SHARED if loss.family == "logits" else ("weight",)
+    own = {name: value for name, value in loss.settings.items() if name not in shared}
+    said = {name: value for name, value in own.items() if not (name == "top_k" and value is None)}
+    return ", ".join(name if value is None else f"{name} {_value(value)}" for name, value in said.items())
 
 
 def _value(value: Any) -> str:

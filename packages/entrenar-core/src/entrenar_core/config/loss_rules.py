@@ -23,6 +23,7 @@ _SCHEDULED = ("temperature", "alpha")
 _SECTIONS = ("progressive", "attention", "relations")
 _GROUPED = ("cka", "rkd_distance", "rkd_angle", "similarity_preserving", "in_batch_similarity")
 _LABELS = "cross_entropy"
+_WITHOUT = (("attention", ("maps",), ("head_mapping", "head_weighting")), ("progressive", ("cka",), ("projection",)))
 DEFAULT_GROUP, DEFAULT_BATCH = 8, 32
 
 
@@ -33,12 +34,14 @@ def loss_rules(distillation: Mapping[str, Any], training: Mapping[str, Any]) -> 
         yield from _exclusive(distillation)
         yield from _labels_once(entries)
         yield from _weightless(entries)
+        yield from _unheard(distillation, entries)
         for index, entry in enumerate(entries):
             if isinstance(entry, Mapping):
                 yield from _entry(("distillation", "losses", index), entry, training)
     else:
         yield from _selection(("distillation",), distillation, distillation.get("divergence"))
         yield from _short_groups(distillation, training)
+        yield from _idle(distillation)
     for path, value in _settings(distillation):
         yield from _schedule(path, value)
 
@@ -113,6 +116,16 @@ def _short_groups(distillation: Mapping[str, Any], training: Mapping[str, Any]) 
             yield from _groups(("distillation", section, "loss"), DEFAULT_GROUP, training)
 
 
+def _idle(distillation: Mapping[str, Any]) -> Iterator[Broken]:
+    """Settings of a short spelling that its loss does not have."""
+    for section, losses, keys in _WITHOUT:
+        settings = distillation.get(section)
+        if isinstance(settings, Mapping) and (loss := settings.get("loss")) in losses:
+            for key in (key for key in keys if key in settings):
+                name = f"distillation.{section}.{key}"
+                yield Broken(("distillation", section, key), f"`{name}` means nothing to the loss {loss}", "remove it")
+
+
 def _groups(path: Path, size: object, training: Mapping[str, Any]) -> Iterator[Broken]:
     """Rows of a group are compared with each other, so no pass may cut through one."""
     batch = training.get("batch_size", DEFAULT_BATCH)
@@ -140,6 +153,14 @@ def _weightless(entries: Sequence[Any]) -> Iterator[Broken]:
             "`distillation.losses` has no loss with a weight: there is nothing to learn",
             "raise a weight",
         )
+
+
+def _unheard(distillation: Mapping[str, Any], entries: Sequence[Any]) -> Iterator[Broken]:
+    """A temperature of the section for losses of which none has one of its own to leave out."""
+    rows = [LOSSES.get(str(entry.get("name"))) if isinstance(entry, Mapping) else None for entry in entries]
+    if "temperature" in distillation and all(row is not None and row.family != "logits" for row in rows):
+        message = "`distillation.temperature` means nothing here: no loss of the list compares logits"
+        yield Broken(("distillation", "temperature"), message, "remove it")
 
 
 def _settings(distillation: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

@@ -175,6 +175,12 @@ def _chosen_rows(dataset: Mapping[str, Any]) -> Iterator[Broken]:
             f"`dataset.labelled_rows` {dataset['labelled_rows']} is more than `dataset.max_rows` {dataset['max_rows']}",
             "lower it, or remove `dataset.max_rows`",
         )
+    if "eval_split" in dataset and dataset["eval_split"] == dataset.get("split", "train"):
+        yield Broken(
+            ("dataset", "eval_split"),
+            f"`dataset.eval_split` is the split that is trained on, {dataset['eval_split']}",
+            "name another one, or leave it out to hold rows out",
+        )
     if "eval_split" in dataset and "eval_fraction" in dataset:
         yield Broken(
             ("dataset", "eval_fraction"),

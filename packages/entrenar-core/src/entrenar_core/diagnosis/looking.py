@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TeacherStudy
-from entrenar_core.diagnosis.findings import Diagnosis, Layers, SentenceDiagnosis
+from entrenar_core.diagnosis.findings import Diagnosis, Layers, OnLabels, SentenceDiagnosis, Trouble
 from entrenar_core.diagnosis.layers import compare_layers
 from entrenar_core.diagnosis.sentences import collapse, describe
 from entrenar_core.diagnosis.troubles import flatness
 from entrenar_core.errors import DataError, ModelError
-from entrenar_core.models.heads import EMBEDDING
+from entrenar_core.models.heads import CLASSIFICATION, EMBEDDING
 from entrenar_core.models.loading import load_model
 from entrenar_core.models.rows import Rows, read_rows
 from entrenar_core.models.sentences import SentenceEncoder
@@ -39,6 +39,8 @@ from entrenar_core.training.losses import sizes_of
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.training.signals import StopRequest
+from entrenar_core.training.verdict import interval, majority_accuracy
+from entrenar_core.units import percent
 
 _SAMPLED = 64
 """Rows over whose tokens layers are compared."""
@@ -134,7 +136,10 @@ class _Looking:
             student_before=beside.found(),
             layers=layers,
             layers_skipped=skipped,
-            troubles=tuple(flatness({t: entropies[t] for t in (1.0, *temperatures)}, study.classes)),
+            troubles=(
+                *_weakness(prepared, study.on_labels()),
+                *flatness({t: entropies[t] for t in (1.0, *temperatures)}, study.classes),
+            ),
         )
 
     def _vectors(self, ready: ReadyTeacher, student: nn.Module, finding: VocabularyFinding) -> SentenceDiagnosis:
@@ -265,3 +270,17 @@ def configured_temperatures(section: DistillationSection) -> tuple[float, ...]:
         elif term.temperature is not None:
             found.add(float(term.temperature))
     return tuple(sorted(found))
+
+
+def _weakness(prepared: Preparation, found: OnLabels | None) -> Iterator[Trouble]:
+    """A classifier that knows less than which class is the commonest, beyond what chance does on so many labels."""
+    if found is None or prepared.task != CLASSIFICATION:
+        return
+    labels = [label for label in prepared.eval_tokens["labels"] if label >= 0]
+    commonest = majority_accuracy(labels, labels)
+    if interval(found.accuracy, found.labels)[1] < commonest:
+        yield Trouble(
+            "weak teacher",
+            f"it is right on {percent(found.accuracy)} of the labels, the commonest class on {percent(commonest)}",
+            "fit it to the labels (`teacher.finetune`), look at the order of its classes, or take another one",
+        )

@@ -127,4 +127,6 @@ def find_troubles(lines: Lines, *, ended: bool = True) -> tuple[Trouble, ...]:
     names = {trouble.name for trouble in found}
     if names & {"no number", "instability"} or not ended:  # what does not converge says nothing of its speed
         found = [trouble for trouble in found if trouble.name not in ("plateau", "slow convergence")]
+    if "vanished loss" in names:  # which is why nothing moves
+        found = [trouble for trouble in found if trouble.name != "plateau"]
     return tuple(found)

@@ -133,3 +133,7 @@ _HOMES = {
 }
 
 __getattr__ = importing(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -87,7 +87,7 @@ def propose(
         ModelError: the family cannot be made narrower, or is not known.
     """
     if (ratio is None) == (parameters is None):
-        raise UsageError("a design needs one of --ratio and --params", "give --ratio 7, or --params 1.1B")
+        raise UsageError("a design needs one of --ratio and --params, and not both", "give --ratio 7, or --params 1.1B")
     space = _Space(teacher, _family(teacher, keep), keep)
     whole = space.teacher_parameters
     goal = parameters if parameters is not None else round(whole / (ratio or 1))

@@ -75,9 +75,12 @@ def _problems(term: Term, teacher: Architecture, student: Architecture) -> Itera
     assert isinstance(entry, LayerLoss)
     listed = "losses" in term.path
     where = dotted((*term.path, "layers" if listed else "layer_mapping"))
-    if student.num_layers and teacher.num_layers and entry.layers != "cka":
+    if student.num_layers and teacher.num_layers:
         try:
-            chosen_pairs(entry.layers, student.num_layers, teacher.num_layers)
+            if entry.layers != "cka":
+                chosen_pairs(entry.layers, student.num_layers, teacher.num_layers)
+            elif student.num_layers > teacher.num_layers:
+                raise ValueError("cka looks for another teacher layer for each of the student's, and they are more")
         except ValueError as error:
             depths = f"the student has {student.num_layers} layers, the teacher {teacher.num_layers}, counted from 0"
             yield Problem(f"`{where}`: {error}", depths, where)

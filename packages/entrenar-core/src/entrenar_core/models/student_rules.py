@@ -14,6 +14,7 @@ OF_THE_TEACHER = "transformer"
 """The `student.architecture` that means the teacher's family, as does none."""
 LAYERS = "student.init_from.teacher_layers"
 _SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
+_DECODING = ("ForCausalLM", "LMHeadModel")
 
 
 def evenly_spaced(count: int, total: int) -> tuple[int, ...]:
@@ -116,6 +117,19 @@ def _kind(config: StudentConfig, family: Family, task: str | None) -> Iterator[P
             "name an encoder such as `bert`, or set `task: causal-lm`",
             where,
         )
+
+
+def check_kinds(task: str | None, teacher: Architecture, student: Architecture | None) -> list[Problem]:
+    """Models that are named and read a text another way than the task means. A config may turn an encoder around."""
+    found = []
+    for part, model in (("teacher", teacher), ("student", student)):
+        family = families().get(model.family or "") if model else None
+        if model is None or family is None or any(name.endswith(_DECODING) for name in model.classes):
+            continue
+        if task == "causal-lm" and family.kind == "encoder":
+            what = f"the {part} is a {family.name}, which reads a text from both sides: it sees what it would predict"
+            found.append(Problem(what, "name a decoder, or another `task`", f"{part}.model_id"))
+    return found
 
 
 def _layers(init_from: InitFrom, teacher: Architecture) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ def loss_svg(lines: Sequence[dict[str, Any]]) -> str:
     points = [(line["step"], line["evaluation"]["cross_entropy"]) for line in lines if "evaluation" in line]
     if points:
         axes.plot(*zip(*points, strict=True), "o", label="cross-entropy on evaluation rows", markersize=4)
-    axes.set(xlabel="optimiser step", ylabel="nats")
+    axes.set(xlabel="optimiser step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

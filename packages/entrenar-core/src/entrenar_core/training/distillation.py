@@ -7,7 +7,7 @@ from typing import Any
 
 from entrenar_core.config.formula import formula
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.errors import Interrupted, UsageError
+from entrenar_core.errors import ConfigError, Interrupted, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
 from entrenar_core.reproducibility import differences, environment
@@ -17,7 +17,15 @@ from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run
-from entrenar_core.training.run_folder import RunFolder, check_usable, is_complete, newest_step, read_manifest
+from entrenar_core.training.run_folder import (
+    RunFolder,
+    check_apart,
+    check_usable,
+    is_complete,
+    named_models,
+    newest_step,
+    read_manifest,
+)
 from entrenar_core.training.signals import StopRequest
 
 
@@ -46,7 +54,7 @@ def distill(
     if resume and is_complete(config.output.dir, config.model_dump(mode="json")):
         _note(callbacks, f"the run in {folder.path} is complete; this is its report")
         return read_report(folder.path)
-    check_usable(folder.path, resume=resume, force=force)
+    _check_folder(config, resume=resume, force=force)
     accelerator = make_accelerator(config)
     prepared = prepare(config, download_progress)
     manifest = {
@@ -69,13 +77,20 @@ def distill(
                 folder.finish("interrupted")
         if isinstance(error, Interrupted):
             where = shlex.quote(str(folder.path))
-            raise Interrupted(
-                error.message, f"give the same command with --resume to go on (its output is {where})"
-            ) from None
+            hint = f"give the same command with --resume to go on (its output is {where})"
+            if not folder.begun:
+                hint = f"give the same command again; the earlier run in {where} is still whole"
+            raise Interrupted(error.message, hint) from None
         raise
     finally:
         accelerator.free_memory()
     return report
+
+
+def _check_folder(config: DistillationConfig, *, resume: bool, force: bool) -> None:
+    if problems := check_apart(config.output.dir, named_models(config)):
+        raise ConfigError(problems)
+    check_usable(config.output.dir, resume=resume, force=force)
 
 
 def _note(callbacks: Sequence[Callback], text: str) -> None:
@@ -89,7 +104,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         raise UsageError(
             f"the run in {config.output.dir} is complete", "nothing would be done; --force starts it again"
         )
-    check_usable(config.output.dir, resume=resume, force=force)
+    _check_folder(config, resume=resume, force=force)
     prepared = prepare(config)
     student = make_student(prepared)
     training = config.training

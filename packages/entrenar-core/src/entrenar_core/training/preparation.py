@@ -38,7 +38,7 @@ from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.reading import reads_tokens, way_out
 from entrenar_core.models.sentence_files import Pool
 from entrenar_core.models.sentence_rules import check_sentences, poolings_of
-from entrenar_core.models.student_rules import check_student
+from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
@@ -187,7 +187,8 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
-    if problems := [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]:
+    problems = [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]
+    if problems := [*problems, *check_kinds(task, teacher.architecture, student.architecture if student else None)]:
         raise ConfigError(problems)
     config = for_task(config, task)
     shape = student.architecture if student else planned_student(config.student, teacher.architecture)

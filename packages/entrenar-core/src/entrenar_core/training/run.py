@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
-from entrenar_core.config.desugaring import Term, without_teacher
+from entrenar_core.config.desugaring import without_teacher
 from entrenar_core.data.tags import flat_labels
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
@@ -27,6 +27,7 @@ from entrenar_core.training.evaluation import OnBatch, evaluate
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.losses import make_objective
+from entrenar_core.training.objective import Objective
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.result import write_result
@@ -74,8 +75,10 @@ class Run:
         )
         teacher = ready.source
         student = make_student(self.prepared, ready.model)
+        objective = make_objective(self.prepared.terms, self.prepared, student, teacher)
+        on_main(self.accelerator, self.folder.begin)
         before = self._before(student, teacher)
-        progress = self._train(student, teacher, self.prepared.terms, "student")
+        progress = self._train(student, teacher, objective, "student")
         scores = self._final(student, teacher, progress)
         baseline = self._baseline(ready.model) if self.training.baseline else None
         self._phase("result")
@@ -153,7 +156,7 @@ class Run:
         return scores
 
     def _train(
-        self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher | None, terms: Sequence[Term], name: str
+        self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher | None, objective: Objective, name: str
     ) -> Progress:
         main = name == "student"
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -164,7 +167,6 @@ class Run:
         if not main and not self.config.dataset.streaming and not self.prepared.over_tokens:
             tokens = tokens.select([index for index, label in enumerate(tokens["labels"]) if flat_labels([label])])
         batches = make_batches(self.prepared, tokens, steps, rank, world_size)
-        objective = make_objective(terms, self.prepared, student, teacher)
         seed_rank(self.training.seed, rank)
         settings = LoopSettings(
             training=self.training.model_copy(update={"max_steps": steps}),
@@ -202,7 +204,8 @@ class Run:
     def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
         """The same student, of the same weights, on the labels alone: as many steps, the same seed."""
         student = make_student(self.prepared, teacher_model)
-        self._train(student, None, without_teacher(self.config.distillation), "baseline")
+        objective = make_objective(without_teacher(self.config.distillation), self.prepared, student, None)
+        self._train(student, None, objective, "baseline")
         return self._evaluate(student, None)
 
     def _report(
@@ -248,7 +251,7 @@ class Run:
             files=(),
             warnings=(
                 *self.prepared.warnings,
-                *warnings(self.config, scores, baseline, teacher.scores, majority),
+                *warnings(self.config, scores, baseline, teacher.scores, majority, before),
                 *troubles(self.config, read_metrics(self.folder.path / "metrics.jsonl")),
             ),
         )

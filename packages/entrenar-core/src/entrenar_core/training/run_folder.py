@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from entrenar_core.errors import OutputError, UsageError
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.errors import OutputError, Problem, UsageError
 from entrenar_core.training.files import remove_folder, write_json, writing
 
 MANIFEST = "run.json"
 DISCARDING = "discarding"
 """The status of a run that is being replaced by another one."""
+_FOLDERS = ("checkpoints", "baseline")
 _CHECKPOINT = re.compile(r"step-\d{8}")
 HARMLESS = {
     "output.dir",
@@ -57,10 +59,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest: dict[str, Any] = {}
+        self.begun = False
+        self._replaced: Mapping[str, Any] | None = None
         self._lock: IO[str] | None = None
 
     def open(self, manifest: Mapping[str, Any], *, resume: bool, force: bool) -> None:
-        """Takes the folder for this run.
+        """Takes the folder for this run. Another run that it replaces is left as it is until this one begins.
 
         Raises:
             UsageError: it is in use or holds something that this run would overwrite, or the run to resume is another.
@@ -77,17 +81,27 @@ class RunFolder:
                     f"{self.path} is in use by another run", "wait for it, or choose another --output"
                 ) from None
         before = read_manifest(self.path)
+        self._replaced = before
         if before is not None and resume and before["status"] != DISCARDING:
             require_same(before, manifest, self.path)
-        elif before is not None:
-            self._discard(before)
+            self._replaced = None
         self.manifest = {**manifest, "status": "running"}
+        if self._replaced is None:
+            self.begin()
+
+    def begin(self) -> None:
+        """Removes an earlier run that this one replaces, once all that could be wrong has been looked at."""
+        if self._replaced is not None:
+            self._discard(self._replaced)
+            self._replaced = None
         write_json(self.path / MANIFEST, self.manifest)
+        self.begun = True
 
     def finish(self, status: str, **more: Any) -> None:
-        """Records how the run ended and lets go of the folder."""
-        self.manifest = {**self.manifest, **more, "status": status}
-        write_json(self.path / MANIFEST, self.manifest)
+        """Records how the run ended, if it began, and lets go of the folder."""
+        if self.begun:
+            self.manifest = {**self.manifest, **more, "status": status}
+            write_json(self.path / MANIFEST, self.manifest)
         self.close()
 
     def close(self) -> None:
@@ -99,7 +113,7 @@ class RunFolder:
     def _discard(self, before: Mapping[str, Any]) -> None:
         write_json(self.path / MANIFEST, {**before, "status": DISCARDING})  # what a kill leaves is still known
         with writing(self.path):
-            for name in ("checkpoints", "baseline"):
+            for name in _FOLDERS:
                 if (self.path / name).exists():
                     remove_folder(self.path / name)
             for name in {"metrics.jsonl", "report.json", "loss.svg", *before.get("files", ())} - {MANIFEST}:
@@ -157,6 +171,25 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
             )
     elif not resume and not force:
         _require_unfilled(path, complete=manifest["status"] == "complete")
+
+
+def named_models(config: DistillationConfig) -> dict[str, str | None]:
+    """What a configuration calls its models, by the names of the settings."""
+    return {"teacher.model_id": config.teacher.model_id, "student.model_id": config.student.model_id}
+
+
+def check_apart(path: Path, models: Mapping[str, str | None]) -> list[Problem]:
+    """Models, by the names of their settings, in the folder of a run that would replace what is there with its own."""
+    found, ours = [], path.expanduser().resolve()
+    for setting, reference in models.items():
+        place = Path(reference).expanduser() if reference else None
+        if place is None or not place.exists():
+            continue
+        folder = place.resolve() if place.is_dir() else place.resolve().parent
+        if folder == ours or any(folder.is_relative_to(ours / name) for name in _FOLDERS):
+            what = f"the result would replace `{setting}` {reference}, which is in `output.dir`"
+            found.append(Problem(what, "choose another `output.dir`", "output.dir"))
+    return found
 
 
 def _require_unfilled(path: Path, *, complete: bool) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, head_loss, of_logits, soften
+from entrenar_core.losses.sums import at_least_fp32
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
 from entrenar_core.models.recording import Record, recording
@@ -58,7 +59,7 @@ class DistillationStep(nn.Module):
         with recording(self.student, **self.wants.arguments()) if self.wants.anything else nullcontext() as record:
             if self.objective.pool is not None:
                 vectors_BH = vectors_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, self.objective.pool)
-                of_rows = StepLoss(vectors_BH[batch.targets].sum() * 0.0, vectors_BH.new_zeros(0))
+                of_rows = StepLoss(vectors_BH[:, :0].sum(), vectors_BH.new_zeros(0))
             else:
                 of_rows = self._of_rows(batch, teacher, now[:rows])
         loss, shares = of_rows.loss, [of_rows.terms]
@@ -94,7 +95,8 @@ class DistillationStep(nn.Module):
     def _from_logits(self, student_NV: Tensor, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
         counting = self.objective.counting
         weights_N = counting.weights(batch)
-        loss = student_NV.sum() * 0.0  # a graph for ranks that have nothing to count
+        # a graph for ranks that have nothing to count; of no number, since in 16 bits a sum may be infinite
+        loss = student_NV[:, :0].sum(dtype=at_least_fp32(student_NV[:0]).dtype)
         shares = loss.new_zeros(len(now))
         for index, term, present in self._present(now):
             if term.core is None:

@@ -4,11 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.losses import LabelLoss, SoftLoss
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.diagnosis.series import Lines
 from entrenar_core.diagnosis.troubles import find_troubles
 from entrenar_core.models.heads import CAUSAL_LM
 from entrenar_core.reports import Scores
+from entrenar_core.training.schedules import moves
 from entrenar_core.units import percent
 
 FEW_ROWS = 200
@@ -60,11 +63,22 @@ def troubles(config: DistillationConfig, lines: Lines) -> Iterator[str]:
 
 
 def warnings(
-    config: DistillationConfig, student: Scores, baseline: Scores | None, teacher: Scores, majority: float | None
+    config: DistillationConfig,
+    student: Scores,
+    baseline: Scores | None,
+    teacher: Scores,
+    majority: float | None,
+    before: Scores | None = None,
 ) -> Iterator[str]:
-    """What a reader should know before believing the scores. `majority` is the accuracy of the commonest class."""
-    if majority is not None and student.accuracy <= majority:
-        yield "the student is no better than always giving the commonest class"
+    """What a reader should know before believing the scores. `majority` is the accuracy of the commonest class, and
+    `before` what the student was before training.
+    """
+    language = majority is None and student.mean_average_precision is None
+    yield from _of_losses(config, student, majority)
+    if majority is not None and teacher.accuracy <= majority:
+        yield "the teacher is no better than always giving the commonest class"
+    elif before is not None and quality(teacher, language=language) <= quality(before, language=language):
+        yield "the teacher is no better than the student was before training"
     if majority is not None and student.targets > student.examples and student.examples < FEW_ROWS:
         yield f"{student.examples} evaluation rows are few: on others the scores may be some points away"
     elif majority is not None and student.examples < FEW_ROWS:
@@ -72,7 +86,6 @@ def warnings(
         rows = f"{student.examples} evaluation rows are few"
         yield f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
     if baseline is not None:
-        language = majority is None and student.mean_average_precision is None
         taught, own, rival = (quality(of, language=language) for of in (teacher, student, baseline))
         if taught <= rival:
             yield "the teacher is no better than the student trained without it: distilling from it is not worth while"
@@ -81,3 +94,18 @@ def warnings(
         yield "one seed: differences of a few points can be chance"
     if config.training.select == "best":
         yield "the weights were selected on the evaluation rows, so the student's score is optimistic"
+
+
+def _of_losses(config: DistillationConfig, student: Scores, majority: float | None) -> Iterator[str]:
+    """What the losses mean for the scores, and for the loss itself."""
+    terms = terms_of(config.distillation)
+    if any(moves(term.weight) or (term.temperature is not None and moves(term.temperature)) for term in terms):
+        yield "schedules move the loss: its values in two steps cannot be compared"
+    vectors = student.mean_average_precision is not None
+    if not vectors and not any(isinstance(term.entry, SoftLoss | LabelLoss) for term in terms):
+        yield (
+            "no loss looks at the student's answers, so its head is not trained and its scores say nothing: "
+            "it is a start for a run that trains them"
+        )
+    elif majority is not None and student.accuracy <= majority:
+        yield "the student is no better than always giving the commonest class"
