@@ -79,12 +79,8 @@ def warnings(
         yield "the teacher is no better than always giving the commonest class"
     elif before is not None and quality(teacher, language=language) <= quality(before, language=language):
         yield "the teacher is no better than the student was before training"
-    if majority is not None and student.targets > student.examples and student.examples < FEW_ROWS:
-        yield f"{student.examples} evaluation rows are few: on others the scores may be some points away"
-    elif majority is not None and student.examples < FEW_ROWS:
-        low, high = interval(student.accuracy, student.examples)
-        rows = f"{student.examples} evaluation rows are few"
-        yield f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
+    if majority is not None and student.examples < FEW_ROWS:
+        yield _few_rows(student)
     if baseline is not None:
         taught, own, rival = (quality(of, language=language) for of in (teacher, student, baseline))
         if taught <= rival:
@@ -109,3 +105,11 @@ def _of_losses(config: DistillationConfig, student: Scores, majority: float | No
         )
     elif majority is not None and student.accuracy <= majority:
         yield "the student is no better than always giving the commonest class"
+
+
+def _few_rows(student: Scores) -> str:
+    rows = f"{student.examples} evaluation rows are few"
+    if student.targets > student.examples:  # words of one row hang together
+        return f"{rows}: on others the scores may be some points away"
+    low, high = interval(student.accuracy, student.examples)
+    return f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
