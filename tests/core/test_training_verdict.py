@@ -5,7 +5,15 @@ from scipy.stats import binomtest
 
 from entrenar_core.config import parse_config
 from entrenar_core.reports import Scores
-from entrenar_core.training.verdict import interval, majority_accuracy, perplexity_ratio, quality, retention, warnings
+from entrenar_core.training.verdict import (
+    interval,
+    larger,
+    majority_accuracy,
+    perplexity_ratio,
+    quality,
+    retention,
+    warnings,
+)
 
 NOT_WORTH_IT = "the teacher is no better than the student trained without it: distilling from it is not worth while"
 CONFIG = {"teacher": {"model_id": "a/b"}, "student": {"model_id": "c/d"}, "dataset": {"path": "x.jsonl"}}
@@ -32,6 +40,11 @@ def test_scores_of_a_head_that_no_loss_trains_are_told_for_what_they_are() -> No
     assert said.startswith("no loss looks at the student's answers")
     (said,) = told_of({"losses": [{"name": "hidden_mse"}, {"name": "cross_entropy"}]})
     assert "commonest class" in said
+
+
+def test_a_student_that_is_no_smaller_is_told() -> None:
+    assert list(larger(67_000_000, 22_700_000)) == ["the student has 3 times the parameters of its teacher"]
+    assert list(larger(4, 4)) == []
 
 
 def test_a_teacher_that_knows_nothing_is_told() -> None:

@@ -188,6 +188,12 @@ PLACED: list[tuple[Callable[[Job], object], tuple[str, ...], str, str]] = [
     (lambda _: 0, ("dataset.path=/no.csv",), "--set dataset.path", "/no.csv: no such file or folder"),
     (lambda _: 0, ("dataset={path: /no.csv}",), "--set dataset", "`dataset.path`: /no.csv: no such file"),
     (lambda job: job["student"].update(architecture="brt"), (), "c.yaml:7:3", "`student.architecture`: `brt` is not"),
+    (
+        lambda job: job.update(student={"architecture": "distilbrt"}),
+        (),
+        "c.yaml:4:3",
+        "`student.architecture`: `distilbrt` is not a model family",
+    ),
 ]
 
 

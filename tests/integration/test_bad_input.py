@@ -223,6 +223,30 @@ def test_heads_and_groups_that_cannot_be(
     assert said in refused(job, 2, command=command)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a", "text": "b", "label": "river"}', "the key `text` is there twice"),
+        ('{"text": "a \\ud83d b", "label": "river"}', "half of a character"),
+    ],
+)
+def test_lines_that_are_json_and_cannot_be_rows(
+    refused: Refused, models: Models, tmp_path: Path, line: str, said: str
+) -> None:
+    good = [json.dumps({"text": f"row {index}", "label": "river"}) for index in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*good, line, *good]) + "\n")
+    assert f"rows.jsonl:21: {said}" in refused(classification(models, tmp_path), 1)
+
+
+@pytest.mark.parametrize("setting", ["output.dir", "dataset.path", "teacher.model_id"])
+def test_a_name_that_is_longer_than_names_can_be(
+    refused: Refused, models: Models, tmp_path: Path, setting: str
+) -> None:
+    name = f"{setting}={tmp_path}/{'a' * 300}.jsonl"
+    said = refused(classification(models, tmp_path), 2, "--set", name, command="validate")
+    assert "longer than a name of a file can be" in said
+
+
 def test_the_rows_that_are_trained_on_do_not_judge(refused: Refused, models: Models, tmp_path: Path) -> None:
     assert "`dataset.eval_split` is the split" in refused(
         classification(models, tmp_path, dataset={"eval_split": "train"}), 2

@@ -74,6 +74,9 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(error.code, error.exit_status, error.message, error.hint, trace=trace)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", INTERRUPTED_STATUS, "interrupted", trace=trace)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        start = f"{str(error.filename)[:60]}…" if error.filename else "a path"
+        return Failure("usage", 2, f"{start} is longer than a name of a file can be", "check the path", trace=trace)
     if isinstance(error, OSError) and error.errno in _MACHINE:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         return Failure("machine", 1, message, _MACHINE[error.errno], trace=trace)

@@ -19,6 +19,8 @@ NO_PROBE = (
     "train a head with `method: head`, or all of the teacher with `method: full`",
 )
 """What is wrong with a probe for tags, and what to do."""
+OF_THE_TEACHER = "transformer"
+"""The `student.architecture` that means the teacher's family, as does none."""
 WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 SOURCE = ("revision", "format", "files", "allow_pickle", "trust_remote_code")
 
@@ -77,12 +79,17 @@ def _student(student: Mapping[str, Any]) -> Iterator[Broken]:
         )
     elif (known := _known(student)) is not None:
         yield from _contradicted(student, known)
-    elif sizes and (missing := [key for key in SIZES if key not in student]):
+    elif sizes and _is_family(student) and (missing := [key for key in SIZES if key not in student]):
         yield Broken(("student",), f"a student given by sizes needs `student.{missing[0]}` too", None)
     yield from _divisible(student, "hidden_size", "num_heads")
     yield from _divisible(student, "num_heads", "num_kv_heads")
     yield from _sourceless(student)
     yield from _copied(student)
+
+
+def _is_family(student: Mapping[str, Any]) -> bool:
+    """Whether sizes can be asked for; what no family is called is told where it is compared with the teacher."""
+    return student.get("architecture", OF_THE_TEACHER) in (OF_THE_TEACHER, None, *families())
 
 
 def _known(student: Mapping[str, Any]) -> ReferenceSizes | None:

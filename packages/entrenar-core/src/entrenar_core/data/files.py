@@ -7,6 +7,7 @@ name says nothing is of `train`, and so are all of them where no file says `trai
 import bz2
 import glob
 import gzip
+import itertools
 import lzma
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ BUILDERS: Mapping[str, str] = {
     ".txt": "text",
 }
 """What `datasets` calls the reader of a kind of file."""
+MOST_FILES = 100_000
+"""In a folder; beyond that, it was hardly meant."""
 
 _OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 COMPRESSED = (*_OPENERS, ".zst")
@@ -104,7 +107,10 @@ def _listed(path: str) -> tuple[Path, list[Path]]:
             raise DataError(f"{path} is not a data file", _READ)
         return place.parent, [place]
     if place.is_dir():
-        return place, [file for file in sorted(place.rglob("*")) if _is_data(file, place)]
+        inside = list(itertools.islice(place.rglob("*"), MOST_FILES + 1))
+        if len(inside) > MOST_FILES:
+            raise DataError(f"{path} holds more than {MOST_FILES:,} files", "give a pattern, such as folder/*.jsonl")
+        return place, [file for file in sorted(inside) if _is_data(file, place)]
     patterned = glob.has_magic(path)
     matches = glob.glob(str(place), recursive=True) if patterned else []  # noqa: PTH207 - Path.glob takes no absolute pattern
     found = sorted(map(Path, matches))

@@ -165,11 +165,27 @@ def _depth(line: bytes) -> int:
     return int(np.cumsum(steps).max(initial=0))
 
 
+class _Twice(ValueError):
+    """An object with a key that it has already."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    raise _Twice(next(key for key in keys if keys.count(key) > 1))
+
+
 def _mistake(file: Path, text: bytes, line: int) -> str | None:
     try:
-        json.loads(text.rstrip())
+        found = json.loads(text.rstrip(), object_pairs_hook=_once)
+        json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return f"{file}:{line + error.lineno - 1}: not JSON: {error.msg}"
+    except _Twice as error:
+        return f"{file}:{line}: the key `{error}` is there twice"
+    except UnicodeEncodeError:
+        return f"{file}:{line}: half of a character (a lone surrogate, \\ud800 to \\udfff)"
     except RecursionError:
         return f"{file}:{line}: lists or objects inside each other, deeper than can be read"
     return None

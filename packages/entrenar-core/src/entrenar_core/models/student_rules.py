@@ -6,12 +6,11 @@ from typing import Literal
 
 from entrenar_core.architectures import Architecture, Family, families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
+from entrenar_core.config.rules import OF_THE_TEACHER
 from entrenar_core.config.schema import InitFrom, StudentConfig
 from entrenar_core.errors import Problem
 from entrenar_core.models.widths import check_widths
 
-OF_THE_TEACHER = "transformer"
-"""The `student.architecture` that means the teacher's family, as does none."""
 LAYERS = "student.init_from.teacher_layers"
 _SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 _DECODING = ("ForCausalLM", "LMHeadModel")

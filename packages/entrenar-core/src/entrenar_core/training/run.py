@@ -34,7 +34,15 @@ from entrenar_core.training.result import write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
-from entrenar_core.training.verdict import majority_accuracy, perplexity_ratio, quality, retention, troubles, warnings
+from entrenar_core.training.verdict import (
+    larger,
+    majority_accuracy,
+    perplexity_ratio,
+    quality,
+    retention,
+    troubles,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -251,6 +259,7 @@ class Run:
             files=(),
             warnings=(
                 *self.prepared.warnings,
+                *larger(parameter_count(student), teacher.parameters),
                 *warnings(self.config, scores, baseline, teacher.scores, majority, before),
                 *troubles(self.config, read_metrics(self.folder.path / "metrics.jsonl")),
             ),

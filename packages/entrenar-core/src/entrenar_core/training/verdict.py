@@ -107,6 +107,12 @@ def _of_losses(config: DistillationConfig, student: Scores, majority: float | No
         yield "the student is no better than always giving the commonest class"
 
 
+def larger(student: int, teacher: int) -> Iterator[str]:
+    """What to know of a student of so many parameters beside its teacher's."""
+    if student > teacher:
+        yield f"the student has {student / teacher:.2g} times the parameters of its teacher"
+
+
 def _few_rows(student: Scores) -> str:
     rows = f"{student.examples} evaluation rows are few"
     if student.targets > student.examples:  # words of one row hang together
