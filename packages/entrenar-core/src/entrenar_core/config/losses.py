@@ -212,7 +212,7 @@ class MinilmLoss(LayerLoss):
         description="Whose relations, in equal parts.",
     )
     relation_heads: Count | None = Field(
-        None, description="Heads that the relations are split into; as many as the teacher has, if not given."
+        None, description="Heads that the relations are split into; the most that suit both models, if not given."
     )
 
 
