@@ -180,8 +180,8 @@ def test_a_run_that_waits_can_be_stopped(pair: Path, tmp_path: Path, home: Path)
         process.join()
     assert process.exitcode == 130, log(job)
     assert "stopped while another run fits the same teacher" in log(job)
-    assert "--resume" in log(job)
-    assert manifest(job)["status"] == "interrupted"
+    assert "give the same command again; the earlier run" in log(job)
+    assert manifest(job)["status"] == "complete", "it is not replaced before its successor begins"
 
 
 def cut_weights(folder: Path) -> None:
