@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 # A first example may import torch; what is too slow is decided by the limits of the tiers.
 settings.register_profile("fast", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("fast"), max_examples=60, derandomize=True, database=None)
-settings.register_profile("thorough", settings.get_profile("fast"), max_examples=1_000)
+settings.register_profile("thorough", settings.get_profile("fast"), max_examples=400)
 settings.register_profile("nightly", settings.get_profile("fast"), max_examples=200_000)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast"))

@@ -76,7 +76,7 @@ def test_a_study_agrees_with_scipy(rows: int, classes: int, seed: int) -> None:
     assert found is not None
     assert (found.labels, study.targets, study.classes) == (rows, rows, classes)
     assert found.accuracy == pytest.approx((logits_NV.argmax(-1) == labels_N).double().mean().item())
-    assert found.cross_entropy == pytest.approx(cross_entropy_at(logits_NV, labels_N, 1.0), rel=1e-4)
+    assert found.cross_entropy == pytest.approx(cross_entropy_at(logits_NV, labels_N, 1.0), rel=1e-4, abs=1e-6)
 
 
 @given(rows=st.integers(20, 200), classes=st.integers(2, 40), seed=st.integers(0, 99), scale=st.floats(0.5, 8))
@@ -122,7 +122,7 @@ def test_the_advised_temperature_has_the_effective_support_that_was_asked_for(
         assert entropy >= math.log(classes) / 2 - 1e-4
     else:
         assert advice.temperature > 1
-        assert entropy == pytest.approx(math.log(classes) / 2, abs=5e-3)
+        assert entropy == pytest.approx(math.log(classes) / 2, abs=1e-2)
 
 
 def test_no_temperature_is_advised_where_none_is_enough() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,27 +23,34 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).to(dtype)
 
 
-def relation(x: torch.Tensor, row: int, query: int, keys: list[int], part: slice) -> np.ndarray:
-    """The distribution of one query over its keys, from vectors in which the heads follow each other."""
-    vectors = np.concatenate([x[row, head].detach().double().numpy() for head in range(x.shape[1])], -1)[:, part]
-    scores = [float(vectors[query] @ vectors[key]) / math.sqrt(vectors.shape[1]) for key in keys]
-    return np.asarray(scipy.special.softmax(scores))
+def joined(x: torch.Tensor) -> list[np.ndarray]:
+    """The vectors of each row, in which the heads follow each other."""
+    numbers = x.detach().double().numpy()
+    return [np.concatenate(list(numbers[row]), -1) for row in range(len(numbers))]
+
+
+def relation(vectors: np.ndarray, query: int, keys: list[int], part: slice) -> np.ndarray:
+    """The distribution of one query over its keys."""
+    scores = [float(vectors[query, part] @ vectors[key, part]) / math.sqrt(part.stop - part.start) for key in keys]
+    exponents = np.exp(np.array(scores) - max(scores))
+    return np.asarray(exponents / exponents.sum())
 
 
 def reference(
     student: torch.Tensor, teacher: torch.Tensor, allowed: torch.Tensor, relation_heads: int
 ) -> tuple[float, int]:
     total, count = 0.0, 0
+    both = joined(teacher), joined(student)
+    widths = [x.shape[1] * x.shape[3] // relation_heads for x in (teacher, student)]
     for row, query in itertools.product(range(len(student)), range(student.shape[2])):
         keys = allowed[row, query].nonzero()[:, 0].tolist()
         count += bool(keys)
         for head in range(relation_heads if keys else 0):
             p, q = (
-                relation(x, row, query, keys, slice(head * width, (head + 1) * width))
-                for x in (teacher, student)
-                for width in [x.shape[1] * x.shape[3] // relation_heads]
+                relation(x[row], query, keys, slice(head * width, (head + 1) * width))
+                for x, width in zip(both, widths, strict=True)
             )
-            total += float(scipy.special.rel_entr(p, q).sum()) / relation_heads
+            total += float((p * np.log(p / q)).sum()) / relation_heads
     return total, count
 
 
