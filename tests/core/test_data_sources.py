@@ -327,3 +327,17 @@ def test_keeping_labels_keeps_that_many_and_each_class_if_it_can(labels: list[in
     assert sum(label != UNLABELLED for label in kept) == count
     assert all(new in (old, UNLABELLED) for old, new in zip(labels, kept, strict=True))
     assert count < len(set(labelled)) or set(kept) - {UNLABELLED} == set(labelled)
+
+
+def test_a_folder_that_can_hardly_be_meant_is_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from entrenar_core.data import files
+
+    monkeypatch.setattr(files, "MOST_FILES", 3)
+    for index in range(3):
+        (tmp_path / f"{index}.jsonl").write_text('{"text": "a"}\n')
+    assert len(files.find_files(str(tmp_path)).of("train")) == 3
+    (tmp_path / "4.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="holds more than 3 files"):
+        files.find_files(str(tmp_path))

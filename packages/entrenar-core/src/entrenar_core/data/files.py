@@ -99,6 +99,13 @@ def open_binary(file: Path) -> IO[bytes]:
     return _OPENERS[file.suffix](file) if file.suffix in _OPENERS else file.open("rb")
 
 
+def _inside(folder: Path) -> list[Path]:
+    found = list(itertools.islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise DataError(f"{folder} holds more than {MOST_FILES:,} files", "give a pattern, such as folder/*.jsonl")
+    return sorted(found)
+
+
 def _listed(path: str) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files."""
     place = Path(path).expanduser()
@@ -107,10 +114,7 @@ def _listed(path: str) -> tuple[Path, list[Path]]:
             raise DataError(f"{path} is not a data file", _READ)
         return place.parent, [place]
     if place.is_dir():
-        inside = list(itertools.islice(place.rglob("*"), MOST_FILES + 1))
-        if len(inside) > MOST_FILES:
-            raise DataError(f"{path} holds more than {MOST_FILES:,} files", "give a pattern, such as folder/*.jsonl")
-        return place, [file for file in sorted(inside) if _is_data(file, place)]
+        return place, [file for file in _inside(place) if _is_data(file, place)]
     patterned = glob.has_magic(path)
     matches = glob.glob(str(place), recursive=True) if patterned else []  # noqa: PTH207 - Path.glob takes no absolute pattern
     found = sorted(map(Path, matches))
