@@ -95,12 +95,17 @@ def _context() -> ForkServerContext:
     return context
 
 
+def _print_into(log: str) -> None:
+    """What this process prints goes behind what is in the file, also what libraries write to the descriptors."""
+    with Path(log).open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
 def _program(arguments: Sequence[str], log: str, file_bytes: int | None) -> None:
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor for a process
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _print_into(log)
     import torch
 
     from entrenar_distill.cli import main
@@ -110,9 +115,7 @@ def _program(arguments: Sequence[str], log: str, file_bytes: int | None) -> None
 
 
 def _line(command: Sequence[str], log: str, folder: str, environment: Mapping[str, str]) -> None:
-    with open(log, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor for a process
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _print_into(log)
     os.environ.update(environment)
     os.chdir(folder)
     import torch

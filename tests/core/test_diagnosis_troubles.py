@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from entrenar_core.config import parse_config
 from entrenar_core.diagnosis import Trouble, find_troubles
 from entrenar_core.diagnosis.series import comparable_losses, level, spikes, thirds
+from entrenar_core.diagnosis.trends import plateau
 from entrenar_core.diagnosis.troubles import flatness
 from entrenar_core.training.verdict import troubles
 
@@ -240,6 +241,17 @@ def test_a_term_that_is_nothing_has_vanished(values: list[float]) -> None:
 )  # fmt: skip
 def test_a_term_that_is_small_or_has_no_labels_has_not(values: list[float], label: str) -> None:
     assert names(with_term(values, label)) == []
+
+
+def test_a_loss_that_vanished_is_no_plateau() -> None:
+    """Nothing moves because nothing teaches: a plateau's remedies would be of no use."""
+    before, after = ({"step": step, "evaluation": {"cross_entropy": 1.2, "kl": 0.5}} for step in (0, 42))
+    still = [
+        {"step": step, "loss": 0.0, "losses": {"forward_kl": 0.0}, "learning_rate": 1e-3, "grad_norm": 0.0}
+        for step in range(1, 43)
+    ]
+    assert plateau([before, *still, after]) is not None
+    assert names([before, *still, after]) == ["vanished loss"]
 
 
 def test_a_vanished_divergence_named_like_the_labels_is_told() -> None:

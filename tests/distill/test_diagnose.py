@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import scipy.special
 import torch
+from safetensors.torch import load_file, save_file
 
 from entrenar_core import parse_config
 from entrenar_core.diagnosis import Diagnosis
@@ -109,22 +110,26 @@ def test_what_is_found_of_a_classifier_is_what_transformers_says(
     assert found["student_before"]["agreement"] == pytest.approx((log_p.argmax(-1) == log_q.argmax(-1)).mean())
 
 
+@pytest.mark.parametrize("always", ["no", "yes"])
 def test_a_teacher_that_knows_less_than_the_commonest_class_is_a_finding(
-    program: Program, capsys: Capture, models: Models, sharp: Path, tmp_path: Path
+    program: Program, capsys: Capture, models: Models, tmp_path: Path, always: str
 ) -> None:
-    rows = [{"text": f"the quick fox {'jumps ' * (index % 9)}over {index} dogs", "label": "no"} for index in range(200)]
+    """One that always says the commonest class knows as much, and one that never says it knows less."""
+    rows = [{"text": f"the quick fox jumps over {index} dogs", "label": "no"} for index in range(200)]
     rows += [{"text": f"a lazy dog {index}", "label": "yes"} for index in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    weak = []
-    for turned in (0, 1):
-        labels = ["no", "yes"][:: -1 if turned else 1]
-        teacher = tiny_bert(tmp_path / str(turned), num_labels=2, seed=5, initializer_range=0.4,
-                            id2label=dict(enumerate(labels)), label2id={"no": turned, "yes": 1 - turned})  # fmt: skip
-        job = classification(models, tmp_path, teacher={"model_id": str(teacher)}, dataset={"eval_fraction": 0.5})
-        found = document(program, capsys, "diagnose", write_config(tmp_path / "job.yaml", job))["diagnosis"]
-        weak.append([trouble for trouble in found["troubles"] if trouble["name"] == "weak teacher"])
-    assert found["on_labels"]["labels"] > 90
-    assert [len(one) for one in weak] in ([0, 1], [1, 0], [1, 1])
+    classes = {"no": 0, "yes": 1}
+    teacher = tiny_bert(
+        tmp_path / "teacher", num_labels=2, id2label={0: "no", 1: "yes"}, label2id=classes, initializer_range=0.2
+    )
+    weights = load_file(teacher / "model.safetensors")
+    weights["classifier.bias"][classes[always]] += 50
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    job = classification(models, tmp_path, teacher={"model_id": str(teacher)}, dataset={"eval_fraction": 0.5})
+    found = document(program, capsys, "diagnose", write_config(tmp_path / "job.yaml", job))["diagnosis"]
+    assert found["on_labels"]["accuracy"] == pytest.approx(0.98 if always == "no" else 0.02, abs=0.02)
+    weak = [trouble["name"] for trouble in found["troubles"] if trouble["name"] == "weak teacher"]
+    assert weak == ([] if always == "no" else ["weak teacher"])
 
 
 def test_a_language_model_is_looked_at_token_by_token(

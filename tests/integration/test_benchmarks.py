@@ -47,7 +47,7 @@ def test_our_side_of_the_losses_is_measured(benchmark_named: ModuleType, diverge
 @pytest.mark.nightly
 @pytest.mark.parametrize("benchmark_named", ["end_to_end"], indirect=True)
 def test_our_side_of_a_whole_distillation_is_measured(benchmark_named: ModuleType, tmp_path: Path) -> None:
-    from peers.runs import Job, prepare  # type: ignore[import-not-found]
+    from peers.runs import Job, prepare
 
     prepare(Job(tmp_path, 6))
     found = benchmark_named.trained("entrenar", tmp_path, 6)

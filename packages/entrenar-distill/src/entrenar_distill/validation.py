@@ -95,8 +95,9 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
         return Problem(problem.message, problem.hint, name)
     where = place_given(path_of(problem.where), places) or name
     message = problem.message.removeprefix(f"`{problem.where}`: ")
-    named = where.startswith("--") and not (where.startswith("--set ") and where != f"--set {problem.where}")
-    if not named and f"`{problem.where}`" not in message:
+    # a flag of its own, such as --output, names its setting; `--set` of a whole section does not
+    names_it = where == f"--set {problem.where}" or (where.startswith("--") and not where.startswith("--set "))
+    if not names_it and f"`{problem.where}`" not in message:
         message = f"`{problem.where}`: {message}"
     return Problem(message, problem.hint, where)
 

@@ -47,16 +47,17 @@ def relation_heads(wanted: int | None, relations: Sequence[str], student: Sizes,
     Raises:
         ValueError: `wanted` does not suit them.
     """
-    widths = math.gcd(*(sizes.width(relation) for sizes in (student, teacher) for relation in relations))
+    compared = sorted({sizes.width(relation) for sizes in (student, teacher) for relation in relations})
+    widths = math.gcd(*compared)
     rotated = [sizes for sizes in (student, teacher) if sizes.rotates and {"query", "key"} & set(relations)]
     whole = math.gcd(*(heads for sizes in rotated for heads in (sizes.num_heads, sizes.num_kv_heads)))
     suiting = [r for r in range(1, teacher.num_heads + 1) if widths % r == 0 and (not rotated or whole % r == 0)]
     if wanted is None:
         return suiting[-1]
     if widths % wanted:
-        both = ", ".join(f"{s.width(x)}" for s in (student, teacher) for x in relations[:1])
         raise ValueError(
-            f"{wanted} relation heads do not divide the widths of what is compared ({both}): take {_listed(suiting)}"
+            f"{wanted} relation heads do not divide the widths of what is compared ({', '.join(map(str, compared))}): "
+            f"take {_listed(suiting)}"
         )
     if rotated and whole % wanted:
         raise ValueError(
