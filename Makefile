@@ -11,7 +11,7 @@ help:  ## Show this list.
 
 setup:  ## Install the workspace, its tools and the real models into .venv (about 1.5 GB without CUDA).
 	@$(UV) --version >/dev/null
-	@$(UV) sync --check -qq || $(UV) sync
+	@$(UV) sync --check -qq || $(UV) sync --compile-bytecode  # else every process compiles what it imports where Python may not write
 
 quickstart: setup  ## Distil a small text classifier from a real teacher, in a few minutes.
 	@$(UV) run --no-sync entrenar-distill run configs/quickstart.yaml --force

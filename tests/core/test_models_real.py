@@ -74,6 +74,7 @@ def test_the_encoder_puts_like_texts_together() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_student_of_six_layers_of_a_gguf_is_saved_and_loaded_by_transformers(tmp_path: Path) -> None:
     smollm = artifact(SMOLLM)
     assert infer_task(smollm, None) == "causal-lm"

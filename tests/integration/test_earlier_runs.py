@@ -84,6 +84,7 @@ def test_a_damaged_report_of_a_complete_run_is_told(models: Models, tmp_path: Pa
     assert "--force" in str(raised.value.hint)
 
 
+@pytest.mark.slow
 def test_what_another_student_left_does_not_stay_beside_the_new_one(models: Models, tmp_path: Path) -> None:
     run(language(models, tmp_path))
     out = tmp_path / "out"
@@ -95,6 +96,7 @@ def test_what_another_student_left_does_not_stay_beside_the_new_one(models: Mode
     assert {path.name for path in out.iterdir() if path.is_file()} == {*report.files, ".lock", "notes.txt"}
 
 
+@pytest.mark.slow
 def test_what_a_user_puts_into_the_folder_is_the_users(models: Models, tmp_path: Path) -> None:
     class Writing(Callback):
         def on_step(self, metrics: StepMetrics) -> None:
@@ -149,6 +151,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_replaced_when_all_about_the_new_one_is_known(models: Models, tmp_path: Path) -> None:
     run(classification(models, tmp_path))
     before = contents(tmp_path / "out")
@@ -166,6 +169,7 @@ def test_an_earlier_run_is_replaced_when_all_about_the_new_one_is_known(models: 
     assert contents(tmp_path / "out")["model.safetensors"] != before["model.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["teacher", "student"])
 @pytest.mark.parametrize("spelled", ["out", "out/model.safetensors", "out/../out/"])
 def test_a_result_does_not_replace_the_models_that_it_is_made_of(

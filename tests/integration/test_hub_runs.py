@@ -100,6 +100,7 @@ def test_the_documented_validation_fetches_no_weights(served: HubServer, config:
     assert not (tmp_path / "distilled-model").exists()
 
 
+@pytest.mark.long
 def test_validation_skips_what_a_hub_that_is_down_would_tell(served: HubServer, config: Path, tmp_path: Path) -> None:
     served.refuses_with = 503
     done = entrenar(tmp_path, "validate", "--config", "distill.yaml", "--json")

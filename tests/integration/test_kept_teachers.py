@@ -110,6 +110,7 @@ def begin_fit(job: Path, home: Path) -> BaseProcess:
     return process
 
 
+@pytest.mark.long
 def test_of_two_runs_that_fit_the_same_teacher_the_second_waits_and_reuses_it(
     pair: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -377,6 +378,7 @@ def test_two_ranks_do_what_the_first_finds(pair: Path, tmp_path: Path, home: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_end_together_when_nothing_can_be_kept(pair: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -34,6 +34,7 @@ def torchrun(job: Path, *arguments: str, file_bytes: int | None = None) -> subpr
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_one_error(tmp_path: Path) -> None:
     job = write_job(tmp_path, write_models(tmp_path / "models"))
     done = torchrun(job, file_bytes=100_000)
@@ -61,6 +62,7 @@ def test_two_ranks_do_not_go_on_with_the_run_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_with_uneven_and_empty_parts_equal_one_process(tmp_path: Path) -> None:
     """Losses agree to 1e-6 of their size, weights to a hundredth of what the steps can have moved them.
 

@@ -28,6 +28,7 @@ def test_the_temperature_changes_the_soft_loss_alone(tiny: Models, tmp_path: Pat
     assert cold["cross_entropy"] == hot["cross_entropy"]
 
 
+@pytest.mark.long
 def test_what_is_compared_changes_the_soft_loss_alone(tiny: Models, tmp_path: Path) -> None:
     ways: list[dict[str, Any]] = [
         *({"divergence": name} for name in DIVERGENCES),
@@ -110,6 +111,7 @@ SHORT: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.long
 def test_short_spellings_ask_for_losses_between_layers(tiny: Models, tmp_path: Path) -> None:
     values: list[float] = []
     for name, settings in SHORT:

@@ -84,6 +84,7 @@ def refused(file: Path, capsys: Capture, command: str, status: int) -> str:
     return f"{error['message']}\n{error['hint']}"
 
 
+@pytest.mark.slow
 def test_a_masked_language_model_is_distilled(models: Path, tmp_path: Path, capsys: Capture) -> None:
     from transformers import pipeline
 
@@ -141,6 +142,7 @@ def test_validate_and_a_dry_run_write_nothing(models: Path, tmp_path: Path, caps
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_scores_count_the_same_words_whatever_the_batch(models: Path, tmp_path: Path, capsys: Capture) -> None:
     """Sums over batches: entities of a row never depend on the rows beside it."""
     made = [
@@ -151,6 +153,7 @@ def test_scores_count_the_same_words_whatever_the_batch(models: Path, tmp_path: 
         assert len({scores["teacher_scores"][name] for scores in made}) == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_head_is_fitted_to_the_tags(
     models: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +182,7 @@ def test_students_can_be_built(
     assert made["student"]["parameters"] < made["teacher"]["parameters"]
 
 
+@pytest.mark.slow
 def test_masks_are_others_in_every_epoch_and_a_stream_is_masked_too(
     models: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -98,13 +98,17 @@ def thirds(values: Sequence[float]) -> tuple[Level, Level, Level]:
 def spikes(values: Sequence[float], window: int = 10) -> Iterator[int]:
     """Places of values that stand out of the `window` before them: by 8 standard deviations, and by half.
 
-    Both from medians, which a spike does not move.
+    The deviation is that of the window or of the whole series, in parts of the level, whichever is more: ten values
+    lie close together by chance. All from medians, which a spike does not move.
     """
-    for place in range(window, len(values)):
-        before = values[place - window : place]
-        middle = median(before)
-        spread = _TO_DEVIATION * median(abs(value - middle) for value in before)
-        if values[place] > middle + max(8 * spread, 0.5 * abs(middle), 1e-12):
+    places = range(window, len(values))
+    middles = [median(values[place - window : place]) for place in places]
+    away = [abs(values[place] - middle) for place, middle in zip(places, middles, strict=True)]
+    usual = median([distance / abs(middle) for distance, middle in zip(away, middles, strict=True) if middle] or [0.0])
+    for place, middle in zip(places, middles, strict=True):
+        near = median(abs(value - middle) for value in values[place - window : place])
+        deviation = _TO_DEVIATION * max(near, usual * abs(middle))
+        if values[place] > middle + max(8 * deviation, 0.5 * abs(middle), 1e-12):
             yield place
 
 

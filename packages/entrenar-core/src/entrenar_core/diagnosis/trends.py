@@ -93,7 +93,7 @@ def instability(lines: Lines) -> Trouble | None:
         return Trouble("instability", seen, remedy)
     first, _, last = thirds(losses)
     error = math.hypot(first.error, last.error)
-    if last.value - first.value > max((ROSE - 1) * abs(first.value), 3 * error):
+    if last.value - first.value > max((ROSE - 1) * abs(first.value), 4 * error):
         seen = f"the loss rose from {first.value:.4g} in the first third to {last.value:.4g} in the last"
         return Trouble("instability", seen, remedy)
     changes = _before_and_after(lines)
@@ -115,7 +115,7 @@ def plateau(lines: Lines) -> Trouble | None:
     if len(after_peak) < FEWEST:
         return None
     _, middle, last = thirds(after_peak)
-    still = abs(middle.value - last.value) <= max(0.02 * abs(middle.value), 2 * math.hypot(middle.error, last.error))
+    still = abs(middle.value - last.value) <= max(0.02 * abs(middle.value), 3 * math.hypot(middle.error, last.error))
     stuck = all(change.ratio > STUCK for change in changes)
     if not still or not stuck or last.value < 0.9 * losses[0]:
         return None
