@@ -30,11 +30,13 @@ from entrenar_core.errors import ConfigError, UsageError
         ("dataset.path='*.json'", ("dataset", "path"), "*.json"),
         ("teacher.model_id=org/name@main", ("teacher", "model_id"), "org/name@main"),
         ("dataset.text_column=''", ("dataset", "text_column"), ""),
+        ("distillation.losses[10].weight=2.5", ("distillation", "losses", 10, "weight"), 2.5),
+        ("distillation.losses[0].layers[1][0]=3", ("distillation", "losses", 0, "layers", 1, 0), 3),
     ],
 )
-def test_a_setting_and_a_value_are_an_override(text: str, path: tuple[str, ...], value: Any) -> None:
+def test_a_setting_and_a_value_are_an_override(text: str, path: tuple[str | int, ...], value: Any) -> None:
     ((where, read, flag),) = parse_overrides([text])
-    assert (where, read, flag) == (path, value, f"--set {'.'.join(path)}")
+    assert (where, read, flag) == (path, value, f"--set {text.partition('=')[0].strip()}")
     assert type(read) is type(value)
 
 
@@ -47,6 +49,9 @@ def test_a_setting_and_a_value_are_an_override(text: str, path: tuple[str, ...],
         ("=3", "is not the name of a setting", "`training.epochs=3`"),
         ("training..epochs=3", "`training..epochs` in", "`training.epochs=3`"),
         ("training.epochs.=3", "is not the name of a setting", "`training.epochs=3`"),
+        ("distillation.losses[-1]=3", "is not the name of a setting", "`training.epochs=3`"),
+        ("distillation.losses[]=3", "is not the name of a setting", "`training.epochs=3`"),
+        ("[0]=3", "is not the name of a setting", "`training.epochs=3`"),
         ("training epochs=3", "is not the name of a setting", "`training.epochs=3`"),
         ("dataset.path=*.json", "not YAML", "quotes"),
         ("dataset.path=[a", "not YAML", "quotes"),

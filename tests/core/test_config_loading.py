@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from entrenar_core.config import DistillationConfig, load_config, parse_config
 from entrenar_core.config.loading import LARGEST_BYTES, Override, load_with_places
+from entrenar_core.config.losses import SoftLoss
+from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationSection, TrainingConfig
-from entrenar_core.config.wording import place_given
+from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import parse_document
 from entrenar_core.errors import ConfigError, Problem, UsageError
 from entrenar_core.losses import DIVERGENCES
@@ -147,7 +149,8 @@ def test_an_item_that_is_refused_is_one_mistake(tmp_path: Path) -> None:
         ("training.warmup_steps", "-1", "a whole number, at least 0, not -1"),
         ("training.seed", "4294967296", "a whole number, at least 0 and below 2³², not 4294967296"),
         ("training.max_grad_norm", ".inf", "a number above 0, not inf"),
-        ("training.weight_decay", "-0.1", "a number, at least 0, not -0.1"),
+        ("training.weight_decay", "-0.1", "a number from 0 to 1,000,000, not -0.1"),
+        ("training.batch_size", "2147483648", "below 2,147,483,648, not 2147483648"),
         ("training.trackers", "wandb", "a list such as [tensorboard], not 'wandb'"),
         ("dataset.eval_fraction", "1", "a number between 0 and 1, not 1"),
         ("dataset.eval_fraction", ".nan", "a number between 0 and 1, not nan"),
@@ -307,6 +310,55 @@ def test_a_flag_that_breaks_a_rule_is_named(
     text: str, settings: list[tuple[str, Any]], line: str, tmp_path: Path
 ) -> None:
     assert lines(SMALLEST + text, tmp_path, *flags(*settings)) == [line]
+
+
+LOSSES = "distillation:\n  losses: [{name: forward_kl}, {name: hidden_mse, layers: [[0, 1]]}]\n"
+
+
+def test_a_flag_reaches_an_entry_of_a_list(tmp_path: Path) -> None:
+    section = read(
+        SMALLEST + LOSSES,
+        tmp_path,
+        (("distillation", "losses", 0, "weight"), 0.25, "--set a"),
+        (("distillation", "losses", 0, "temperature", "schedule"), "linear", "--set b"),
+        (("distillation", "losses", 0, "temperature", "start"), 4.0, "--set c"),
+        (("distillation", "losses", 0, "temperature", "end"), 1.0, "--set d"),
+        (("distillation", "losses", 1), {"name": "jsd", "beta": 0.25}, "--set e"),
+    ).distillation
+    assert section.losses is not None
+    first, second = section.losses
+    assert (first.name, first.weight, second.name) == ("forward_kl", 0.25, "jsd")
+    assert isinstance(first, SoftLoss)
+    assert isinstance(first.temperature, Schedule)
+    assert (first.temperature.start, first.temperature.end) == (4.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("distillation.losses[2].weight", "`distillation.losses` is a list with 2 entries, counted from 0"),
+        ("distillation.losses[2]", "`distillation.losses` is a list with 2 entries, counted from 0"),
+        ("distillation.losses.weight", "`distillation.losses` is a list with 2 entries, counted from 0"),
+        (
+            "distillation.losses[1].layers[1]",
+            "`distillation.losses[1].layers` is a list with 1 entries, counted from 0",
+        ),
+        ("distillation.losses[0].name.x", "`distillation.losses[0].name` is not a group of settings"),
+        ("distillation[0]", "`distillation` is not a list in the configuration"),
+        ("training.trackers[0]", "`training.trackers` is not a list in the configuration"),
+        ("distillation.losses[1].wait", "`distillation.losses[1].wait` is not a setting"),
+    ],
+)
+def test_a_flag_to_an_entry_that_is_not_there_is_told(path: str, line: str, tmp_path: Path) -> None:
+    found = lines(SMALLEST + LOSSES, tmp_path, (path_of(path), 3, f"--set {path}"))
+    assert found == [f"--set {path}: {line}"]
+
+
+def test_the_entries_that_there_are_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(SMALLEST + LOSSES, tmp_path, (("distillation", "losses", 5), {}, "--set x"))
+    (problem,) = caught.value.problems
+    assert problem.hint == "name an entry of it: `distillation.losses[0]` to `distillation.losses[1]`"
 
 
 def test_a_flag_that_contradicts_the_file_is_named(tmp_path: Path) -> None:

@@ -163,6 +163,14 @@ def test_a_plan_spells_out_what_is_not_usual(settings: dict[str, Any], shown: st
         ({"losses": [{"name": "forward_kl"}], "progressive": {}}, "`distillation.progressive` is a short spelling"),
         ({"losses": []}, "`distillation.losses` should be a list of losses, not []"),
         ({"losses": [{"name": "foward_kl"}]}, "`distillation.losses[0].name` cannot be 'foward_kl'"),
+        ({"losses": [{"name": None}]}, "`distillation.losses[0].name` cannot be null"),
+        ({"losses": [{"name": "forward_kl", "weight": 1e308}]},
+         "`distillation.losses[0].weight` should be a number from 0 to 1,000,000, or a schedule, not 1e+308"),
+        ({"losses": [{"name": "jeffreys", "forward": 1e7}]}, "`distillation.losses[0].forward` should be a number"),
+        ({"alpha": {"schedule": "linear", "start": 0.5, "end": 1e300}}, "`distillation.alpha.end` should be a number"),
+        ({"relations": {"loss": "in_batch_similarity", "weight": 2e6}}, "`distillation.relations.weight` should be a"),
+        ({"losses": [{"name": "in_batch_similarity", "temperature": 1e-300}]},
+         "`distillation.losses[0].temperature` should be a number from 0.001 to 1000"),
         ({"losses": [{"weight": 1.0}]}, "`distillation.losses[0].name` is missing"),
         ({"losses": [{"name": "jsd", "beta": 0}]}, "`distillation.losses[0].beta` 0 makes the divergence zero"),
         ({"losses": [{"name": "bild", "top_k": 1}]}, "`distillation.losses[0].top_k` should be a whole"),
@@ -224,3 +232,18 @@ def test_what_is_near_a_mistake_is_none(settings: dict[str, Any]) -> None:
 def test_groups_of_a_short_spelling_must_fit_the_batch_too() -> None:
     (found,) = mistakes({"batch_size": 12}, relations={"loss": "rkd_distance"})
     assert found.startswith("`training.batch_size` 12 would cut through groups of 8 rows")
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"divergence": "forwardkl"}, "did you mean 'forward_kl'?"),
+        ({"divergence": "JSD"}, "did you mean 'jsd'?"),
+        ({"losses": [{"name": "attention_KL"}]}, "did you mean 'attention_kl'?"),
+        ({"attention": {"loss": "scores"}}, "choose 'kl', 'mse' or 'maps'"),
+    ],
+)
+def test_a_choice_that_is_nearly_right_is_told_the_right_one(settings: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        section(**settings)
+    assert [problem.hint for problem in caught.value.problems] == [hint]

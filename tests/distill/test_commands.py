@@ -85,7 +85,7 @@ def test_validate_keeps_the_promises_of_all_modes(
         lines=["teacher\t✓ ok\tbert, 2 layers of 32", "vocabulary\t✓ ok\tidentical, 193 tokens"],
         quiet=[],
     )
-    names = ["settings", "teacher", "fit", "vocabulary", "columns", "output"]
+    names = ["settings", "teacher", "task", "fit", "vocabulary", "columns", "output"]
     assert [check["name"] for check in report["checks"]] == names
     assert (report["vocabulary"]["verdict"], report["vocabulary"]["length"]) == ("identical", 193)
     assert {check["status"] for check in report["checks"]} == {"ok"}
@@ -233,7 +233,15 @@ def test_a_model_of_a_flag_replaces_all_that_is_said_of_the_one_before(
     plan = document(program, capsys, "run", file, *flags, "--dry-run")
     assert (plan["teacher"], plan["student"]) == (str(models.classifier), str(models.small_classifier))
     checks = document(program, capsys, "validate", file, *flags, "--output", tmp_path / "there")["checks"]
-    assert [check["name"] for check in checks] == ["settings", "teacher", "student", "vocabulary", "columns", "output"]
+    assert [check["name"] for check in checks] == [
+        "settings",
+        "teacher",
+        "student",
+        "task",
+        "vocabulary",
+        "columns",
+        "output",
+    ]
     assert checks[2]["detail"] == "bert, 1 layers of 32"
     assert checks[-1]["detail"] == f"{tmp_path / 'there'} can be written"
     loaded = assemble(

@@ -209,6 +209,33 @@ def test_a_problem_is_told_at_its_place_and_names_its_setting_once(
     assert problem.hint
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"), [(language, "tokens: 320"), (classification, "classes: 2")], ids=["language", "classification"]
+)
+def test_a_selection_of_more_than_there_are_is_told_at_its_place(
+    kind: Callable[..., Job], what: str, models: Models, tmp_path: Path
+) -> None:
+    job = kind(models, tmp_path, distillation={"top_k": 321, "entropy_threshold": 6.0})
+    job["teacher"].pop("finetune", None)
+    job["teacher"].setdefault("dtype", "float32")
+    top_k, threshold = problems(job, file=tmp_path / "c.yaml")
+    text = (tmp_path / "c.yaml").read_text().splitlines()
+    assert top_k.message == f"`distillation.top_k` 321 is more than there are {what}"
+    assert "`distillation.entropy_threshold` 6 lets nothing through" in threshold.message
+    places = [text[int((problem.where or "").split(":")[1]) - 1].strip() for problem in (top_k, threshold)]
+    assert places == ["top_k: 321", "entropy_threshold: 6.0"]
+    said = refusal(job)
+    assert isinstance(said, ConfigError)
+    assert [problem.message for problem in said.problems] == [top_k.message, threshold.message], "a run says the same"
+
+
+def test_the_task_that_was_found_is_told(models: Models, tmp_path: Path) -> None:
+    job = language(models, tmp_path)
+    assert checks_of(job)["task"].detail == "causal-lm"
+    del job["task"]
+    assert checks_of(job)["task"].detail == "causal-lm, as the models are made for it"
+
+
 def test_problems_come_in_the_order_of_the_file(models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, dataset={"max_length": 999}, output={"dir": str(tmp_path / "rows.jsonl")})
     job["teacher"]["model_id"] = str(models.llama)

@@ -12,7 +12,7 @@ from entrenar_core.errors import UsageError
 if TYPE_CHECKING:  # the schema loads pydantic, which `--help` does without
     from entrenar_core.config.loading import Override
 
-_PATH = re.compile(r"[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*|\[\d{1,9}\])*", re.ASCII)
 _ACCEPTED = "write the setting, `=` and a value: `training.epochs=3`, `student.num_layers=4`, `output.dir=distilled`"
 _NULLS = ("null", "Null", "NULL", "~")
 
@@ -20,7 +20,8 @@ _NULLS = ("null", "Null", "NULL", "~")
 def parse_overrides(assignments: Iterable[str]) -> "tuple[Override, ...]":
     """The values of `--set`, in their order: where in the configuration, the value, and the flag that said so.
 
-    A value is read by the rules of YAML: `3`, `1e-4`, `true`, `null`, `[a, b]`, `{patience: 3}`, or a text.
+    A value is read by the rules of YAML: `3`, `1e-4`, `true`, `null`, `[a, b]`, `{patience: 3}`, or a text. An entry
+    of a list is named by its place: `distillation.losses[0].weight=2`.
 
     Raises:
         UsageError: not `setting=value`, or the value is not YAML.
@@ -29,6 +30,7 @@ def parse_overrides(assignments: Iterable[str]) -> "tuple[Override, ...]":
 
 
 def _override(assignment: str) -> "Override":
+    from entrenar_core.config.wording import path_of
     from entrenar_core.config.yaml_source import parse_scalar
 
     name, equals, text = (part.strip() for part in assignment.partition("="))
@@ -45,4 +47,4 @@ def _override(assignment: str) -> "Override":
         ) from None
     if value is None and text not in _NULLS:
         raise UsageError(f"`--set {assignment}` gives no value", f"to leave the setting out, write `{name}=null`")
-    return tuple(name.split(".")), value, f"--set {name}"
+    return path_of(name), value, f"--set {name}"

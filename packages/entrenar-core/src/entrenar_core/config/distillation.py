@@ -17,7 +17,7 @@ class Progressive(Section):
     projection: Projection = Field("linear", description="Learnt, from the student's width to the teacher's.")
     loss: Literal["mse", "cosine", "patient", "cka"] = Field("mse", description="How the states are compared.")
     weight: ScheduledWeight = Field(
-        0.3, title="a number, at least 0, or a schedule", description="What the loss is multiplied by."
+        0.3, title="a number from 0 to 1,000,000, or a schedule", description="What the loss is multiplied by."
     )
 
 
@@ -30,7 +30,7 @@ class Attention(Section):
     head_mapping: Heads = Field("auto", title="auto, grouped, or pairs of heads", description="Which heads.")
     head_weighting: HeadWeights = Field("uniform", description="How heads are weighted against each other.")
     weight: ScheduledWeight = Field(
-        0.1, title="a number, at least 0, or a schedule", description="What the loss is multiplied by."
+        0.1, title="a number from 0 to 1,000,000, or a schedule", description="What the loss is multiplied by."
     )
 
 
@@ -47,7 +47,7 @@ class Relations(Section):
         description="As `layers` of an entry: if not given, final, or the vectors of sentences.",
     )
     weight: ScheduledWeight = Field(
-        1.0, title="a number, at least 0, or a schedule", description="What the loss is multiplied by."
+        1.0, title="a number from 0 to 1,000,000, or a schedule", description="What the loss is multiplied by."
     )
 
 

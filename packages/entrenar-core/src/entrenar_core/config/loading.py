@@ -104,19 +104,39 @@ def _near(path: FilePath) -> FilePath | None:
 def _override(document: Document, where: Path, value: Any, flag: str) -> list[Problem]:
     renamed = RENAMED.get(dotted(where[:2]))
     where = (*renamed.split("."), *where[2:]) if renamed else where
-    section: Any = document.values
-    for depth, key in enumerate(where[:-1]):
-        if section.get(key) is None:  # not there, or a section whose settings are all left out
-            section[key] = {}
+    holder: Any = document.values
+    for depth, key in enumerate(where):
+        problem = _cannot_hold(key, holder, where[:depth], flag)
+        if problem is not None:
+            return [problem]
+        if depth == len(where) - 1:
+            break
+        inner = holder.get(key) if isinstance(holder, dict) else holder[key]
+        if inner is None and isinstance(where[depth + 1], str):  # not there, or a section with all settings left out
+            inner = holder[key] = {}
             document.places.setdefault(where[: depth + 1], flag)
-        section = section[key]
-        if not isinstance(section, dict):
-            return [Problem(f"`{dotted(where[: depth + 1])}` is not a group of settings", where=flag)]
-    section[where[-1]] = value
+        holder = inner
+    holder[where[-1]] = value
     for path in [path for path in document.places if path[: len(where)] == where]:
         del document.places[path]
     document.places[where] = flag
     return []
+
+
+def _cannot_hold(key: str | int, holder: Any, path: Path, flag: str) -> Problem | None:
+    """Why there is no such setting or entry in what the configuration has there."""
+    name = dotted(path)
+    if isinstance(key, str) and isinstance(holder, dict):
+        return None
+    if isinstance(key, int) and not isinstance(holder, list):
+        return Problem(f"`{name}` is not a list in the configuration", "give the whole list", flag)
+    if not isinstance(holder, list):
+        return Problem(f"`{name}` is not a group of settings", where=flag)
+    if isinstance(key, int) and key < len(holder):
+        return None
+    entries = " to ".join(f"`{name}[{index}]`" for index in dict.fromkeys((0, len(holder) - 1)) if index >= 0)
+    hint = f"name an entry of it: {entries}" if entries else "give the whole list"
+    return Problem(f"`{name}` is a list with {len(holder)} entries, counted from 0", hint, flag)
 
 
 def _validate(values: dict[str, Any], places: dict[Path, str]) -> tuple[DistillationConfig | None, list[Problem]]:

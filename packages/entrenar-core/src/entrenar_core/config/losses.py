@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from entrenar_core.config.schedules import ScheduledTemperature, ScheduledWeight
-from entrenar_core.config.types import Count, NonNegative, Positive, Probability, Section, Share, Switch
+from entrenar_core.config.types import Count, NonNegative, Probability, Section, Share, Switch, Weight
 
 DivergenceName = Literal[
     "forward_kl",
@@ -67,7 +67,7 @@ class Loss(Section):
     """What every entry has."""
 
     weight: ScheduledWeight = Field(
-        1.0, title="a number, at least 0, or a schedule", description="What the loss is multiplied by."
+        1.0, title="a number from 0 to 1,000,000, or a schedule", description="What the loss is multiplied by."
     )
 
 
@@ -111,8 +111,8 @@ class JeffreysLoss(SelectiveLoss):
     """forward · KL(p ‖ q) + reverse · KL(q ‖ p)."""
 
     name: Literal["jeffreys"] = Field(description="The loss.")
-    forward: NonNegative = Field(0.5, description="Weight of KL(p ‖ q).")
-    reverse: NonNegative = Field(0.5, description="Weight of KL(q ‖ p).")
+    forward: Weight = Field(0.5, description="Weight of KL(p ‖ q).")
+    reverse: Weight = Field(0.5, description="Weight of KL(q ‖ p).")
 
 
 class JsdLoss(SelectiveLoss):
@@ -241,7 +241,9 @@ class SimilarityLoss(RelationLoss):
     """How likely each other row of a group is to be meant, by cosines."""
 
     name: Literal["in_batch_similarity"] = Field(description="The loss.")
-    temperature: Positive = Field(0.05, description="How sharply cosines tell rows apart.")
+    temperature: Annotated[
+        float, Field(strict=True, ge=0.001, le=1000, allow_inf_nan=False, title="a number from 0.001 to 1000")
+    ] = Field(0.05, description="How sharply cosines tell rows apart.")
 
 
 class VectorLoss(Loss):

@@ -5,16 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from entrenar_core.config.types import Index, NonNegative, Section, Share, Temperature
+from entrenar_core.config.types import Index, Section, Share, Temperature, Weight
 
 
 class Schedule(Section):
     """From `start` to `end` over the optimiser steps after a warm-up."""
 
     schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(description="The way from start to end.")
-    start: NonNegative = Field(description="The value after the warm-up.")
-    end: NonNegative | None = Field(None, description="The value of the last step; a constant has none.")
-    warmup_from: NonNegative | None = Field(
+    start: Weight = Field(description="The value after the warm-up.")
+    end: Weight | None = Field(None, description="The value of the last step; a constant has none.")
+    warmup_from: Weight | None = Field(
         None, description="The value of the first step of the warm-up; `start` if not given."
     )
     warmup_steps: Index = Field(0, description="Optimiser steps from `warmup_from` to `start`.")
@@ -61,8 +61,6 @@ ScheduledTemperature = Annotated[
 ScheduledShare = Annotated[
     Annotated[Share, Tag(NUMBER)] | Annotated[ShareSchedule, Tag(SCHEDULE)], Discriminator(_form)
 ]
-ScheduledWeight = Annotated[
-    Annotated[NonNegative, Tag(NUMBER)] | Annotated[Schedule, Tag(SCHEDULE)], Discriminator(_form)
-]
+ScheduledWeight = Annotated[Annotated[Weight, Tag(NUMBER)] | Annotated[Schedule, Tag(SCHEDULE)], Discriminator(_form)]
 Setting = float | Schedule | Remainder
 """What `value_at` gives the value of in some step."""

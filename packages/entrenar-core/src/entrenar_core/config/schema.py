@@ -25,6 +25,7 @@ from entrenar_core.config.types import (
     Switch,
     Text,
     Texts,
+    Weight,
 )
 
 Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "embedding"]
@@ -186,8 +187,8 @@ class DatasetConfig(Section):
     reasoning_column: Text | None = Field(
         None, description="Column of a reasoning between prompt and completion, which is learnt, too."
     )
-    reasoning_weight: NonNegative = Field(1.0, description="What the losses of a token of the reasoning count.")
-    completion_weight: NonNegative = Field(1.0, description="What those of a token of the completion count beside it.")
+    reasoning_weight: Weight = Field(1.0, description="What the losses of a token of the reasoning count.")
+    completion_weight: Weight = Field(1.0, description="What those of a token of the completion count beside it.")
     messages_column: Text | None = Field(None, description="Column of chats: lists of `{role, content}`.")
     mask_probability: Fraction = Field(
         0.15, description="Share of the words of a row that a masked language model has to tell."
@@ -215,7 +216,7 @@ class TrainingConfig(Section):
     gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")
     eval_batch_size: Count | None = Field(None, description="Rows in an evaluation pass; `batch_size` if not given.")
     learning_rate: Rate = Field(1e-4, description="Peak learning rate of AdamW.")
-    weight_decay: NonNegative = Field(0.01, description="AdamW's decay of weights; norms and biases are spared.")
+    weight_decay: Weight = Field(0.01, description="AdamW's decay of weights; norms and biases are spared.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     warmup_steps: Index = Field(0, description="Optimiser steps over which the learning rate rises from 0.")
     max_grad_norm: Positive | None = Field(1.0, description="Clip the gradient to this norm; null: do not clip.")

@@ -11,6 +11,7 @@ Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number,
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
+Weight = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False, title="a number from 0 to 1,000,000")]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, title="a number above 0, at most 1e30")]
 Fraction = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False, title="a number between 0 and 1")]
 Temperature = Annotated[float, Field(strict=True, ge=0.01, le=1000, title="a number from 0.01 to 1000")]

@@ -65,14 +65,19 @@ def _problem(details: ErrorDetails, places: Mapping[Path, str]) -> Problem:
             path = (*path, details["ctx"]["discriminator"].strip("'"))
             message, hint = "is missing", f"choose {_kinds(field)}"
         case "union_tag_invalid":
-            path, shown = (*path, details["ctx"]["discriminator"].strip("'")), _shown(details["ctx"]["tag"])
-            message, hint = f"cannot be {shown}", _near_kind(details["ctx"]["tag"], field)
+            key = details["ctx"]["discriminator"].strip("'")
+            path, tag = (*path, key), details["input"][key]
+            message, hint = f"cannot be {_shown(tag)}", _near(tag, _kind_names(field)) or f"choose {_kinds(field)}"
         case "literal_error":
-            message, hint = f"cannot be {shown}", f"choose {details['ctx']['expected']}"
+            expected = details["ctx"]["expected"]
+            near = _near(details["input"], re.findall(r"'([^']+)'", expected))
+            message, hint = f"cannot be {shown}", near or f"choose {expected}"
         case "value_error":
             message, hint = f"{details['ctx']['error']}, not {shown}", _meaning(field)
         case "model_type" | "model_attributes_type" | "dict_type":
             message, hint = f"is a group of settings, not {shown}", _meaning(field)
+        case "less_than" if _wanted(field, path).endswith(("at least 0", "at least 1")):  # which tell no bound above
+            message, hint = f"should be below {details['ctx']['lt']:,}, not {shown}", _meaning(field)
         case _:
             message, hint = f"should be {_wanted(field, path)}, not {shown}", _meaning(field)
     return Problem(f"`{dotted(path)}` {message}", hint, place(path, places))
@@ -140,9 +145,9 @@ def _kinds(field: FieldInfo | None) -> str:
     return f"{', '.join(most)} or {last}"
 
 
-def _near_kind(tag: str, field: FieldInfo | None) -> str:
-    near = difflib.get_close_matches(str(tag), _kind_names(field), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"choose {_kinds(field)}"
+def _near(value: object, choices: list[str]) -> str | None:
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    return f"did you mean '{near[0]}'?" if near else None
 
 
 def _last_name(path: Path) -> str:

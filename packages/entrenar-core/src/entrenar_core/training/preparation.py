@@ -9,15 +9,13 @@ from pydantic import TypeAdapter
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
-from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.rules import NO_PROBE
-from entrenar_core.config.schema import DistillationConfig, ModelSource, ProbeFinetuning, Task
-from entrenar_core.config.sentences import check_task, for_task
+from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
+from entrenar_core.config.sentences import for_task
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
 from entrenar_core.data.tokenizing import tokenize_rows
-from entrenar_core.errors import ConfigError, DataError, ModelError, Problem, UsageError
+from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import (
@@ -27,22 +25,27 @@ from entrenar_core.models.heads import (
     LANGUAGE,
     MASKED_LM,
     NO_MASKED_HEAD,
-    TAGGING,
     UNTOLD,
-    head_labels,
-    headless,
     infer_task,
     predicts_masked,
 )
-from entrenar_core.models.layer_rules import check_layers, planned_student
-from entrenar_core.models.reading import reads_tokens, way_out
+from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.sentence_files import Pool
-from entrenar_core.models.sentence_rules import check_sentences, poolings_of
-from entrenar_core.models.student_rules import check_kinds, check_student
+from entrenar_core.models.sentence_rules import poolings_of
 from entrenar_core.models.token_map import TokenMap
-from entrenar_core.models.tokenizer_facts import facts_of
-from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
+from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
+from entrenar_core.training.requirements import (
+    check_losses,
+    check_models,
+    check_pad_token,
+    check_room,
+    check_selections,
+    check_teaching,
+    known_labels,
+    longest,
+    one_vocabulary,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,15 +190,9 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
-    problems = [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]
-    if problems := [*problems, *check_kinds(task, teacher.architecture, student.architecture if student else None)]:
-        raise ConfigError(problems)
+    check_models(config, task, teacher, student)
     config = for_task(config, task)
-    shape = student.architecture if student else planned_student(config.student, teacher.architecture)
-    problems = check_layers(config.distillation, teacher.architecture, shape)
-    problems += check_sentences(config, teacher.architecture, shape) if task == EMBEDDING else []
-    if problems:
-        raise ConfigError(problems)
+    check_losses(config, task, teacher, student)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
     for artifact, source in ((teacher, config.teacher), (student, config.student)):
         if artifact is not None:  # a mistake in a config is not told as one in a tokenizer
@@ -205,17 +202,18 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
     )
     masking = _masking(config, tokenizer, teacher, student) if task == MASKED_LM else None
-    _check_pad_token(teacher, teacher_tokenizer)
+    check_pad_token(teacher, teacher_tokenizer)
     if student is not None:
-        _check_pad_token(student, tokenizer)
+        check_pad_token(student, tokenizer)
     reads = reads_tokens(config, task)
-    finding = _one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
+    finding = one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
     rows = load_rows(
-        config.dataset, task=task, seed=config.training.seed, label_names=_known_labels(config, task, teacher)
+        config.dataset, task=task, seed=config.training.seed, label_names=known_labels(config, task, teacher)
     )
-    _check_finetuning(config, task, teacher, rows)
-    length = _longest(config, teacher, student, reads)
-    _check_room(config, teacher_tokenizer, tokenizer, task)
+    check_teaching(config, task, teacher, rows)
+    check_selections(config.distillation, task, rows, finding)
+    length = longest(config, teacher, student, reads)
+    check_room(config, teacher_tokenizer, tokenizer, task)
     tokenized = {
         name: tokenize_rows(data, tokenizer, task=task, config=config.dataset, max_length=length)
         for name, data in (("train", rows.train), ("evaluation", rows.evaluation))
@@ -237,46 +235,6 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         finding=finding,
         poolings=poolings,
     )
-
-
-def _one_vocabulary(
-    config: DistillationConfig,
-    task: Task,
-    teacher: ModelArtifact,
-    teacher_tokenizer: "PreTrainedTokenizerBase",
-    student: ModelArtifact | None,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> VocabularyFinding:
-    """How the vocabularies fit, as they must where the teacher reads the student's tokens."""
-    theirs = facts_of(teacher_tokenizer)
-    finding = diagnose(
-        theirs,
-        theirs if student is None else facts_of(tokenizer),
-        teacher_rows=teacher.architecture.vocab_size,
-        student_rows=None if student is None else student.architecture.vocab_size,
-    )
-    require_one_vocabulary(finding, also=way_out(config, task))
-    return finding
-
-
-def _check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """A token that was added to a tokenizer and not to its model has no embedding."""
-    pad, embeddings = tokenizer.pad_token_id, artifact.architecture.vocab_size
-    if isinstance(pad, int) and embeddings is not None and pad >= embeddings:
-        raise ModelError(
-            f"the pad token of {artifact.reference} has the id {pad}, and the model has {embeddings} embeddings",
-            "name a token that the model knows as `pad_token` in its tokenizer_config.json",
-        )
-
-
-def _check_room(
-    config: DistillationConfig, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", task: Task
-) -> None:
-    """A tokenizer does not cut a text to fewer tokens than it adds."""
-    least = 1 + max(tokenizer.num_special_tokens_to_add() for tokenizer in (teacher, student))
-    if task != CAUSAL_LM and config.dataset.max_length < least:
-        what = f"`dataset.max_length` {config.dataset.max_length} leaves no room beside the special tokens"
-        raise ConfigError([Problem(what, f"set it to {least} or more")])
 
 
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
@@ -302,45 +260,3 @@ def _masking(
             "tokenizer_config.json",
         )
     return Masking.of(tokenizer, probability=config.dataset.mask_probability, seed=config.training.seed)
-
-
-def _known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
-    """The classes that the teacher's head stands for, unless it will be fitted to the data."""
-    if task in LANGUAGE or task == EMBEDDING or config.teacher.finetune is not None:
-        return None
-    return head_labels(teacher, task)
-
-
-def _check_finetuning(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
-    if task == EMBEDDING:
-        return
-    if task in LANGUAGE:
-        if config.teacher.finetune is not None:
-            raise ConfigError([Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it")])
-        return
-    if task == TAGGING and isinstance(config.teacher.finetune, ProbeFinetuning):
-        raise ConfigError([Problem(*NO_PROBE)])
-    if config.teacher.finetune is None and head_labels(teacher, task) is None:
-        raise ModelError(*headless(teacher, task))
-    if config.teacher.finetune is not None and config.dataset.streaming:
-        problem = Problem("`teacher.finetune` needs all labelled rows at hand", "remove `dataset.streaming`")
-        raise ConfigError([problem])
-    if rows.num_labelled_rows == 0 and (
-        config.teacher.finetune or config.training.baseline or _learns_labels(config.distillation)
-    ):
-        raise DataError("no training row has a label", "give labels, or set `distillation.alpha: 1`")
-
-
-def _learns_labels(section: DistillationSection) -> bool:
-    return not all(term.needs_teacher for term in terms_of(section))
-
-
-def _longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:
-    """`dataset.max_length`, which must fit the positions of the models that read the tokens."""
-    readers = [artifact for artifact in (student or teacher, teacher if both else None) if artifact is not None]
-    for artifact in readers:
-        positions = artifact.architecture.max_positions
-        if positions is not None and config.dataset.max_length > positions:
-            what = f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of"
-            raise ConfigError([Problem(f"{what} {artifact.reference}", f"set it to {positions} or less")])
-    return config.dataset.max_length

@@ -1,0 +1,134 @@
+"""What must hold between the settings, the models, their tokenizers and the rows before the first step.
+
+Each function raises at what it finds wrong, as `prepare` does.
+"""
+
+from typing import TYPE_CHECKING
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.rules import NO_PROBE
+from entrenar_core.config.schema import DistillationConfig, ProbeFinetuning, Task
+from entrenar_core.config.sentences import check_task
+from entrenar_core.data.sources import Rows
+from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
+from entrenar_core.models.heads import CAUSAL_LM, EMBEDDING, LANGUAGE, TAGGING, head_labels, headless
+from entrenar_core.models.layer_rules import check_layers, planned_student
+from entrenar_core.models.logit_rules import check_logits
+from entrenar_core.models.reading import way_out
+from entrenar_core.models.sentence_rules import check_sentences
+from entrenar_core.models.student_rules import check_kinds, check_student
+from entrenar_core.models.tokenizer_facts import facts_of
+from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_models(config: DistillationConfig, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
+    """Whether the models can do the task, and the student can be built."""
+    problems = [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]
+    problems += check_kinds(task, teacher.architecture, student.architecture if student else None)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_losses(config: DistillationConfig, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
+    """Whether both models have the layers, heads and vectors that are compared."""
+    shape = student.architecture if student else planned_student(config.student, teacher.architecture)
+    problems = check_layers(config.distillation, teacher.architecture, shape)
+    problems += check_sentences(config, teacher.architecture, shape) if task == EMBEDDING else []
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_selections(section: DistillationSection, task: Task, rows: Rows, finding: VocabularyFinding | None) -> None:
+    """Whether there are as many tokens or classes as losses select from."""
+    over_tokens = task in LANGUAGE
+    columns = len(rows.label_names or ()) if not over_tokens else finding.length if finding else 0
+    if columns and (problems := check_logits(section, columns, "tokens" if over_tokens else "classes")):
+        raise ConfigError(problems)
+
+
+def one_vocabulary(
+    config: DistillationConfig,
+    task: Task,
+    teacher: ModelArtifact,
+    teacher_tokenizer: "PreTrainedTokenizerBase",
+    student: ModelArtifact | None,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> VocabularyFinding:
+    """How the vocabularies fit, as they must where the teacher reads the student's tokens."""
+    theirs = facts_of(teacher_tokenizer)
+    finding = diagnose(
+        theirs,
+        theirs if student is None else facts_of(tokenizer),
+        teacher_rows=teacher.architecture.vocab_size,
+        student_rows=None if student is None else student.architecture.vocab_size,
+    )
+    require_one_vocabulary(finding, also=way_out(config, task))
+    return finding
+
+
+def check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """A token that was added to a tokenizer and not to its model has no embedding."""
+    pad, embeddings = tokenizer.pad_token_id, artifact.architecture.vocab_size
+    if isinstance(pad, int) and embeddings is not None and pad >= embeddings:
+        raise ModelError(
+            f"the pad token of {artifact.reference} has the id {pad}, and the model has {embeddings} embeddings",
+            "name a token that the model knows as `pad_token` in its tokenizer_config.json",
+        )
+
+
+def check_room(
+    config: DistillationConfig, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", task: Task
+) -> None:
+    """A tokenizer does not cut a text to fewer tokens than it adds."""
+    least = 1 + max(tokenizer.num_special_tokens_to_add() for tokenizer in (teacher, student))
+    if task != CAUSAL_LM and config.dataset.max_length < least:
+        what = f"`dataset.max_length` {config.dataset.max_length} leaves no room beside the special tokens"
+        raise ConfigError([Problem(what, f"set it to {least} or more")])
+
+
+def known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
+    """The classes that the teacher's head stands for, unless it will be fitted to the data."""
+    if task in LANGUAGE or task == EMBEDDING or config.teacher.finetune is not None:
+        return None
+    return head_labels(teacher, task)
+
+
+def check_teaching(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
+    """Whether the teacher knows the classes or can be fitted to them, and there are labels where some are learnt."""
+    if task == EMBEDDING:
+        return
+    if task in LANGUAGE:
+        if config.teacher.finetune is not None:
+            raise ConfigError([Problem(f"`teacher.finetune` fits a classifier, and the task is {task}", "remove it")])
+        return
+    if task == TAGGING and isinstance(config.teacher.finetune, ProbeFinetuning):
+        raise ConfigError([Problem(*NO_PROBE)])
+    if config.teacher.finetune is None and head_labels(teacher, task) is None:
+        raise ModelError(*headless(teacher, task))
+    if config.teacher.finetune is not None and config.dataset.streaming:
+        problem = Problem("`teacher.finetune` needs all labelled rows at hand", "remove `dataset.streaming`")
+        raise ConfigError([problem])
+    if rows.num_labelled_rows == 0 and (
+        config.teacher.finetune or config.training.baseline or _learns_labels(config.distillation)
+    ):
+        raise DataError("no training row has a label", "give labels, or set `distillation.alpha: 1`")
+
+
+def _learns_labels(section: DistillationSection) -> bool:
+    return not all(term.needs_teacher for term in terms_of(section))
+
+
+def longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:
+    """`dataset.max_length`, which must fit the positions of the models that read the tokens."""
+    readers = [artifact for artifact in (student or teacher, teacher if both else None) if artifact is not None]
+    for artifact in readers:
+        positions = artifact.architecture.max_positions
+        if positions is not None and config.dataset.max_length > positions:
+            what = f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of"
+            raise ConfigError([Problem(f"{what} {artifact.reference}", f"set it to {positions} or less")])
+    return config.dataset.max_length
