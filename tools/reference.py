@@ -35,7 +35,8 @@ def settings_page() -> str:
 
 {NOTE}
 
-What a YAML configuration may say. Unknown keys are errors. `--set training.epochs=1` replaces a single setting, `--set distillation.losses[0].weight=2` one of an entry of a list.
+What a YAML configuration may say. Unknown keys are errors. `--set training.epochs=1` replaces a single setting,
+`--set distillation.losses[0].weight=2` one of an entry of a list.
 
 {sections}
 """
