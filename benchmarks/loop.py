@@ -28,7 +28,8 @@ from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import epoch_batches
 from entrenar_core.losses.divergence import forward_kl_core
-from entrenar_core.models.rows import Counting, Logits
+from entrenar_core.losses.targets import Logits
+from entrenar_core.models.rows import Counting
 from entrenar_core.teachers.precomputed import Said
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics

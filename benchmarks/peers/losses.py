@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from entrenar_core.data.labels import IGNORED
-from entrenar_core.losses import DIVERGENCES, Head, SoftTerm, head_loss
+from entrenar_core.losses import DIVERGENCES, Head, HeadRows, SoftTerm, head_loss
 
 FORWARD_KL, JSD = "forward KL", "JSD"
 BETAS = {FORWARD_KL: 0.0, JSD: 0.5}  # in TRL and Liger
@@ -83,8 +83,7 @@ def entrenar(divergence: str) -> Loss:
         return head_loss(
             inputs.student_hidden_NH.index_select(0, counted_N),
             Head(inputs.student_head_VH),
-            teacher_hidden_NK=inputs.teacher_hidden_NK.index_select(0, counted_N),
-            teacher_head=Head(inputs.teacher_head_VK),
+            teacher=HeadRows(inputs.teacher_hidden_NK.index_select(0, counted_N), Head(inputs.teacher_head_VK)),
             soft=[SoftTerm(core, 1.0, 1 / len(counted_N))],
         ).total
 

@@ -16,7 +16,7 @@ from entrenar_core.diagnosis.comparing import Beside, shared_top_k
 from entrenar_core.diagnosis.distributions import GRID, TILE, TOPS, TeacherStudy, moments
 from entrenar_core.diagnosis.grid import crossing
 from entrenar_core.losses.head import Head
-from entrenar_core.models.rows import HeadRows, Logits
+from entrenar_core.losses.targets import HeadRows, Logits
 
 SHAPES = {"rows": st.integers(1, 40), "classes": st.integers(2, 150), "seed": st.integers(0, 999)}
 

@@ -18,6 +18,7 @@ from entrenar_core.losses import (
     HardTerm,
     Head,
     HeadLoss,
+    HeadRows,
     SoftTerm,
     head_loss,
     of_logits,
@@ -71,8 +72,7 @@ def tiled(
     return head_loss(
         case.hidden_NH,
         Head(case.weight_VH, case.bias_V, **head),
-        teacher_hidden_NK=case.teacher_NK,
-        teacher_head=Head(case.teacher_VK),
+        teacher=HeadRows(case.teacher_NK, Head(case.teacher_VK)),
         labels_N=case.labels_N,
         soft=soft,
         hard=hard,
@@ -191,9 +191,9 @@ def test_under_a_loss_scaler_nothing_vanishes_in_16_bits(tokens: int) -> None:
 
     def scaled(weight: float, scale: float) -> list[Tensor]:
         found = head_loss(
-            drawn.hidden_NH, Head(drawn.weight_VH, drawn.bias_V), teacher_hidden_NK=drawn.teacher_NK,
-            teacher_head=Head(drawn.teacher_VK), labels_N=labels_N, soft=[SoftTerm(KL, 2.0, 0.5 * weight)],
-            hard=HardTerm(0.5 * weight), vocabulary=V,
+            drawn.hidden_NH, Head(drawn.weight_VH, drawn.bias_V),
+            teacher=HeadRows(drawn.teacher_NK, Head(drawn.teacher_VK)), labels_N=labels_N,
+            soft=[SoftTerm(KL, 2.0, 0.5 * weight)], hard=HardTerm(0.5 * weight), vocabulary=V,
         )  # fmt: skip
         return list(torch.autograd.grad(found.total * scale, drawn.leaves))
 
@@ -316,8 +316,7 @@ def test_no_tensor_of_logits_has_more_rows_than_a_tile(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher_hidden_NK": None}, "needs the teacher's hidden states"),
-        ({"teacher_head": None}, "needs the teacher's hidden states"),
+        ({"teacher": None}, "needs a teacher"),
         ({"labels_N": None}, "needs labels"),
         ({"vocabulary": None}, "the heads have 20 and 18 tokens"),
         ({"vocabulary": V + 2}, "`vocabulary` is 19, and a head has 18 tokens"),
@@ -327,8 +326,7 @@ def test_no_tensor_of_logits_has_more_rows_than_a_tile(name: str) -> None:
 def test_what_cannot_be_computed_is_refused(changes: dict[str, Any], message: str) -> None:
     drawn = case()
     arguments: dict[str, Any] = {
-        "teacher_hidden_NK": drawn.teacher_NK,
-        "teacher_head": Head(drawn.teacher_VK),
+        "teacher": HeadRows(drawn.teacher_NK, Head(drawn.teacher_VK)),
         "labels_N": drawn.labels_N,
         "soft": [SoftTerm(KL, 1.0, 1.0)],
         "hard": HardTerm(1.0),

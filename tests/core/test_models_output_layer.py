@@ -9,9 +9,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from entrenar_core.architectures import families
 from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.losses.targets import HeadRows
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import hidden_states, instead_of_logits, output_layer_of
-from entrenar_core.models.rows import Counting, HeadRows, read_rows
+from entrenar_core.models.rows import Counting, read_rows
 from entrenar_core.models.token_map import MappedTeacher, TokenMap
 from family_models import WANTED, family_model
 

@@ -14,6 +14,7 @@ from entrenar_core.losses import (
     DIVERGENCES,
     HardTerm,
     Head,
+    HeadRows,
     SoftTerm,
     forward_kl,
     head_loss,
@@ -208,9 +209,7 @@ def test_mistake_11_capped_scaled_and_biased_logits(settings: dict[str, Any]) ->
     hidden, weight = drawn(20, 6, seed=0).requires_grad_(), drawn(40, 6, seed=1).requires_grad_()
     teacher, teacher_weight = drawn(20, 7, seed=2), drawn(40, 7, seed=3)
     head = Head(weight, **settings)
-    found = head_loss(
-        hidden, head, teacher_hidden_NK=teacher, teacher_head=Head(teacher_weight), soft=[SoftTerm(KL, 2.0, 1.0)]
-    )
+    found = head_loss(hidden, head, teacher=HeadRows(teacher, Head(teacher_weight)), soft=[SoftTerm(KL, 2.0, 1.0)])
     logits = hidden @ weight.T + (0 if head.bias_V is None else head.bias_V)
     logits = logits * head.scale
     logits = logits if head.softcap is None else head.softcap * (logits / head.softcap).tanh()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
     from entrenar_core.losses.table import DIVERGENCES, LOSSES
+    from entrenar_core.losses.targets import HeadRows, Logits, Mixture, Targets, divergence_from
 
 __all__ = [
     "DIVERGENCES",
@@ -45,8 +46,12 @@ __all__ = [
     "HardTerm",
     "Head",
     "HeadLoss",
+    "HeadRows",
+    "Logits",
     "LossSum",
+    "Mixture",
     "SoftTerm",
+    "Targets",
     "attention_maps",
     "bild",
     "cka",
@@ -54,6 +59,7 @@ __all__ = [
     "count_groups",
     "cross_entropy",
     "cross_entropy_hard",
+    "divergence_from",
     "embedding_cosine",
     "embedding_mse",
     "forward_kl",
@@ -92,8 +98,12 @@ _HOMES = {
     "HardTerm": "kernel",
     "Head": "head",
     "HeadLoss": "kernel",
+    "HeadRows": "targets",
+    "Logits": "targets",
     "LossSum": "sums",
+    "Mixture": "targets",
     "SoftTerm": "kernel",
+    "Targets": "targets",
     "attention_maps": "hidden",
     "bild": "logit_differences",
     "cka": "hidden",
@@ -101,6 +111,7 @@ _HOMES = {
     "count_groups": "grouping",
     "cross_entropy": "hard",
     "cross_entropy_hard": "divergence",
+    "divergence_from": "targets",
     "embedding_cosine": "embedding",
     "embedding_mse": "embedding",
     "forward_kl": "divergence",

@@ -35,6 +35,8 @@ class Local(NamedTuple):
 
 Core = Callable[[Tensor, Tensor], Local]
 """From log q and log p to `Local`. Either may hold −inf; log p may be overwritten."""
+At = Callable[[Tensor], Local]
+"""A divergence from a teacher that is held: from log q to `Local`."""
 
 _FAR = 80.0  # nats; e⁸⁰ is finite in 32 bits
 
@@ -207,43 +209,49 @@ def cross_entropy_hard_core(log_q_NV: Tensor, log_p_NV: Tensor) -> Local:
     return Local(-log_q_NV.gather(-1, preferred_N1).squeeze(-1), slopes_NV)
 
 
-def value_and_gradient(core: Core, student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(at: At, student_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """The divergence of every row, (N,), and its gradient in the student's logits, (N, V).
 
     With h = ∂D/∂log q, ∂D/∂z = h − q Σ_v h.
+    """
+    log_q_NV = at_least_fp32(student_logits_NV).log_softmax(-1)
+    local = at(log_q_NV)
+    total_N1 = local.slopes_NV.sum(-1, keepdim=True)
+    return local.values_N, local.slopes_NV.addcmul_(log_q_NV.exp_(), total_N1, value=-1)
+
+
+def of_logits(core: Core, student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
+    """The divergence of every row, (N,), once differentiable in the student's logits and not in the teacher's.
 
     Raises:
         ValueError: the logits differ in size.
     """
     if student_logits_NV.shape != teacher_logits_NV.shape:
         raise ValueError(f"logits of sizes {tuple(student_logits_NV.shape)} and {tuple(teacher_logits_NV.shape)}")
-    log_q_NV = at_least_fp32(student_logits_NV).log_softmax(-1)
-    log_p_NV = at_least_fp32(teacher_logits_NV).log_softmax(-1)
-    local = core(log_q_NV, log_p_NV)
-    total_N1 = local.slopes_NV.sum(-1, keepdim=True)
-    return local.values_N, local.slopes_NV.addcmul_(log_q_NV.exp_(), total_N1, value=-1)
+    teacher_NV = teacher_logits_NV.detach()
+    return differentiable(lambda log_q_NV: core(log_q_NV, at_least_fp32(teacher_NV).log_softmax(-1)), student_logits_NV)
 
 
-def of_logits(core: Core, student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
-    """The divergence of every row, (N,), once differentiable in the student's logits and not in the teacher's."""
-    return _Divergence.apply(student_logits_NV, teacher_logits_NV.detach(), core)  # type: ignore[no-any-return, no-untyped-call]
+def differentiable(at: At, student_logits_NV: Tensor) -> Tensor:
+    """The values of `value_and_gradient`, (N,), with a graph to the student's logits, once differentiable."""
+    return _Divergence.apply(student_logits_NV, at)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Divergence(torch.autograd.Function):
     """The gradient is at hand when the value is: nothing else is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, core: Core) -> Tensor:
-        values_N, gradient_NV = value_and_gradient(core, student_NV, teacher_NV)
+    def forward(ctx: Any, student_NV: Tensor, at: At) -> Tensor:
+        values_N, gradient_NV = value_and_gradient(at, student_NV)
         ctx.save_for_backward(gradient_NV)
         ctx.dtype = student_NV.dtype
         return values_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
         (gradient_NV,) = ctx.saved_tensors
-        return (gradient_NV * grad_N.unsqueeze(-1)).to(ctx.dtype), None, None
+        return (gradient_NV * grad_N.unsqueeze(-1)).to(ctx.dtype), None
 
 
 def soften(divergence: Divergence, temperature: float, power: int = 2) -> Divergence:

@@ -14,16 +14,18 @@ Shapes: N rows that count, H student's width, K teacher's width, V vocabulary.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from entrenar_core.losses.divergence import Core, value_and_gradient
+from entrenar_core.losses.divergence import Core, Local, value_and_gradient
 from entrenar_core.losses.hard import cross_entropy_and_gradient
 from entrenar_core.losses.head import Head, LogitTiles, compute_dtype, through_head_
 from entrenar_core.losses.sums import at_least_fp32
+from entrenar_core.losses.targets import Targets, TargetTiles
 
 TILE_BYTES = 256 * 2**20
 """What the buffers of one tile may take together, about."""
@@ -62,8 +64,7 @@ def head_loss(
     student_hidden_NH: Tensor,
     student_head: Head,
     *,
-    teacher_hidden_NK: Tensor | None = None,
-    teacher_head: Head | None = None,
+    teacher: Targets | None = None,
     labels_N: Tensor | None = None,
     soft: Sequence[SoftTerm] = (),
     hard: HardTerm | None = None,
@@ -79,8 +80,7 @@ def head_loss(
     Args:
         student_hidden_NH: what the student's head reads.
         student_head: weights may be tied to embeddings, and of another dtype than the hidden states.
-        teacher_hidden_NK: the teacher's, needed by `soft`.
-        teacher_head: the teacher's, of as many tokens.
+        teacher: what it says of the same rows, needed by `soft`.
         labels_N: for `hard`; a row of −100 (`IGNORED`) has none.
         soft: divergences, each with its temperature and weight.
         hard: the cross-entropy with the labels.
@@ -91,18 +91,17 @@ def head_loss(
     Raises:
         ValueError: `soft` without a teacher, `hard` without labels, or heads of fewer tokens than `vocabulary`.
     """
-    heads = [head for head in (student_head, teacher_head) if head is not None]
-    if soft and (teacher_hidden_NK is None or teacher_head is None):
-        raise ValueError("a soft target needs the teacher's hidden states and head")
+    if soft and teacher is None:
+        raise ValueError("a soft target needs a teacher")
     if hard is not None and labels_N is None:
         raise ValueError("a hard target needs labels")
-    vocabulary = _real_vocabulary([head.weight_VH.shape[0] for head in heads], vocabulary)
+    columns = [student_head.weight_VH.shape[0], *([] if teacher is None else [teacher.columns])]
+    vocabulary = _real_vocabulary(columns, vocabulary)
     tile_rows, block_rows = _rows_at_once(vocabulary, tile_bytes, student_hidden_NH.device.type)
     unit = _unit([*(term.weight for term in soft), hard.weight if hard else 0.0])
     job = _Job(
         student_head,
-        teacher_hidden_NK,
-        teacher_head,
+        teacher,
         labels_N,
         tuple(replace(term, weight=term.weight / unit) for term in soft),
         None if hard is None else replace(hard, weight=hard.weight / unit),
@@ -121,8 +120,7 @@ class _Job:
     """What does not change from tile to tile."""
 
     student_head: Head
-    teacher_hidden_NK: Tensor | None
-    teacher_head: Head | None
+    teacher: Targets | None
     labels_N: Tensor | None
     soft: tuple[SoftTerm, ...]
     hard: HardTerm | None
@@ -167,11 +165,14 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         made = _Gradients.of(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3] if job.differentiated else ())
         sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
-        student, teacher = LogitTiles(hidden_NH, job.student_head, job.vocabulary), _teacher(job)
+        student = LogitTiles(hidden_NH, job.student_head, job.vocabulary)
+        teacher = job.teacher.tiles(job.vocabulary) if job.teacher is not None and job.soft else None
         for start in range(0, len(hidden_NH), job.tile_rows):
             tile = slice(start, min(start + job.tile_rows, len(hidden_NH)))
             logits_NV = student.logits(tile)
-            _tile_terms_(logits_NV, None if teacher is None else teacher.logits(tile), tile, job, sums)
+            if teacher is not None:
+                teacher.load(tile)
+            _tile_terms_(logits_NV, teacher, tile, job, sums)
             if made.wanted:
                 made.add_(tile, logits_NV, hidden_NH, weight_VH)
         weights = [*(term.weight for term in job.soft), job.hard.weight if job.hard else 0.0]
@@ -240,36 +241,33 @@ def _scaled_(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.mul_(factor)
 
 
-def _teacher(job: _Job) -> LogitTiles | None:
-    if not job.soft:
-        return None
-    assert job.teacher_hidden_NK is not None, "checked"
-    assert job.teacher_head is not None, "checked"
-    return LogitTiles(job.teacher_hidden_NK, job.teacher_head, job.vocabulary)
-
-
-def _tile_terms_(student_NV: Tensor, teacher_NV: Tensor | None, tile: slice, job: _Job, sums: Tensor) -> None:
+def _tile_terms_(student_NV: Tensor, teacher: TargetTiles | None, tile: slice, job: _Job, sums: Tensor) -> None:
     """Adds the terms of a tile to `sums`, and turns the student's logits into the gradient of their weighted total in
     what its head's matrix gives.
     """
     for start in range(0, len(student_NV), job.block_rows):
         block = slice(start, min(start + job.block_rows, len(student_NV)))
-        rows = slice(tile.start + block.start, tile.start + block.stop)
         logits_NV = student_NV[block]
-        gradient_NV = _block_terms(logits_NV, None if teacher_NV is None else teacher_NV[block], rows, job, sums)
+        gradient_NV = _block_terms(logits_NV, teacher, block, tile.start, job, sums)
         if job.differentiated:
             through_head_(gradient_NV, logits_NV, job.student_head)
             logits_NV.copy_(gradient_NV)
 
 
-def _block_terms(logits_NV: Tensor, teacher_NV: Tensor | None, rows: slice, job: _Job, sums: Tensor) -> Tensor:
-    """Adds the terms of some rows to `sums`, and gives the gradient of their weighted total in the logits."""
+def _block_terms(
+    logits_NV: Tensor, teacher: TargetTiles | None, block: slice, offset: int, job: _Job, sums: Tensor
+) -> Tensor:
+    """Adds the terms of a block of the tile that begins at the row `offset` to `sums`, and gives the gradient of their
+    weighted total in the logits.
+    """
+    rows = slice(offset + block.start, offset + block.stop)
     weights_N = None if job.row_weights_N is None else job.row_weights_N[rows]
     total_NV: Tensor | None = None
     for index, term in enumerate(job.soft):
-        assert teacher_NV is not None, "checked"
+        assert teacher is not None, "checked"
         t = term.temperature
-        values_N, gradient_NV = value_and_gradient(term.core, _over(logits_NV, t), _over(teacher_NV, t))
+        at = partial(_at, teacher, term, block)
+        values_N, gradient_NV = value_and_gradient(at, logits_NV if t == 1 else logits_NV / t)
         sums[index] += t**term.power * _weighted_(values_N, gradient_NV, weights_N)
         total_NV = _added(total_NV, gradient_NV, t ** (term.power - 1) * term.weight)
     if job.hard is not None:
@@ -278,6 +276,10 @@ def _block_terms(logits_NV: Tensor, teacher_NV: Tensor | None, rows: slice, job:
         sums[-1] += _weighted_(values_N, gradient_NV, weights_N)
         total_NV = _added(total_NV, gradient_NV, job.hard.weight)
     return torch.zeros_like(logits_NV) if total_NV is None else total_NV
+
+
+def _at(teacher: TargetTiles, term: SoftTerm, block: slice, log_q_NV: Tensor) -> Local:
+    return teacher.local(term.core, log_q_NV, block, term.temperature)
 
 
 def _weighted_(values_N: Tensor, gradient_NV: Tensor, weights_N: Tensor | None) -> Tensor:
@@ -289,7 +291,3 @@ def _weighted_(values_N: Tensor, gradient_NV: Tensor, weights_N: Tensor | None) 
 
 def _added(total_NV: Tensor | None, gradient_NV: Tensor, weight: float) -> Tensor:
     return gradient_NV.mul_(weight) if total_NV is None else total_NV.add_(gradient_NV, alpha=weight)
-
-
-def _over(logits_NV: Tensor, temperature: float) -> Tensor:
-    return logits_NV if temperature == 1 else logits_NV / temperature

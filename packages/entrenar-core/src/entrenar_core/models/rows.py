@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.losses.head import Head, logits_of_rows
+from entrenar_core.losses.targets import HeadRows, Logits
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, hidden_states
 
@@ -41,37 +41,8 @@ class Counting:
         return batch.weights[:, 1:][batch.targets[:, 1:]] if self.shifted else batch.weights[batch.targets]
 
 
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """Logits that are at hand."""
-
-    logits_NV: Tensor
-
-    def __len__(self) -> int:
-        return len(self.logits_NV)
-
-    def of(self, rows: slice) -> Tensor:
-        """Those of some rows, (rows, V)."""
-        return self.logits_NV[rows]
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRows:
-    """Logits that are made when they are asked for."""
-
-    hidden_NH: Tensor
-    head: Head
-    vocabulary: int
-
-    def __len__(self) -> int:
-        return len(self.hidden_NH)
-
-    def of(self, rows: slice) -> Tensor:
-        """Those of some rows, (rows, V)."""
-        return logits_of_rows(self.hidden_NH[rows], self.head, self.vocabulary)
-
-
 Rows = Logits | HeadRows
+"""Of which all is known."""
 
 
 def read_rows(model: nn.Module, batch: Batch, counting: Counting, output: OutputLayer | None = None) -> Rows:

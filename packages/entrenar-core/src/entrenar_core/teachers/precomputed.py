@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from entrenar_core.data.collating import Batch
+from entrenar_core.losses.targets import Logits
 from entrenar_core.models.output_layer import OutputLayer
 from entrenar_core.models.recording import Record, recording
-from entrenar_core.models.rows import Counting, Logits, Rows, read_rows
+from entrenar_core.models.rows import Counting, Rows, read_rows
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.reading import in_order, text_batches
 from entrenar_core.training.evaluation import OnBatch

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.ordering import share
-from entrenar_core.losses import cross_entropy, forward_kl
+from entrenar_core.losses import cross_entropy
+from entrenar_core.losses.divergence import forward_kl_core
+from entrenar_core.losses.targets import Logits, Targets, log_softmax
 from entrenar_core.models.output_layer import OutputLayer
-from entrenar_core.models.rows import Counting, Logits, Rows, read_rows
+from entrenar_core.models.rows import Counting, Rows, read_rows
 from entrenar_core.reports import Scores
 from entrenar_core.training.entities import EntityCounts, are_entity_tags, count_entities, entity_f1
 
-TeacherRows = Callable[[Batch], Rows]
+TeacherRows = Callable[[Batch], Targets]
 """What a teacher says of the rows of a batch that count."""
 OnBatch = Callable[[int, int], None]
 """Is told, before each batch, how many are done, and of how many."""
@@ -96,19 +98,22 @@ def evaluate(
     return dataclasses.replace(scores, entity_f1=entity_f1(*sums[6:].tolist())) if entities else scores
 
 
-def _sums(student: Rows, labels_N: Tensor, teacher: Rows | None) -> Tensor:
+def _sums(student: Rows, labels_N: Tensor, teacher: Targets | None) -> Tensor:
     """Targets, cross-entropy, correct; and compared rows, KL, agreeing. In 64 bits, so on the CPU: not every device
     has them.
     """
     sums = torch.zeros(6, dtype=torch.float64)
+    tiles = None if teacher is None else teacher.tiles(student.width)
     for start in range(0, len(student), _ROWS):
-        tile = slice(start, start + _ROWS)
+        tile = slice(start, min(start + _ROWS, len(student)))
         student_NV, labels = student.of(tile), labels_N[tile]
         of_rows = [labels != IGNORED, cross_entropy(student_NV, labels), student_NV.argmax(-1) == labels]
-        if teacher is not None:
-            teacher_NV = teacher.of(tile)
-            agree = student_NV.argmax(-1) == teacher_NV.argmax(-1)
-            of_rows += [torch.ones_like(agree), forward_kl(student_NV, teacher_NV), agree]
+        if tiles is not None:
+            tiles.load(tile)
+            agree = student_NV.argmax(-1) == tiles.preferred()
+            log_q_NV = log_softmax(student_NV, 1.0)
+            kl_N = tiles.local(forward_kl_core, log_q_NV, slice(None), 1.0).values_N
+            of_rows += [torch.ones_like(agree), kl_N, agree]
         sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, head_loss, of_logits, soften
+from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, divergence_from, head_loss
 from entrenar_core.losses.sums import at_least_fp32
+from entrenar_core.losses.targets import Targets
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
 from entrenar_core.models.recording import Record, recording
-from entrenar_core.models.rows import HeadRows, Rows
 from entrenar_core.models.sentences import vectors_of
 from entrenar_core.teachers.precomputed import Said
 from entrenar_core.training.objective import Now, Objective, RowTerm
@@ -84,15 +84,15 @@ class DistillationStep(nn.Module):
             total = term(record, said.record, batch)
         return total
 
-    def _of_rows(self, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
-        if self.output is not None and (teacher is None or isinstance(teacher, HeadRows)):
+    def _of_rows(self, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
+        if self.output is not None:
             return self._from_hidden(self.output, batch, teacher, now)
         counting = self.objective.counting
         logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
         student_NV = counting.rows(logits[..., : counting.vocabulary], batch)
         return self._from_logits(student_NV, batch, teacher, now)
 
-    def _from_logits(self, student_NV: Tensor, batch: Batch, teacher: Rows | None, now: Sequence[Now]) -> StepLoss:
+    def _from_logits(self, student_NV: Tensor, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
         counting = self.objective.counting
         weights_N = counting.weights(batch)
         # a graph for ranks that have nothing to count; of no number, since in 16 bits a sum may be infinite
@@ -103,14 +103,14 @@ class DistillationStep(nn.Module):
                 values_N = cross_entropy(student_NV, counting.labels(batch), smoothing=term.smoothing)
             else:
                 assert teacher is not None, "a divergence needs a teacher"
-                divergence = soften(partial(of_logits, term.core), present.temperature, term.power)
-                values_N = divergence(student_NV, teacher.of(slice(None)))
+                t = present.temperature
+                values_N = divergence_from(teacher, term.core, student_NV, t) * t**term.power
             total = (values_N if weights_N is None else values_N * weights_N).sum()
             loss = loss + total * present.factor
             shares[index] = total.detach() / max(present.count, 1)
         return StepLoss(loss, shares)
 
-    def _from_hidden(self, output: OutputLayer, batch: Batch, teacher: HeadRows | None, now: Sequence[Now]) -> StepLoss:
+    def _from_hidden(self, output: OutputLayer, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
         """In tiles, inside the output layer's own forward pass."""
         found: list[StepLoss] = []
         tiled = partial(self._tiled, output=output, batch=batch, teacher=teacher, now=now)
@@ -119,7 +119,7 @@ class DistillationStep(nn.Module):
         return found[0]
 
     def _tiled(
-        self, hidden_BTH: Tensor, output: OutputLayer, batch: Batch, teacher: HeadRows | None, now: Sequence[Now]
+        self, hidden_BTH: Tensor, output: OutputLayer, batch: Batch, teacher: Targets | None, now: Sequence[Now]
     ) -> StepLoss:
         counting = self.objective.counting
         soft: dict[int, SoftTerm] = {}
@@ -132,8 +132,7 @@ class DistillationStep(nn.Module):
         found = head_loss(
             counting.rows(hidden_BTH, batch),
             output.head,
-            teacher_hidden_NK=None if teacher is None else teacher.hidden_NH,
-            teacher_head=None if teacher is None else teacher.head,
+            teacher=teacher,
             labels_N=counting.labels(batch),
             soft=list(soft.values()),
             hard=next(iter(hard.values()), None),
