@@ -30,7 +30,7 @@ from entrenar_core.data.ordering import epoch_batches
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.losses.targets import Logits
 from entrenar_core.models.rows import Counting
-from entrenar_core.teachers.precomputed import Said
+from entrenar_core.teachers.source import Said
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.loop import Loop, LoopSettings

@@ -25,7 +25,7 @@ from entrenar_core.models.loading import load_model, seeded
 from entrenar_core.models.output_layer import OutputLayer, output_layer_of
 from entrenar_core.models.rows import Counting
 from entrenar_core.models.sentences import SentenceEncoder
-from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.sentences import LiveSentences
 from entrenar_core.training.batches import StoredBatches
 from entrenar_core.training.layer_terms import make_layer_term

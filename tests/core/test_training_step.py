@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Collator
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.rows import Counting, read_rows
-from entrenar_core.teachers.precomputed import Said
+from entrenar_core.teachers.source import Said
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.step import DistillationStep
 

@@ -26,7 +26,7 @@ from entrenar_core.losses import (
 )
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.rows import Counting, read_rows
-from entrenar_core.teachers.precomputed import LiveTeacher
+from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.step import DistillationStep
 from tiny_jobs import build_models, classification

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from entrenar_core.errors import UsageError
-from entrenar_distill.reports import Design, DiagnosisReport, LossTable, Plan, RunReport, ValidationReport
+from entrenar_core.teachers.cache.settings import KindName, Precision
+from entrenar_distill.reports import CacheReport, Design, DiagnosisReport, LossTable, Plan, RunReport, ValidationReport
 
 if TYPE_CHECKING:
     from entrenar_core.config.loading import Loaded
     from entrenar_distill.assembly import Flags
 
 app = typer.Typer(help="Distil a small model out of a large one.")
+cache = typer.Typer(help="Keep what a teacher says, so that it need not be asked again.")
+app.add_typer(cache, name="cache")
 
 RUN_EXAMPLES = """
 entrenar-distill run configs/quickstart.yaml
@@ -38,6 +41,18 @@ entrenar-distill diagnose configs/quickstart.yaml
 entrenar-distill diagnose distill.yaml --rows 64 --set distillation.temperature=4   fewer rows, another temperature
 
 entrenar-distill diagnose distill.yaml --json
+"""
+BUILD_EXAMPLES = """
+entrenar-distill cache build distill.yaml --output teacher-cache   last hidden states, and the head
+
+entrenar-distill cache build distill.yaml --kind topk --top-k 50 --output teacher-cache
+
+entrenar-distill run distill.yaml --set teacher.cache=teacher-cache   learn from it
+"""
+INFO_EXAMPLES = """
+entrenar-distill cache info teacher-cache
+
+entrenar-distill cache info teacher-cache --verify --json   compare every checksum
 """
 LOSSES_EXAMPLES = """
 entrenar-distill losses
@@ -140,6 +155,42 @@ def diagnose(
     from entrenar_distill.diagnosing import diagnose as look
 
     return look(loaded.config, "the command line" if file is None else str(file), rows)
+
+
+@cache.command("build", epilog=BUILD_EXAMPLES)
+def cache_build(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache.")],
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    settings: Settings = None,
+    kind: Annotated[
+        KindName | None,
+        typer.Option(help="What is kept; hidden, and logits of classifiers, if not given.", show_default=False),
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Of hidden states.")] = "bfloat16",
+    top_k: Annotated[int, typer.Option(help="How many tokens of --kind topk.", min=1)] = 100,
+    samples: Annotated[int, typer.Option(help="How many draws of --kind sampled.", min=1, max=255)] = 50,
+    force: Annotated[bool, typer.Option("--force", help="Replace another cache in the folder.")] = False,
+) -> CacheReport:
+    """Let the teacher read every row once, and keep what it says. A build that was stopped goes on."""
+    loaded = _assembled(_one(config, config_option), teacher, student, None, settings)
+    from entrenar_core.teachers.cache.settings import CacheSettings
+    from entrenar_distill.caching import build
+
+    return build(loaded.config, output, CacheSettings(kind, precision, top_k, samples), force=force)
+
+
+@cache.command("info", epilog=INFO_EXAMPLES)
+def cache_info(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The cache.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every row and compare its checksum.")] = False,
+) -> CacheReport:
+    """Show what a cache holds, what it was made of, and how far it is from the teacher."""
+    from entrenar_distill.caching import info
+
+    return info(folder, verify=verify)
 
 
 @app.command(epilog=LOSSES_EXAMPLES)

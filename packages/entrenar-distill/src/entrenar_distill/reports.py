@@ -1,12 +1,14 @@
 """What the commands return. Standard library only, so that it imports in no time."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from entrenar_core.diagnosis.findings import Diagnosis, SentenceDiagnosis
 from entrenar_core.reports import Plan, RunReport
 
 __all__ = [
+    "CacheReport",
     "Check",
     "Design",
     "DiagnosisReport",
@@ -85,6 +87,30 @@ class DiagnosisReport:
     config: str
     vocabulary: Vocabulary
     diagnosis: Diagnosis | SentenceDiagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What a cache of a teacher holds.
+
+    `kind` has the settings of what is kept, `made_of` what it hangs on. `measured` is how far what is kept is from the
+    live teacher on some rows: the KL of a student from both, in nats, and the angle between the gradients of both, in
+    degrees. `verified`: every checksum was compared just now.
+    """
+
+    folder: Path
+    complete: bool
+    verified: bool
+    kind: dict[str, Any]
+    made_of: dict[str, Any]
+    teacher: dict[str, Any]
+    rows: int
+    positions: int
+    shards: int
+    bytes: int
+    bytes_per_position: float
+    built: dict[str, Any] | None
+    measured: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

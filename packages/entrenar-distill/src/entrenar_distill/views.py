@@ -10,7 +10,15 @@ from entrenar_core.reports import ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
 from entrenar_distill.diagnosis_views import diagnosis
-from entrenar_distill.reports import Design, DiagnosisReport, Loss, LossTable, ProposedStudent, ValidationReport
+from entrenar_distill.reports import (
+    CacheReport,
+    Design,
+    DiagnosisReport,
+    Loss,
+    LossTable,
+    ProposedStudent,
+    ValidationReport,
+)
 
 
 def run_report(report: RunReport) -> list[Block]:
@@ -161,6 +169,42 @@ def validation(report: ValidationReport) -> Table:
     return Table(f"{report.config} is valid", ("check", "", "detail"), rows)
 
 
+def cache(report: CacheReport) -> Table:
+    """What a cache holds."""
+    measured, built = report.measured, report.built
+    facts = {
+        "Folder": str(report.folder),
+        "Kept": _kept(report.kind),
+        "Teacher": f"{report.teacher['reference']}, {count(report.teacher['parameters'])} parameters",
+        "Rows": f"{report.rows:,}, {count(report.positions)} positions",
+        "Size": f"{size(report.bytes)} in {report.shards} shards, {report.bytes_per_position:,.0f} bytes a position",
+    }
+    if built is not None:
+        facts["Built"] = f"in {duration(built['seconds'])}, {_rate(built['positions_per_s'])} positions/s"
+    if measured is not None:
+        facts["KL"] = f"{measured['kl']:+.2g} nats beside the live teacher, where it is {measured['kl_live']:.2g}"
+        facts["Gradient"] = (
+            f"{measured['gradient_angle']:.2g}° from the live teacher's, of a single position "
+            f"{measured['position_angle']:.2g}°"
+        )
+    if not report.complete:
+        facts["State"] = "not complete: the same `cache build` goes on with it"
+    notes = ("every checksum is right",) if report.verified else ()
+    return key_values("Cache", facts, notes=notes)
+
+
+def _kept(kind: dict[str, Any]) -> str:
+    match kind["name"]:
+        case "hidden":
+            return f"last hidden states in {kind['precision']}, {kind['width']} numbers, and the head"
+        case "topk":
+            return f"the likeliest {kind['k']} tokens, and what the others have together"
+        case "sampled":
+            return f"{kind['samples']} draws at temperature {kind['temperature']:g}"
+        case _:
+            return "all logits"
+
+
 _SHARED = ("weight", "temperature", "top_k_tail", "entropy_threshold")
 
 
@@ -235,5 +279,6 @@ VIEWS: ViewTable = {
     ValidationReport: View(validation, quiet=lambda _: []),
     Design: View(design, quiet=lambda report: [_student_section(report.proposals[0], 1).partition("\n")[2]]),
     DiagnosisReport: View(diagnosis, quiet=_troubles),
+    CacheReport: View(cache, quiet=lambda report: _folder(report.folder)),
     LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

@@ -78,6 +78,9 @@ class TeacherConfig(ModelSource):
         description="Which vector is a sentence's: of its first or last token, or their mean; as its folder says, or "
         "mean, if not given.",
     )
+    cache: Folder | None = Field(
+        None, description="What `entrenar-distill cache build` kept of it: the teacher itself is then not loaded."
+    )
 
 
 def _layers(value: object) -> object:

@@ -21,7 +21,6 @@ RENAMED: dict[str, str] = {
 }
 
 ABSENT: dict[str, str] = {
-    "teacher.cache": "the teacher runs live",
     "teacher.endpoint": "the teacher is a model that is loaded",
     "teacher.model": "the teacher is a model that is loaded",
     "teacher.members": "there is one teacher",

@@ -30,7 +30,8 @@ from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
-from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher
+from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.precomputed import PrecomputedTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
 from entrenar_core.training.assembly import make_accelerator, make_student, student_name
 from entrenar_core.training.callbacks import Callback

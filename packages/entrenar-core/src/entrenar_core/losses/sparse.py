@@ -33,6 +33,11 @@ class TopKRows:
     vocabulary: int
 
     @property
+    def whole(self) -> bool:
+        """As of `Targets`."""
+        return False
+
+    @property
     def columns(self) -> int:
         """As of `Targets`."""
         return self.vocabulary
@@ -69,6 +74,11 @@ class SampledRows:
     preferred_N: Tensor
     temperature: float
     vocabulary: int
+
+    @property
+    def whole(self) -> bool:
+        """As of `Targets`."""
+        return False
 
     @property
     def columns(self) -> int:

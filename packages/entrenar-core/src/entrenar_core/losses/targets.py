@@ -38,6 +38,11 @@ class Targets(Protocol):
     """A teacher's rows."""
 
     @property
+    def whole(self) -> bool:
+        """Whether all of a row's distribution is known, and so its distance from a student's."""
+        ...
+
+    @property
     def columns(self) -> int:
         """Of how many tokens or classes they are; a head may be padded beyond those that are real."""
         ...
@@ -58,6 +63,11 @@ class Logits:
     """Logits that are at hand."""
 
     logits_NV: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """As of `Targets`."""
+        return True
 
     @property
     def columns(self) -> int:
@@ -91,6 +101,11 @@ class HeadRows:
     vocabulary: int | None = None
 
     @property
+    def whole(self) -> bool:
+        """As of `Targets`."""
+        return True
+
+    @property
     def columns(self) -> int:
         """As of `Targets`."""
         return self.head.weight_VH.shape[0]
@@ -122,6 +137,11 @@ class Mixture:
 
     members: Sequence[Logits | HeadRows]
     weights: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """As of `Targets`."""
+        return True
 
     @property
     def columns(self) -> int:

@@ -6,6 +6,7 @@ Shapes: N texts, C classes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +27,10 @@ from entrenar_core.teachers.finetuning import (
     probe_classifier,
     readable_length,
 )
-from entrenar_core.teachers.precomputed import LiveTeacher, PrecomputedTeacher, Teacher, classify
+from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.precomputed import PrecomputedTeacher, classify
 from entrenar_core.teachers.sentences import SentenceTeacher, sentence_teacher
+from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch, score_logits
 from entrenar_core.training.signals import StopRequest
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 class ReadyTeacher:
     """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
 
-    source: Teacher | SentenceTeacher
+    source: TeacherSource | SentenceTeacher
     scores: Scores
     parameters: int
     model: "PreTrainedModel | None"
@@ -66,6 +69,8 @@ def make_teacher(
         ModelError: it cannot be loaded, or says what are no numbers.
         Interrupted, TrainingError: while it was fitted.
     """
+    if prepared.config.teacher.cache is not None and not looking:
+        return _cached(prepared, prepared.config.teacher.cache, accelerator, on_batch)
     if prepared.task == EMBEDDING:
         model = _loaded(prepared)
         source, scores = sentence_teacher(prepared, model, accelerator, on_batch, looking=looking)
@@ -102,6 +107,17 @@ def make_teacher(
         looking,
     )
     return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(model), model)
+
+
+def _cached(prepared: "Preparation", folder: Path, accelerator: Accelerator, on_batch: OnBatch) -> ReadyTeacher:
+    """A teacher of a cache. Its model is loaded where the student is made of it, and not beyond."""
+    from entrenar_core.teachers.cache.opening import open_cache
+    from entrenar_core.teachers.cache.scoring import score_cached
+
+    source, manifest = open_cache(prepared, folder, accelerator.device)
+    model = _loaded(prepared) if prepared.config.student.init_from is not None else None
+    scores = _sound(score_cached(prepared, source, accelerator, on_batch), prepared)
+    return ReadyTeacher(source, scores, int(manifest.teacher["parameters"]), model)
 
 
 def _reader(prepared: "Preparation", model: nn.Module) -> nn.Module:

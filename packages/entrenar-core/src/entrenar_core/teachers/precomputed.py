@@ -7,36 +7,19 @@ Shapes: N texts, C classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses.targets import Logits
-from entrenar_core.models.output_layer import OutputLayer
-from entrenar_core.models.recording import Record, recording
-from entrenar_core.models.rows import Counting, Rows, read_rows
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.reading import in_order, text_batches
+from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.training.evaluation import OnBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a teacher says of a batch: of the rows that count, and what passed inside of it, if it was asked. A sentence
-    encoder says a vector of each row instead.
-    """
-
-    rows: Rows | None
-    record: Record | None = None
-    vectors_BK: Tensor | None = None
-
-
-TeacherSays = Callable[[Batch], Said]
 
 
 class ByRow:
@@ -68,34 +51,6 @@ class PrecomputedTeacher:
         """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""
         assert not wants.anything, "layers are compared over the same tokens"
         return lambda batch: Said(self.rows(batch))
-
-
-class LiveTeacher:
-    """A model that reads the student's batches, at the same autocast as the student."""
-
-    def __init__(
-        self, model: nn.Module, accelerator: Accelerator, counting: Counting, output: OutputLayer | None = None
-    ) -> None:
-        self.model = model.to(accelerator.device).eval().requires_grad_(False)
-        self.accelerator, self.counting, self.output = accelerator, counting, output
-
-    @torch.no_grad()
-    def rows(self, batch: Batch) -> Rows:
-        """What it says of the rows or positions that count."""
-        with self.accelerator.autocast():
-            return read_rows(self.model, batch, self.counting, self.output)
-
-    def listening(self, wants: Wants) -> TeacherSays:
-        """What it says in training: also what passes in the layers that are wanted."""
-
-        def says(batch: Batch) -> Said:
-            with recording(self.model, **wants.arguments()) as record:
-                return Said(self.rows(batch), record)
-
-        return says if wants.anything else lambda batch: Said(self.rows(batch))
-
-
-Teacher = PrecomputedTeacher | LiveTeacher
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.finetuning import readable_length
-from entrenar_core.teachers.precomputed import ByRow, Said, TeacherSays, classify
+from entrenar_core.teachers.precomputed import ByRow, classify
+from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.training.evaluation import OnBatch
 from entrenar_core.training.sentence_evaluation import score_sentences
 

@@ -16,12 +16,13 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TILE, entropy, moments
 from entrenar_core.diagnosis.troubles import find_troubles
+from entrenar_core.losses.targets import HeadRows, Logits
 from entrenar_core.models.rows import Rows, read_rows
 from entrenar_core.models.sentences import vectors_of
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.precomputed import Teacher
 from entrenar_core.teachers.sentences import SentenceTeacher
+from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.gradients import gradient_norms, parameter_groups
 from entrenar_core.training.layer_terms import LayerTerm
@@ -50,7 +51,7 @@ class Diagnostics(Callback):
         self,
         every: int,
         step: DistillationStep,
-        teacher: Teacher | SentenceTeacher | None,
+        teacher: TeacherSource | SentenceTeacher | None,
         accelerator: Accelerator,
         note: Callable[[str], None],
         lines: Sequence[Mapping[str, Any]] = (),
@@ -94,7 +95,7 @@ class Diagnostics(Callback):
     def _beside_teacher(
         self,
         batch: Batch,
-        teacher: Teacher | SentenceTeacher,
+        teacher: TeacherSource | SentenceTeacher,
         weighed: Sequence[VectorTerm | LayerTerm],
         now: Sequence[Now],
     ) -> dict[str, Any]:
@@ -102,8 +103,9 @@ class Diagnostics(Callback):
             return self._vectors(batch, teacher, [term for term in weighed if isinstance(term, VectorTerm)])
         return self._distributions(batch, teacher, now)
 
-    def _distributions(self, batch: Batch, teacher: Teacher, now: Sequence[Now]) -> dict[str, Any]:
+    def _distributions(self, batch: Batch, teacher: TeacherSource, now: Sequence[Now]) -> dict[str, Any]:
         said = teacher.rows(batch)
+        assert isinstance(said, Logits | HeadRows), "checked before training"
         stride = math.ceil(len(said) / MOST_ROWS)
         beside = Beside()
         beside.add(self._student_rows(batch), said, stride)

@@ -20,7 +20,7 @@ from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy
 from entrenar_core.losses.divergence import forward_kl_core
-from entrenar_core.losses.targets import Logits, Targets, log_softmax
+from entrenar_core.losses.targets import Logits, Targets, TargetTiles, log_softmax
 from entrenar_core.models.output_layer import OutputLayer
 from entrenar_core.models.rows import Counting, Rows, read_rows
 from entrenar_core.reports import Scores
@@ -78,6 +78,35 @@ def evaluate(
     """
     training = model.training
     model.eval()
+    scores = evaluate_rows(
+        lambda batch: read_rows(model, batch, counting, output),
+        rows,
+        collator=collator,
+        batch_size=batch_size,
+        counting=counting,
+        accelerator=accelerator,
+        teacher=teacher,
+        tags=tags,
+        on_batch=on_batch,
+    )
+    model.train(training)
+    return scores
+
+
+@torch.no_grad()
+def evaluate_rows(
+    said: Callable[[Batch], Rows],
+    rows: Any,
+    *,
+    collator: Collator,
+    batch_size: int,
+    counting: Counting,
+    accelerator: Accelerator,
+    teacher: TeacherRows | None = None,
+    tags: Sequence[str] | None = None,
+    on_batch: OnBatch = watched_by_nobody,
+) -> Scores:
+    """Scores what is `said` of each batch, by a model or by whatever kept it; the arguments are those of `evaluate`."""
     entities = tags is not None and are_entity_tags(tags)
     sums = torch.zeros(9, dtype=torch.float64)
     batches = math.ceil(len(rows) / batch_size)
@@ -87,11 +116,10 @@ def evaluate(
         on_batch(done, batches)
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
-            student = read_rows(model, batch, counting, output)
+            student = said(batch)
             sums[:6] += _sums(student, counting.labels(batch), None if teacher is None else teacher(batch))
             if entities:
                 sums[6:] += _entities(student, counting.labels(batch), batch, tags or ())
-    model.train(training)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
     scores = _scores(sums[:6], len(rows), counting.shifted, teacher is not None)
@@ -103,7 +131,7 @@ def _sums(student: Rows, labels_N: Tensor, teacher: Targets | None) -> Tensor:
     has them.
     """
     sums = torch.zeros(6, dtype=torch.float64)
-    tiles = None if teacher is None else teacher.tiles(student.width)
+    tiles, whole = (None, False) if teacher is None else (teacher.tiles(student.width), teacher.whole)
     for start in range(0, len(student), _ROWS):
         tile = slice(start, min(start + _ROWS, len(student)))
         student_NV, labels = student.of(tile), labels_N[tile]
@@ -111,11 +139,17 @@ def _sums(student: Rows, labels_N: Tensor, teacher: Targets | None) -> Tensor:
         if tiles is not None:
             tiles.load(tile)
             agree = student_NV.argmax(-1) == tiles.preferred()
-            log_q_NV = log_softmax(student_NV, 1.0)
-            kl_N = tiles.local(forward_kl_core, log_q_NV, slice(None), 1.0).values_N
-            of_rows += [torch.ones_like(agree), kl_N, agree]
+            of_rows += [torch.ones_like(agree), _distances(student_NV, tiles, whole=whole), agree]
         sums[: len(of_rows)] += torch.stack([values.float() for values in of_rows]).cpu().double().sum(1)
     return sums
+
+
+def _distances(student_NV: Tensor, teacher: TargetTiles, *, whole: bool) -> Tensor:
+    """The KL of each row of a tile, NaN where too little is known of the teacher."""
+    if not whole:
+        return student_NV.new_full(student_NV.shape[:1], torch.nan)
+    log_q_NV = log_softmax(student_NV, 1.0)
+    return teacher.local(forward_kl_core, log_q_NV, slice(None), 1.0).values_N
 
 
 def _entities(student: Rows, labels_N: Tensor, batch: Batch, tags: Sequence[str]) -> Tensor:
@@ -128,6 +162,12 @@ def _entities(student: Rows, labels_N: Tensor, batch: Batch, tags: Sequence[str]
     return torch.tensor([total.correct, total.predicted, total.labelled], dtype=torch.float64)
 
 
+def score_labels(log_p_N: Tensor, correct_N: Tensor, examples: int, *, predicts: bool) -> Scores:
+    """Scores of a teacher of whom the log-probability of each label is known, and whether it prefers it."""
+    told = [float(len(log_p_N)), -float(log_p_N.double().sum()), float(correct_N.sum()), 0.0, 0.0, 0.0]
+    return _scores(torch.tensor(told, dtype=torch.float64), examples, predicts, compared=False)
+
+
 def _scores(sums: Tensor, examples: int, predicts: bool, compared: bool) -> Scores:
     targets, loss, correct, rows, kl, agreeing = sums.tolist()
     mean = loss / max(targets, 1)
@@ -137,7 +177,7 @@ def _scores(sums: Tensor, examples: int, predicts: bool, compared: bool) -> Scor
         cross_entropy=mean,
         accuracy=correct / max(targets, 1),
         perplexity=math.exp(min(mean, 700.0)) if predicts else None,
-        kl=kl / max(rows, 1) if compared else None,
+        kl=kl / max(rows, 1) if compared and not math.isnan(kl) else None,
         agreement=agreeing / max(rows, 1) if compared else None,
     )
 

@@ -23,7 +23,7 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.errors import Interrupted
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.precomputed import TeacherSays
+from entrenar_core.teachers.source import TeacherSays
 from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.checkpoints import (

@@ -24,8 +24,9 @@ from entrenar_core.models.layer_sizes import Sizes, layer_sizes
 from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import require_recordable
 from entrenar_core.models.wants import EMBEDDINGS
-from entrenar_core.teachers.precomputed import LiveTeacher, Teacher
+from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
+from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.preparation import Preparation
@@ -33,7 +34,7 @@ from entrenar_core.training.vector_terms import VectorTerm, make_vector_term
 
 
 def make_objective(
-    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | SentenceTeacher | None
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
 ) -> Objective:
     """What a training makes small.
 
@@ -67,7 +68,7 @@ def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher
 
 
 def _vector_terms(
-    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: Teacher | SentenceTeacher | None
+    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
 ) -> Iterator[VectorTerm]:
     for term in terms:
         assert isinstance(student, PreTrainedModel)

@@ -17,8 +17,8 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING, TAGGING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
-from entrenar_core.teachers.precomputed import Teacher
 from entrenar_core.teachers.sentences import SentenceTeacher, judge
+from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.assembly import make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.checkpoints import Progress
@@ -114,7 +114,7 @@ class Run:
             raise Interrupted(f"stopped during {self.phase}; what was saved before is kept")
 
     def _evaluate(
-        self, model: torch.nn.Module, teacher: Teacher | SentenceTeacher | None, on_batch: OnBatch | None = None
+        self, model: torch.nn.Module, teacher: TeacherSource | SentenceTeacher | None, on_batch: OnBatch | None = None
     ) -> Scores:
         if isinstance(teacher, SentenceTeacher):
             return judge(self.prepared, model, teacher, self.accelerator, on_batch or self._watch)
@@ -131,7 +131,9 @@ class Run:
             on_batch=on_batch or self._watch,
         )
 
-    def _final(self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher, progress: Progress) -> Scores:
+    def _final(
+        self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher, progress: Progress
+    ) -> Scores:
         """The scores of the selected weights, told unless an evaluation in training has told them.
 
         Raises:
@@ -152,7 +154,7 @@ class Run:
             journal.evaluation(progress.step, scores)
         return scores
 
-    def _before(self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher) -> Scores:
+    def _before(self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher) -> Scores:
         """The student's scores before the first step, measured once in the life of a run."""
         self._phase("student before training")
         file = self.folder.path / "metrics.jsonl"
@@ -164,7 +166,11 @@ class Run:
         return scores
 
     def _train(
-        self, student: "PreTrainedModel", teacher: Teacher | SentenceTeacher | None, objective: Objective, name: str
+        self,
+        student: "PreTrainedModel",
+        teacher: TeacherSource | SentenceTeacher | None,
+        objective: Objective,
+        name: str,
     ) -> Progress:
         main = name == "student"
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -195,7 +201,7 @@ class Run:
         return progress
 
     def _diagnostics(
-        self, step: DistillationStep, teacher: Teacher | SentenceTeacher | None, folder: Path
+        self, step: DistillationStep, teacher: TeacherSource | SentenceTeacher | None, folder: Path
     ) -> tuple[Diagnostics, ...]:
         every = self.training.diagnose_every
         if every is None or not self.accelerator.is_main_process:

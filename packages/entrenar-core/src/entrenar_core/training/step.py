@@ -19,7 +19,7 @@ from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.sentences import vectors_of
-from entrenar_core.teachers.precomputed import Said
+from entrenar_core.teachers.source import Said
 from entrenar_core.training.objective import Now, Objective, RowTerm
 from entrenar_core.training.vector_terms import VectorTerm
 

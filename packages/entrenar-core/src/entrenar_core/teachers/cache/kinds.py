@@ -9,7 +9,7 @@ Shapes: N positions, H width, K tokens of a position, J temperatures, V vocabula
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from entrenar_core.losses.head import Head
 from entrenar_core.losses.sparse import TopKRows
 from entrenar_core.losses.sums import at_least_fp32
 from entrenar_core.losses.targets import HeadRows, Logits, Targets
+from entrenar_core.teachers.cache.settings import Precision
 from entrenar_core.teachers.cache.shards import Arrays
 
 Rows = Logits | HeadRows
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
 TILE = 256
 """Rows of logits at a time."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -43,7 +43,10 @@ class TaughtRow:
 class Kind(Protocol):
     """How a teacher's rows are kept."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
 
     def bytes_per_position(self) -> float:
         """What a position takes; of draws, at most."""

@@ -48,6 +48,7 @@ def write_shard(file: Path, keys: Sequence[bytes], rows: Sequence[Arrays], about
             save_file(tensors, aside, metadata=dict(about))
             with aside.open("rb") as written:
                 os.fsync(written.fileno())
+            aside.chmod(file.parent.stat().st_mode & 0o666)  # as other files here; safetensors makes its own private
             aside.replace(file)
         finally:
             aside.unlink(missing_ok=True)

@@ -52,4 +52,6 @@ class Store:
     def gathered(self, places: Iterable[int]) -> dict[str, np.ndarray]:
         """Some rows, one behind the other, copied; raises as `read`."""
         rows = [self.read(place) for place in places]
+        if not rows:
+            return {name: values[:0] for name, values in self.read(0).items()}
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

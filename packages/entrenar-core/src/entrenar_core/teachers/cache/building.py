@@ -1,0 +1,107 @@
+"""Building a cache: the teacher reads every row once, shard by shard; what is whole is not built again."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from entrenar_core.errors import DataError, Interrupted
+from entrenar_core.losses.targets import HeadRows, Logits
+from entrenar_core.models.rows import Rows
+from entrenar_core.teachers.cache.kinds import Kind, TaughtRow
+from entrenar_core.teachers.cache.planning import CachePlan, PlannedRow, collated
+from entrenar_core.teachers.cache.shards import Arrays, Shard, write_shard
+from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from entrenar_core.training.preparation import Preparation
+
+OnBatch = Callable[[int, int], None]
+"""Is told how many batches are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Reads the rows of a plan with the teacher, and keeps what it says of them.
+
+    `about` says what the cache is made of: a shard of another one is written anew.
+    """
+
+    prepared: "Preparation"
+    teacher: LiveTeacher
+    kind: Kind
+    plan: CachePlan
+    folder: Path
+    about: str
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        files = (shard_file(self.folder, number) for number in range(len(self.plan.shards)))
+        return [number for number, file in enumerate(files) if not is_whole(file, self.about)]
+
+    def positions_per_s(self) -> float:
+        """How fast the teacher reads a batch of middle length."""
+        batches = [batch for shard in self.plan.shards for batch in shard]
+        batch = batches[len(batches) // 2]
+        began = time.perf_counter()
+        positions = sum(row.positions for row, _ in self._read(batch))
+        return positions / max(time.perf_counter() - began, 1e-9)
+
+    def build(self, stop: StopRequest, on_batch: OnBatch) -> float:
+        """Writes every shard that is missing, and tells how many positions a second it read.
+
+        Raises:
+            Interrupted: asked to stop; whole shards are kept.
+            OutputError: a shard cannot be written.
+        """
+        missing, total = self.missing(), sum(map(len, self.plan.shards))
+        done = total - sum(len(self.plan.shards[number]) for number in missing)
+        positions, began = 0, time.perf_counter()
+        for number in missing:
+            keys: list[bytes] = []
+            kept: list[Arrays] = []
+            for batch in self.plan.shards[number]:
+                on_batch(done, total)
+                if stop.requested:
+                    built = len(self.plan.shards) - len(missing) + missing.index(number)
+                    raise Interrupted(f"stopped with {built} of {len(self.plan.shards)} shards built, which are kept")
+                for row, arrays in self._read(batch):
+                    keys.append(row.key)
+                    kept.append(arrays)
+                    positions += row.positions
+                done += 1
+            write_shard(shard_file(self.folder, number), keys, kept, {"cache": self.about, "shard": str(number)})
+        on_batch(total, total)
+        return positions / max(time.perf_counter() - began, 1e-9)
+
+    def _read(self, rows: Sequence[PlannedRow]) -> Iterator[tuple[PlannedRow, Arrays]]:
+        """What is kept of the rows of a batch."""
+        batch = collated(self.prepared, rows).to(self.teacher.accelerator.device)
+        said, labels_N = self.teacher.rows(batch), self.prepared.counting.labels(batch)
+        start = 0
+        for row in rows:
+            places = slice(start, start + row.positions)
+            yield row, self.kind.kept(TaughtRow(_part(said, places), labels_N[places], row.key))
+            start += row.positions
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def is_whole(file: Path, about: str) -> bool:
+    """Whether a shard of this very cache is there."""
+    try:
+        return file.exists() and Shard(file).about.get("cache") == about
+    except DataError:
+        return False
+
+
+def _part(said: Rows, places: slice) -> Rows:
+    """Some of what a teacher says."""
+    if isinstance(said, HeadRows):
+        return HeadRows(said.hidden_NH[places], said.head, said.vocabulary)
+    return Logits(said.logits_NV[places])

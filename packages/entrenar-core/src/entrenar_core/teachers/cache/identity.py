@@ -1,0 +1,102 @@
+"""What a cache was made of, and what of it is another now: of another teacher, signals are worth nothing."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.models.heads import CAUSAL_LM, MASKED_LM
+from entrenar_core.models.tokenizer_facts import facts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from entrenar_core.training.preparation import Preparation
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """All that decides which signals a teacher gives of which tokens.
+
+    Hashes are SHA-256. Rows are no part of it: each is known by its own tokens. `masking` are the settings that masks
+    follow from, None where nothing is masked.
+    """
+
+    task: str
+    teacher: str
+    weights: str
+    dtype: str
+    precision: str
+    finetune: str | None
+    tokenizer: str
+    template: str | None
+    max_length: int
+    vocabulary: int | None
+    masking: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return asdict(self)
+
+
+_NAMES = {
+    "task": "the task",
+    "weights": "the teacher's weights",
+    "dtype": "`teacher.dtype`",
+    "precision": "`training.mixed_precision`",
+    "finetune": "`teacher.finetune`, or what the teacher was fitted to",
+    "tokenizer": "the tokenizer",
+    "template": "the chat template",
+    "max_length": "`dataset.max_length`",
+    "vocabulary": "the number of tokens",
+    "masking": "what is masked (`dataset.mask_probability`, `training.seed`)",
+}
+_HASHES = ("weights", "tokenizer", "template", "finetune")
+
+
+def identity_of(prepared: "Preparation") -> Identity:
+    """Of a prepared distillation; reads every byte of the teacher's weights."""
+    config = prepared.config
+    finetune = config.teacher.finetune
+    masked = {"probability": config.dataset.mask_probability, "seed": config.training.seed}
+    return Identity(
+        task=prepared.task,
+        teacher=str(prepared.teacher.reference),
+        weights=prepared.teacher.fingerprint(),
+        dtype=config.teacher.dtype,
+        precision=config.training.mixed_precision,
+        finetune=None
+        if finetune is None
+        else _hash([finetune.model_dump(mode="json"), config.training.seed, prepared.rows.fingerprint]),
+        tokenizer=tokenizer_hash(prepared.tokenizer),
+        template=_template(prepared),
+        max_length=config.dataset.max_length,
+        vocabulary=prepared.vocabulary,
+        masking=json.dumps(masked) if prepared.task == MASKED_LM else None,
+    )
+
+
+def differences(built: Mapping[str, Any], now: Identity) -> Iterator[str]:
+    """What is another now than when the cache was built: `the tokenizer`, `dataset.max_length` 128, then 256."""
+    current = now.as_json()
+    for name, told in _NAMES.items():
+        if built.get(name) != current[name]:
+            yield told if name in _HASHES else f"{told} ({current[name]}, then {built.get(name)})"
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Over its tokens with their ids, its special ones, and what decides how a text is split."""
+    facts = facts_of(tokenizer)
+    return _hash([sorted(facts.tokens.items()), dict(facts.roles), dict(facts.parts)])
+
+
+def _template(prepared: "Preparation") -> str | None:
+    """Of the chat template, where rows are rendered by one."""
+    template = getattr(prepared.tokenizer, "chat_template", None)
+    uses = prepared.task == CAUSAL_LM and prepared.config.dataset.messages_column is not None
+    return _hash(template) if uses and template is not None else None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""What a cache says of itself: of what it was made, what is in it, and how far it is from the teacher."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entrenar_core.errors import DataError
+from entrenar_core.teachers.cache.shards import AGAIN
+from entrenar_core.training.files import write_json
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A cache's manifest.json.
+
+    `kind` has the name of the kind and its settings; `identity` is what it was made of (identity.py); `shards` are the
+    files with their SHA-256, empty until the cache is complete. `measured` is how far what is kept is from the live
+    teacher, on some rows.
+    """
+
+    kind: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    plan: str
+    data: str
+    rows: int
+    positions: int
+    teacher: Mapping[str, Any]
+    shards: Sequence[Mapping[str, Any]] = ()
+    built: Mapping[str, Any] | None = None
+    measured: Mapping[str, Any] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return bool(self.shards)
+
+    def write(self, folder: Path) -> None:
+        """In one step.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_json(folder / MANIFEST, {"version": VERSION, **{name: getattr(self, name) for name in self.__slots__}})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Of a cache in a folder.
+
+    Raises:
+        DataError: there is none, or it is damaged or of another version.
+    """
+    file = folder / MANIFEST
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content.pop("version")
+        if version != VERSION:
+            raise DataError(f"{file} is of version {version}, and this is a program for version {VERSION}", AGAIN)
+        return Manifest(**content)
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no cache", "build one with `entrenar-distill cache build`") from None
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is damaged: {error}", AGAIN) from error

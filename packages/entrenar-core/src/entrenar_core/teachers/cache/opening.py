@@ -1,0 +1,115 @@
+"""From a folder to a teacher: a cache that fits the run, with every row that the run will ask for."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from entrenar_core.errors import ConfigError, DataError, Problem
+from entrenar_core.losses.head import Head
+from entrenar_core.teachers.cache.building import shard_file
+from entrenar_core.teachers.cache.draws import Sampled
+from entrenar_core.teachers.cache.fitting import check_kind
+from entrenar_core.teachers.cache.identity import differences, identity_of
+from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK
+from entrenar_core.teachers.cache.manifest import Manifest, read_manifest
+from entrenar_core.teachers.cache.planning import plan_cache
+from entrenar_core.teachers.cache.shards import AGAIN
+from entrenar_core.teachers.cache.store import Store
+from entrenar_core.teachers.cache.teacher import CachedTeacher
+
+if TYPE_CHECKING:
+    from entrenar_core.training.preparation import Preparation
+
+HEAD = "head.safetensors"
+_KINDS: Mapping[str, Any] = {"topk": TopK, "sampled": Sampled, "logits": AllLogits}
+
+
+def kind_settings(kind: Kind) -> dict[str, Any]:
+    """A kind as a manifest holds it; the head of hidden states is a file of its own."""
+    found = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    head = found.pop("head", None)
+    if head is not None:
+        found |= {"scale": head.scale, "softcap": head.softcap}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def kind_of(manifest: Manifest, folder: Path, device: torch.device | str) -> Kind:
+    """The kind of a cache, with its head on a device.
+
+    Raises:
+        DataError: the head is missing or damaged, or the kind is not known.
+    """
+    settings = dict(manifest.kind)
+    try:
+        if settings["name"] != "hidden":
+            return _KINDS[settings.pop("name")](**settings)  # type: ignore[no-any-return]
+        tensors = _head(folder, device)
+        head = Head(tensors["weight"], tensors.get("bias"), settings.pop("scale"), settings.pop("softcap"))
+        return Hidden(head=head, **settings)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds a cache of an unknown kind: {error}", AGAIN) from error
+
+
+def write_head(head: Head, folder: Path) -> None:
+    """The head that makes logits of the hidden states; raises as `writing`."""
+    from safetensors.torch import save_file
+
+    from entrenar_core.training.files import writing
+
+    tensors = {"weight": head.weight_VH} | ({} if head.bias_V is None else {"bias": head.bias_V})
+    aside = folder / f".{HEAD}.partial"
+    with writing(folder / HEAD):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        aside.chmod(folder.stat().st_mode & 0o666)
+        aside.replace(folder / HEAD)
+
+
+def _head(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / HEAD, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{folder / HEAD} cannot be read: {error}", AGAIN) from error
+
+
+def open_cache(prepared: "Preparation", folder: Path, device: torch.device | str) -> tuple[CachedTeacher, Manifest]:
+    """The cache in a folder as the teacher of a prepared run, after all that it is for was compared.
+
+    Raises:
+        DataError: there is no cache, it is not complete, damaged, or lacks rows.
+        ConfigError: it was made of something else, or has not what the losses ask for.
+    """
+    manifest = read_manifest(folder)
+    if not manifest.complete:
+        raise DataError(f"the cache in {folder} is not complete", "go on with the same `entrenar-distill cache build`")
+    others = list(differences(manifest.identity, identity_of(prepared)))
+    if others:
+        message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"
+        raise ConfigError([Problem(message, "build it again, or change it back", "teacher.cache")])
+    kind = kind_of(manifest, folder, device)
+    if problems := check_kind(prepared.terms, kind):
+        raise ConfigError(problems)
+    store = Store([shard_file(folder, number) for number in range(len(manifest.shards))])
+    _require_rows(prepared, kind, store, folder)
+    return CachedTeacher(store, kind), manifest
+
+
+def _require_rows(prepared: "Preparation", kind: Kind, store: Store, folder: Path) -> None:
+    """Every row that the run will ask for."""
+    missing = [row for row in plan_cache(prepared, kind, batch_size=1).rows if store.place(row.key) is None]
+    if missing:
+        first = missing[0]
+        tokens = prepared.train_tokens if first.split == "train" else prepared.eval_tokens
+        text = prepared.tokenizer.decode(tokens[first.index]["input_ids"])[:60]
+        epoch = "" if first.epoch is None else f" as masked in epoch {first.epoch}"
+        raise DataError(
+            f"the cache in {folder} lacks {len(missing):,} rows of this data, such as row "
+            f"{tokens[first.index]['row']} of the {first.split} rows{epoch}: {text!r}",
+            "it was built with other rows: build it again",
+        )

@@ -1,0 +1,121 @@
+"""What a cache will hold: which rows, in which batches, in which shards, and how large it becomes.
+
+All of it follows from the rows and the settings, and not from the run that builds it, so that a build that was stopped
+goes on where it was, and ends with the same bytes as one that was not.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.data.collating import Batch, Collator
+from entrenar_core.models.heads import MASKED_LM
+from entrenar_core.teachers.cache.keys import keys_of
+from entrenar_core.teachers.cache.kinds import Kind
+
+if TYPE_CHECKING:
+    from entrenar_core.training.preparation import Preparation
+
+SHARD_BYTES = 64 * 2**20
+"""About as much is lost when a build is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row to be read: of which data, where in it, and how it is masked; how many of its positions count."""
+
+    key: bytes
+    length: int
+    positions: int
+    split: str
+    index: int
+    epoch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """The batches of every shard."""
+
+    shards: tuple[tuple[tuple[PlannedRow, ...], ...], ...]
+    bytes_per_position: float
+
+    @property
+    def rows(self) -> Iterator[PlannedRow]:
+        """All rows, in the order in which they are read."""
+        return (row for shard in self.shards for batch in shard for row in batch)
+
+    @property
+    def positions(self) -> int:
+        """All that is kept something of."""
+        return sum(row.positions for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """About how large the shards become; of draws, at most."""
+        return round(self.positions * self.bytes_per_position + sum(40 for _ in self.rows))
+
+    def digest(self) -> str:
+        """What tells this plan from others."""
+        found = hashlib.sha256()
+        for shard in self.shards:
+            for batch in shard:
+                found.update(b"".join(row.key for row in batch) + b"|")
+            found.update(b"||")
+        return found.hexdigest()
+
+
+def plan_cache(prepared: "Preparation", kind: Kind, *, batch_size: int) -> CachePlan:
+    """Every row of the training and the evaluation data once, and of masked texts once for every epoch.
+
+    Of two rows with the same tokens one is kept.
+    """
+    batches: list[tuple[PlannedRow, ...]] = []
+    seen: set[bytes] = set()
+    for group in _groups(prepared):
+        fresh = {row.key: row for row in group if row.key not in seen}
+        seen |= fresh.keys()
+        ordered = sorted(fresh.values(), key=lambda row: (row.length, row.key))
+        batches += [tuple(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
+    return CachePlan(tuple(_shards(batches, kind.bytes_per_position())), kind.bytes_per_position())
+
+
+def _shards(
+    batches: Sequence[tuple[PlannedRow, ...]], bytes_per_position: float
+) -> Iterator[tuple[tuple[PlannedRow, ...], ...]]:
+    shard: list[tuple[PlannedRow, ...]] = []
+    size = 0.0
+    for batch in batches:
+        shard.append(batch)
+        size += bytes_per_position * sum(row.positions for row in batch)
+        if size >= SHARD_BYTES:
+            yield tuple(shard)
+            shard, size = [], 0.0
+    if shard:
+        yield tuple(shard)
+
+
+def _groups(prepared: "Preparation") -> Iterator[Iterator[PlannedRow]]:
+    """Rows that are masked alike, which a batch does not mix."""
+    epochs: Sequence[int | None] = [None]
+    if prepared.task == MASKED_LM:  # other words are masked in every epoch
+        epochs = range(prepared.config.training.epochs)
+    for epoch in epochs:
+        yield _rows_of("train", prepared.train_tokens, prepared.collator, epoch)
+    yield _rows_of("evaluation", prepared.eval_tokens, prepared.collator, None)
+
+
+def _rows_of(split: str, tokens: Any, collator: Collator, epoch: int | None) -> Iterator[PlannedRow]:
+    collator = collator if epoch is None else collator.of_epoch(epoch)
+    for index, row in enumerate(tokens):
+        batch = collator([row])
+        (key,) = keys_of(batch)
+        yield PlannedRow(key, batch.input_ids_BT.shape[1], batch.num_soft, split, index, epoch)
+
+
+def collated(prepared: "Preparation", rows: Sequence[PlannedRow]) -> Batch:
+    """The batch of some rows of one group, as the teacher reads it."""
+    tokens = prepared.train_tokens if rows[0].split == "train" else prepared.eval_tokens
+    epoch = rows[0].epoch
+    collator = prepared.collator if epoch is None else prepared.collator.of_epoch(epoch)
+    return collator([tokens[row.index] for row in rows])

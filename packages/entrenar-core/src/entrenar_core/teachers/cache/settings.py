@@ -1,0 +1,37 @@
+"""What a build is asked for, and what it tells before it begins; without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+KindName = Literal["hidden", "topk", "sampled", "logits"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What is kept of the teacher. `kind` is found if not given: logits of a classifier, else hidden states.
+
+    `precision` is of hidden states; `top_k` tokens are kept of a top-k cache, and `samples` drawn of a sampled one.
+    """
+
+    kind: KindName | None = None
+    precision: Precision = "bfloat16"
+    top_k: int = 100
+    samples: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class CacheForecast:
+    """What a build will do. `bytes` is an estimate, of draws at most, and so are the `seconds` that it will take, from
+    how fast the teacher read a batch of middle length; None where nothing is left to read.
+    """
+
+    kind: str
+    rows: int
+    positions: int
+    bytes_per_position: float
+    bytes: int
+    shards: int
+    shards_there: int
+    positions_per_s: float | None
+    seconds: float
