@@ -149,8 +149,12 @@ def start(job: Path, *arguments: str, file_bytes: int | None = None) -> BaseProc
 
     With `file_bytes`, no file that it writes can become longer, as if the disk were full.
     """
-    program = (["run", str(job), *arguments], str(job.with_name("log")), file_bytes)
-    process = _context().Process(target=_program, args=program)
+    return start_program(["run", str(job), *arguments], job.with_name("log"), file_bytes=file_bytes)
+
+
+def start_program(arguments: Sequence[str], log: Path, *, file_bytes: int | None = None) -> BaseProcess:
+    """The same of any command line, its output appended to a file."""
+    process = _context().Process(target=_program, args=(list(arguments), str(log), file_bytes))
     process.start()
     return process
 

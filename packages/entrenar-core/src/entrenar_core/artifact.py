@@ -1,5 +1,6 @@
 """A model that lies on this machine: its files, what its configuration says it is, and its fingerprint."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,26 +50,36 @@ class ModelArtifact:
     tokenizer_path: Path | None
     commit: str | None = None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, tokenizer: bool = True) -> str:
         """SHA-256 over weights, config and tokenizer, the same wherever the folder lies.
 
         It is the hash of what `sha256sum` prints for these files, by name, in the order of their names. Reads every
         byte, a block at a time: 1.3 GB/s where the processor has SHA instructions, 0.3 GB/s where it has not.
 
+        Args:
+            tokenizer: whether its files belong to it.
+
         Raises:
             ModelError: one of the files cannot be read any more.
         """
         files = {file.relative_to(self.path).as_posix(): file for file in self.weight_files}
-        beside = [self.path / name for name in ("config.json", *TOKENIZER_FILES)]
+        beside = [self.path / name for name in ("config.json", *(TOKENIZER_FILES if tokenizer else ()))]
         files |= {file.name: file for file in beside if file.is_file()}
         lines = hashlib.sha256()
         for name, file in sorted(files.items()):
             try:
-                with file.open("rb") as stream:
-                    lines.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n".encode())
+                status = file.stat()
+                lines.update(f"{_digest(file, status.st_size, status.st_mtime_ns)}  {name}\n".encode())
             except OSError as error:
                 raise ModelError(f"{file} cannot be read: {error.strerror}", "check the file and its disk") from error
         return lines.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(file: Path, _size: int, _changed_ns: int) -> str:
+    """SHA-256 of a file, read once while it stays as it is."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def inspect_folder(

@@ -172,14 +172,19 @@ def cache_build(
     precision: Annotated[Precision, typer.Option(help="Of hidden states.")] = "bfloat16",
     top_k: Annotated[int, typer.Option(help="How many tokens of --kind topk.", min=1)] = 100,
     samples: Annotated[int, typer.Option(help="How many draws of --kind sampled.", min=1, max=255)] = 50,
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of a file; as much is lost when a build is killed.")
+    ] = "64MB",
     force: Annotated[bool, typer.Option("--force", help="Replace another cache in the folder.")] = False,
 ) -> CacheReport:
     """Let the teacher read every row once, and keep what it says. A build that was stopped goes on."""
     loaded = _assembled(_one(config, config_option), teacher, student, None, settings)
     from entrenar_core.teachers.cache.settings import CacheSettings
+    from entrenar_core.units import parse_size
     from entrenar_distill.caching import build
 
-    return build(loaded.config, output, CacheSettings(kind, precision, top_k, samples), force=force)
+    wanted = CacheSettings(kind, precision, top_k, samples, parse_size(shard_size))
+    return build(loaded.config, output, wanted, force=force)
 
 
 @cache.command("info", epilog=INFO_EXAMPLES)

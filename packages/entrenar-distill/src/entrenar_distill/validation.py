@@ -18,7 +18,7 @@ from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
-from entrenar_core.errors import ConfigError, EntrenarError, OutputError, Problem, UsageError
+from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_distill.model_checks import (
     check_fit,
@@ -73,6 +73,7 @@ def validate(
         checks += [check] if check else []
     problems += check_logits_of(config, task, models, vocabulary)
     problems += check_lengths(config, task, models)
+    checks += _cache(config, problems)
     checks += _schedule(config)
     checks += _data(config.dataset, task, problems)
     checks += _output(config, problems)
@@ -92,6 +93,25 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     if not names_it and f"`{problem.where}`" not in message:
         message = f"`{problem.where}`: {message}"
     return Problem(message, problem.hint, where)
+
+
+def _cache(config: DistillationConfig, problems: list[Problem]) -> Iterator[Check]:
+    """Whether a cache of the teacher has what the losses ask for; whether it is of this teacher, a run compares."""
+    folder = config.teacher.cache
+    if folder is None:
+        return
+    from entrenar_core.teachers.cache.fitting import check_kind
+    from entrenar_core.teachers.cache.manifest import check_manifest, read_manifest
+
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        problems.append(Problem(error.message, error.hint, "teacher.cache"))
+        return
+    found = [*check_manifest(manifest, folder), *check_kind(terms_of(config.distillation), manifest.kind)]
+    problems += found
+    if not found:
+        yield Check("cache", "ok", f"{manifest.kind['name']} of {manifest.rows:,} rows; a run compares what it is of")
 
 
 def _schedule(config: DistillationConfig) -> Iterator[Check]:

@@ -114,7 +114,7 @@ def _cached(prepared: "Preparation", folder: Path, accelerator: Accelerator, on_
     from entrenar_core.teachers.cache.opening import open_cache
     from entrenar_core.teachers.cache.scoring import score_cached
 
-    source, manifest = open_cache(prepared, folder, accelerator.device)
+    source, manifest = open_cache(folder, accelerator.device)
     model = _loaded(prepared) if prepared.config.student.init_from is not None else None
     scores = _sound(score_cached(prepared, source, accelerator, on_batch), prepared)
     return ReadyTeacher(source, scores, int(manifest.teacher["parameters"]), model)

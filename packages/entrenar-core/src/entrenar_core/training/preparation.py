@@ -220,7 +220,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     }
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int), "load_tokenizer gives a pad token"
-    return Preparation(
+    prepared = Preparation(
         config=config,
         task=task,
         teacher=teacher,
@@ -235,6 +235,11 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         finding=finding,
         poolings=poolings,
     )
+    if config.teacher.cache is not None:
+        from entrenar_core.teachers.cache.opening import require_cache
+
+        require_cache(prepared, config.teacher.cache)
+    return prepared
 
 
 def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:

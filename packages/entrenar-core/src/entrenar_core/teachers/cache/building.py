@@ -93,11 +93,16 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 def is_whole(file: Path, about: str) -> bool:
-    """Whether a shard of this very cache is there."""
+    """Whether a shard of this very cache is there, and every row of it is what was written."""
     try:
-        return file.exists() and Shard(file).about.get("cache") == about
+        if not file.exists():
+            return False
+        shard = Shard(file)
+        for index in range(len(shard)):
+            shard.row(index)
     except DataError:
         return False
+    return shard.about.get("cache") == about
 
 
 def _part(said: Rows, places: slice) -> Rows:

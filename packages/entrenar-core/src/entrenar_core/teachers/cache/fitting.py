@@ -1,28 +1,24 @@
-"""Whether what is kept of a teacher is enough for the losses of a training; all that is not, before its first step."""
+"""Whether what is kept of a teacher is enough for the losses of a training; without torch, so that `validate` knows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from entrenar_core.config.desugaring import Term
 from entrenar_core.config.losses import SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
-from entrenar_core.teachers.cache.draws import Sampled
-from entrenar_core.teachers.cache.kinds import Kind, TopK
 from entrenar_core.training.schedules import moves
 
 _LIVE = "remove it, keep hidden states (`cache build --kind hidden`), or remove `teacher.cache`"
 
 
-def check_kind(terms: Sequence[Term], kind: Kind) -> list[Problem]:
-    """What losses ask of a teacher that a cache of this kind does not have."""
+def check_kind(terms: Sequence[Term], kind: Mapping[str, Any]) -> list[Problem]:
+    """What losses ask of a teacher that a cache does not have; `kind` is as its manifest says."""
     problems = [problem for term in terms if compares_layers(term.entry) for problem in _layers(term)]
-    soft = [term for term in terms if isinstance(term.entry, SoftLoss)]
-    if isinstance(kind, TopK):
-        problems += [problem for term in soft for problem in _likeliest(term, kind)]
-    if isinstance(kind, Sampled):
-        problems += [problem for term in soft for problem in _drawn(term, kind)]
-    return problems
+    check = {"topk": _likeliest, "sampled": _drawn}.get(kind["name"])
+    soft = [term for term in terms if isinstance(term.entry, SoftLoss)] if check else []
+    return problems + [problem for term in soft for problem in (check(term, kind) if check else ())]
 
 
 def temperatures_of(terms: Sequence[Term]) -> tuple[float, float]:
@@ -42,28 +38,28 @@ def _layers(term: Term) -> Iterator[Problem]:
     yield Problem(f"`{where}` compares layers, and the cache has none", "remove it, or remove `teacher.cache`", where)
 
 
-def _likeliest(term: Term, kind: TopK) -> Iterator[Problem]:
+def _likeliest(term: Term, kind: Mapping[str, Any]) -> Iterator[Problem]:
     entry, where = term.entry, dotted(term.path)
     assert isinstance(entry, SoftLoss)
     if entry.name == "bild":
-        message = (
-            f"`{where}` asks for the teacher's logits of the student's likeliest tokens, which a top-k cache lacks"
-        )
+        message = f"`{where}` asks what the student's likeliest tokens are to the teacher, which a top-k cache lacks"
         yield Problem(message, _LIVE, where)
     if entry.entropy_threshold is not None:
         message = "`entropy_threshold` asks for the teacher's entropy, which a top-k cache lacks"
         yield Problem(f"`{where}`: {message}", _LIVE, where)
-    if isinstance(entry, SelectiveLoss) and entry.top_k is not None and entry.top_k > kind.k:
-        yield Problem(f"`{where}`: `top_k` {entry.top_k}, and the cache has the likeliest {kind.k}", "lower it", where)
+    if isinstance(entry, SelectiveLoss) and entry.top_k is not None and entry.top_k > kind["k"]:
+        yield Problem(
+            f"`{where}`: `top_k` {entry.top_k}, and the cache has the likeliest {kind['k']}", "lower it", where
+        )
     lowest, highest = temperatures_of([term])
-    first, last = min(kind.betas), max(kind.betas)
-    margin = 1.1 if len(kind.betas) > 1 else 1 + 1e-9  # the outermost nodes lie a little inside of what they are for
+    first, last = min(kind["betas"]), max(kind["betas"])
+    margin = 1.1 if len(kind["betas"]) > 1 else 1 + 1e-9  # the outermost nodes lie a little inside of what they are for
     if not first / margin <= 1 / highest <= 1 / lowest <= last * margin:
         told = f"temperatures from {1 / last:.3g} to {1 / first:.3g}"
         yield Problem(f"`{where}` is at another temperature than the cache has: {told}", "build the cache again", where)
 
 
-def _drawn(term: Term, kind: Sampled) -> Iterator[Problem]:
+def _drawn(term: Term, kind: Mapping[str, Any]) -> Iterator[Problem]:
     entry, where = term.entry, dotted(term.path)
     selects = isinstance(entry, SelectiveLoss) and entry.top_k is not None
     assert isinstance(entry, SoftLoss)
@@ -71,6 +67,6 @@ def _drawn(term: Term, kind: Sampled) -> Iterator[Problem]:
         message = f"`{where}`: of draws from the teacher, only forward_kl over all tokens is known without bias"
         yield Problem(message, _LIVE, where)
     moving = term.temperature is not None and moves(term.temperature)
-    if moving or term.temperature != kind.temperature:
-        message = f"`{where}`: the cache was drawn at temperature {kind.temperature:g}"
+    if moving or term.temperature != kind["temperature"]:
+        message = f"`{where}`: the cache was drawn at temperature {kind['temperature']:g}"
         yield Problem(message, "set `distillation.temperature` to it, or build the cache again", where)

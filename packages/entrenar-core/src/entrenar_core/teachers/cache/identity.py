@@ -63,7 +63,7 @@ def identity_of(prepared: "Preparation") -> Identity:
     return Identity(
         task=prepared.task,
         teacher=str(prepared.teacher.reference),
-        weights=prepared.teacher.fingerprint(),
+        weights=prepared.teacher.fingerprint(tokenizer=False),
         dtype=config.teacher.dtype,
         precision=config.training.mixed_precision,
         finetune=None

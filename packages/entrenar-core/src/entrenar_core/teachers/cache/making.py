@@ -67,7 +67,8 @@ def build_cache(
     accelerator = make_accelerator(config)
     if accelerator.num_processes > 1:
         raise UsageError("a cache is built by one process", "start it without torchrun")
-    prepared = prepare(config, download_progress)
+    alone = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": None})})
+    prepared = prepare(alone, download_progress)
     _require_rows_at_hand(prepared)
     with StopRequest() as stop:
         return _Build(prepared, accelerator, folder, settings, callbacks, stop).build(force, on_forecast)
@@ -104,7 +105,12 @@ class _Build:
         assert isinstance(teacher, LiveTeacher), "checked"
         kind = make_kind(prepared, teacher, self.settings)
         self._phase("rows")
-        plan = plan_cache(prepared, kind, batch_size=prepared.config.training.evaluation_batch_size)
+        plan = plan_cache(
+            prepared,
+            kind,
+            batch_size=prepared.config.training.evaluation_batch_size,
+            shard_bytes=self.settings.shard_bytes,
+        )
         manifest = Manifest(
             kind=kind_settings(kind),
             identity=identity_of(prepared).as_json(),
@@ -144,7 +150,7 @@ class _Build:
         return whole
 
     def _teacher(self) -> ReadyTeacher:
-        ready = make_teacher(
+        return make_teacher(
             self.prepared,
             self.accelerator,
             self.callbacks,
@@ -152,9 +158,6 @@ class _Build:
             evaluate=self._scored,
             on_batch=self._on_batch,
         )
-        if not isinstance(ready.source, LiveTeacher):
-            raise UsageError("this teacher is read from a cache already", "remove `teacher.cache`")
-        return ready
 
     def _scored(self, model: nn.Module) -> Scores:
         """On the evaluation rows, as a run scores it: a teacher that gives no numbers is found here."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrenar_core.errors import DataError
+from entrenar_core.errors import DataError, Problem
 from entrenar_core.teachers.cache.shards import AGAIN
 from entrenar_core.training.files import write_json
 
@@ -65,3 +65,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{folder} holds no cache", "build one with `entrenar-distill cache build`") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file} is damaged: {error}", AGAIN) from error
+
+
+def check_manifest(manifest: Manifest, folder: Path) -> list[Problem]:
+    """Whether a run can use the cache at all."""
+    if manifest.complete:
+        return []
+    message = f"`teacher.cache`: the cache in {folder} is not complete"
+    return [Problem(message, "go on with the same `entrenar-distill cache build`", "teacher.cache")]

@@ -15,8 +15,8 @@ from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import check_kind
 from entrenar_core.teachers.cache.identity import differences, identity_of
 from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK
-from entrenar_core.teachers.cache.manifest import Manifest, read_manifest
-from entrenar_core.teachers.cache.planning import plan_cache
+from entrenar_core.teachers.cache.manifest import Manifest, check_manifest, read_manifest
+from entrenar_core.teachers.cache.planning import planned_rows
 from entrenar_core.teachers.cache.shards import AGAIN
 from entrenar_core.teachers.cache.store import Store
 from entrenar_core.teachers.cache.teacher import CachedTeacher
@@ -78,31 +78,28 @@ def _head(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
         raise DataError(f"{folder / HEAD} cannot be read: {error}", AGAIN) from error
 
 
-def open_cache(prepared: "Preparation", folder: Path, device: torch.device | str) -> tuple[CachedTeacher, Manifest]:
-    """The cache in a folder as the teacher of a prepared run, after all that it is for was compared.
+def open_cache(folder: Path, device: torch.device | str) -> tuple[CachedTeacher, Manifest]:
+    """The cache in a folder as a teacher; raises as `read_manifest`, `kind_of` and `Store`."""
+    manifest = read_manifest(folder)
+    store = Store([shard_file(folder, number) for number in range(len(manifest.shards))])
+    return CachedTeacher(store, kind_of(manifest, folder, device)), manifest
+
+
+def require_cache(prepared: "Preparation", folder: Path) -> None:
+    """Compares a cache with all that a prepared run wants of it.
 
     Raises:
         DataError: there is no cache, it is not complete, damaged, or lacks rows.
         ConfigError: it was made of something else, or has not what the losses ask for.
     """
     manifest = read_manifest(folder)
-    if not manifest.complete:
-        raise DataError(f"the cache in {folder} is not complete", "go on with the same `entrenar-distill cache build`")
-    others = list(differences(manifest.identity, identity_of(prepared)))
-    if others:
-        message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"
-        raise ConfigError([Problem(message, "build it again, or change it back", "teacher.cache")])
-    kind = kind_of(manifest, folder, device)
-    if problems := check_kind(prepared.terms, kind):
+    if problems := [*check_manifest(manifest, folder), *check_kind(prepared.terms, manifest.kind)]:
         raise ConfigError(problems)
+    if others := list(differences(manifest.identity, identity_of(prepared))):
+        message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"
+        raise ConfigError([Problem(message, "build it again, or change it back")])
     store = Store([shard_file(folder, number) for number in range(len(manifest.shards))])
-    _require_rows(prepared, kind, store, folder)
-    return CachedTeacher(store, kind), manifest
-
-
-def _require_rows(prepared: "Preparation", kind: Kind, store: Store, folder: Path) -> None:
-    """Every row that the run will ask for."""
-    missing = [row for row in plan_cache(prepared, kind, batch_size=1).rows if store.place(row.key) is None]
+    missing = [row for row in planned_rows(prepared) if store.place(row.key) is None]
     if missing:
         first = missing[0]
         tokens = prepared.train_tokens if first.split == "train" else prepared.eval_tokens

@@ -17,9 +17,6 @@ from entrenar_core.teachers.cache.kinds import Kind
 if TYPE_CHECKING:
     from entrenar_core.training.preparation import Preparation
 
-SHARD_BYTES = 64 * 2**20
-"""About as much is lost when a build is killed."""
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
@@ -31,6 +28,11 @@ class PlannedRow:
     split: str
     index: int
     epoch: int | None
+
+
+def planned_rows(prepared: "Preparation") -> Iterator[PlannedRow]:
+    """Every row that a run asks its teacher for, as it is met."""
+    return (row for group in _groups(prepared) for row in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,16 @@ class CachePlan:
         return found.hexdigest()
 
 
-def plan_cache(prepared: "Preparation", kind: Kind, *, batch_size: int) -> CachePlan:
+def plan_cache(prepared: "Preparation", kind: Kind, *, batch_size: int, shard_bytes: int) -> CachePlan:
     """Every row of the training and the evaluation data once, and of masked texts once for every epoch.
 
     Of two rows with the same tokens one is kept.
+
+    Args:
+        prepared: whose rows.
+        kind: of the cache.
+        batch_size: how many rows the teacher reads at once.
+        shard_bytes: about how large a shard becomes.
     """
     batches: list[tuple[PlannedRow, ...]] = []
     seen: set[bytes] = set()
@@ -77,18 +85,18 @@ def plan_cache(prepared: "Preparation", kind: Kind, *, batch_size: int) -> Cache
         seen |= fresh.keys()
         ordered = sorted(fresh.values(), key=lambda row: (row.length, row.key))
         batches += [tuple(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
-    return CachePlan(tuple(_shards(batches, kind.bytes_per_position())), kind.bytes_per_position())
+    return CachePlan(tuple(_shards(batches, kind.bytes_per_position(), shard_bytes)), kind.bytes_per_position())
 
 
 def _shards(
-    batches: Sequence[tuple[PlannedRow, ...]], bytes_per_position: float
+    batches: Sequence[tuple[PlannedRow, ...]], bytes_per_position: float, shard_bytes: int
 ) -> Iterator[tuple[tuple[PlannedRow, ...], ...]]:
     shard: list[tuple[PlannedRow, ...]] = []
     size = 0.0
     for batch in batches:
         shard.append(batch)
         size += bytes_per_position * sum(row.positions for row in batch)
-        if size >= SHARD_BYTES:
+        if size >= shard_bytes:
             yield tuple(shard)
             shard, size = [], 0.0
     if shard:

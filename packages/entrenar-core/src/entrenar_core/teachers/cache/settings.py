@@ -11,13 +11,15 @@ KindName = Literal["hidden", "topk", "sampled", "logits"]
 class CacheSettings:
     """What is kept of the teacher. `kind` is found if not given: logits of a classifier, else hidden states.
 
-    `precision` is of hidden states; `top_k` tokens are kept of a top-k cache, and `samples` drawn of a sampled one.
+    `precision` is of hidden states; `top_k` tokens are kept of a top-k cache, and `samples` drawn of a sampled one. A
+    shard has about `shard_bytes`: as much is lost when a build is killed.
     """
 
     kind: KindName | None = None
     precision: Precision = "bfloat16"
     top_k: int = 100
     samples: int = 50
+    shard_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 """What is kept of a row, or of several: arrays of any length, by their names."""
 AGAIN = "build the cache again: what is whole of it is kept"
 _KEYS, _STARTS, _CHECKS = "row.keys", "row.starts", "row.checksums"
+_ABOUT = "about"
 _OWN = frozenset((_KEYS, _STARTS, _CHECKS))
 _DTYPES = {"U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "I64": "<i8",
            "F16": "<f2", "F32": "<f4", "F64": "<f8"}  # fmt: skip
@@ -45,7 +46,7 @@ def write_shard(file: Path, keys: Sequence[bytes], rows: Sequence[Arrays], about
     aside = file.with_name(f".{file.name}.partial")
     with writing(file):
         try:
-            save_file(tensors, aside, metadata=dict(about))
+            save_file(tensors, aside, metadata={_ABOUT: json.dumps(about, sort_keys=True)})  # several have no order
             with aside.open("rb") as written:
                 os.fsync(written.fileno())
             aside.chmod(file.parent.stat().st_mode & 0o666)  # as other files here; safetensors makes its own private
@@ -113,7 +114,7 @@ def _mapped(file: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
     try:
         with safe_open(file, "numpy") as checked:  # which bounds what follows
-            about = dict(checked.metadata() or {})
+            about = json.loads((checked.metadata() or {}).get(_ABOUT, "{}"))
         data = np.memmap(file, np.uint8, mode="r")
         size = int.from_bytes(data[:8].tobytes(), "little")
         header = json.loads(data[8 : 8 + size].tobytes())
