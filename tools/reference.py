@@ -15,12 +15,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
 from entrenar_core.config.losses import Loss
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_distill.cli import main as entrenar_distill
+from entrenar_distill.commands import app
 
 _SCHEDULES = "Schedules, in place of a number"
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -119,11 +121,17 @@ def _words(annotation: Any, metadata: list[Any]) -> Iterator[str]:
 
 def commands_page() -> str:
     """The help pages."""
-    pages = [("entrenar-distill", ["--help"])]
-    names = ("run", "validate", "diagnose", "losses", "design")
-    pages += [(f"entrenar-distill {name}", [name, "--help"]) for name in names]
+    names = [[], *_commands(get_command(app))]
+    pages = [(" ".join(["entrenar-distill", *name]), [*name, "--help"]) for name in names]
     texts = "\n\n".join(f"## {title}\n\n```text\n{_help(arguments)}\n```" for title, arguments in pages)
     return f"# Commands\n\n{NOTE}\n\n{texts}\n"
+
+
+def _commands(group: Any) -> Iterator[list[str]]:
+    """The names of all commands, and of those of groups."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield [name]
+        yield from ([name, *inner] for inner in _commands(command))
 
 
 def _help(arguments: list[str]) -> str:

@@ -13,7 +13,7 @@ from entrenar_core.config import parse_config
 from entrenar_core.diagnosis import Trouble, find_troubles
 from entrenar_core.diagnosis.series import comparable_losses, level, spikes, thirds
 from entrenar_core.diagnosis.trends import plateau
-from entrenar_core.diagnosis.troubles import flatness
+from entrenar_core.diagnosis.troubles import dead_gradients, flatness, vanished_losses
 from entrenar_core.training.verdict import troubles
 
 # of configs/quickstart.yaml: a run that went well, every tenth step
@@ -347,3 +347,57 @@ def test_levels_are_medians_with_their_errors() -> None:
 
 def test_a_trouble_reads_as_a_sentence() -> None:
     assert str(Trouble("plateau", "it stands still", "lower it")) == "plateau: it stands still; lower it"
+
+
+def test_what_is_seen_of_single_losses_and_gradients_is_told_in_full() -> None:
+    lines = told([2.0] * 6 + [1e-7] * 30)
+    (found,) = vanished_losses(lines)
+    assert found == Trouble(
+        "vanished loss",
+        "`forward_kl` was 1e-07 or less over the last third, from 2",
+        "it teaches nothing: look at its `top_k`, `entropy_threshold` and `layers`, or take it out",
+        "forward_kl",
+    )
+    norms: dict[str, float | None] = {
+        "layer 0": 2.0,
+        "layer 1": 4.0,
+        "projections of hidden_mse": 1e-9,
+        "embeddings": 1e-8,
+    }
+    projection, embeddings = dead_gradients([looked(step, norms) for step in (1, 2, 3)])
+    assert projection == Trouble(
+        "dead projection",
+        "the gradient of projections of hidden_mse is 1e-09, that of the others 2",
+        "it does not learn: look at the layers of its loss and at its `projection`, or take the loss out",
+        "projections of hidden_mse",
+    )
+    assert embeddings == Trouble(
+        "dead gradient",
+        "the gradient of embeddings is 1e-08, that of the others 2",
+        "it does not learn: is it frozen, or cut off from every loss?",
+        "embeddings",
+    )
+    assert list(dead_gradients([looked(step, norms) for step in (1, 2)])) == []
+
+
+def test_what_is_seen_of_temperatures_is_told_in_full() -> None:
+    most = math.log(10)
+    assert list(flatness({1.0: 0.99 * most, 4.0: most}, 10)) == [
+        Trouble(
+            "undecided teacher",
+            "its mean entropy at temperature 1 is 2.28 nats, and 2.303 is knowing nothing",
+            "fit it to the labels (`teacher.finetune`), or take another one",
+        )
+    ]
+    assert list(flatness({0.5: most, 1.0: 0.5 * most, 4.0: 0.99 * most, 2.0: 0.97 * most}, 10)) == [
+        Trouble(
+            "flat temperature",
+            "at temperature 4 the teacher's mean entropy is 2.28 nats of at most 2.303: all 10 look alike, and at "
+            "temperature 1 it is 1.151",
+            "lower `distillation.temperature`; `entrenar-distill diagnose` shows where it says most",
+            "4",
+        )
+    ]
+    assert list(flatness({1.0: 0.95 * most, 4.0: most}, 10)) == [], "it says little at 1 as well"
+    assert list(flatness({1.0: 0.0}, 1)) == []
+    assert list(flatness({1.0: math.nan, 4.0: most}, 10)) == []

@@ -86,7 +86,7 @@ def shortened(command: str) -> list[str]:
     """The command as a list, with the settings that keep it short at its end."""
     words = shlex.split(command)
     config = next((Path(word).name for word in words if word.endswith(".yaml")), "")
-    if {"run", "diagnose"} & set(words):
+    if {"run", "diagnose", "build"} & set(words):
         words += [part for setting in SHORT[config] for part in ("--set", setting)]
     return words
 
