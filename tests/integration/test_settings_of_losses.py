@@ -44,6 +44,15 @@ def test_what_is_compared_changes_the_soft_loss_alone(tiny: Models, tmp_path: Pa
     assert len({losses["cross_entropy"] for losses in found}) == 1
 
 
+def test_a_selection_of_more_classes_than_a_teacher_is_fitted_to_is_told(tiny: Models, tmp_path: Path) -> None:
+    job = classification(tiny, tmp_path, distillation={"top_k": 3}, training={"max_steps": 1})
+    job["teacher"]["finetune"] = {"method": "probe"}
+    report, _ = run(job)
+    assert "`distillation.top_k` 3 is more than there are classes: 2, so it leaves nothing out" in report.warnings
+    del job["distillation"]
+    assert not any("top_k" in warning for warning in run(job)[0].warnings)
+
+
 def test_smoothing_changes_the_hard_loss_alone(tiny: Models, tmp_path: Path) -> None:
     sharp, smooth = (first_step(language, tiny, tmp_path, label_smoothing=part).losses for part in (0.0, 0.3))
     assert sharp["forward_kl"] == smooth["forward_kl"]

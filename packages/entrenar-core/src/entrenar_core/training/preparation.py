@@ -45,6 +45,7 @@ from entrenar_core.training.requirements import (
     known_labels,
     longest,
     one_vocabulary,
+    unselective,
 )
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Preparation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What does not stop the run, and may spoil it."""
-        return self.finding.warnings() if self.finding else ()
+        return (*(self.finding.warnings() if self.finding else ()), *unselective(self.config, self.rows))
 
     @property
     def counting(self) -> "Counting":
@@ -211,7 +212,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         config.dataset, task=task, seed=config.training.seed, label_names=known_labels(config, task, teacher)
     )
     check_teaching(config, task, teacher, rows)
-    check_selections(config.distillation, task, rows, finding)
+    check_selections(config, task, rows, finding)
     length = longest(config, teacher, student, reads)
     check_room(config, teacher_tokenizer, tokenizer, task)
     tokenized = {

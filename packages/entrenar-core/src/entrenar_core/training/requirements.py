@@ -3,6 +3,7 @@
 Each function raises at what it finds wrong, as `prepare` does.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from entrenar_core.artifact import ModelArtifact
@@ -15,7 +16,7 @@ from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
 from entrenar_core.models.heads import CAUSAL_LM, EMBEDDING, LANGUAGE, TAGGING, head_labels, headless
 from entrenar_core.models.layer_rules import check_layers, planned_student
-from entrenar_core.models.logit_rules import check_logits
+from entrenar_core.models.logit_rules import check_thresholds, check_top_k
 from entrenar_core.models.reading import way_out
 from entrenar_core.models.sentence_rules import check_sentences
 from entrenar_core.models.student_rules import check_kinds, check_student
@@ -43,12 +44,32 @@ def check_losses(config: DistillationConfig, task: Task, teacher: ModelArtifact,
         raise ConfigError(problems)
 
 
-def check_selections(section: DistillationSection, task: Task, rows: Rows, finding: VocabularyFinding | None) -> None:
-    """Whether there are as many tokens or classes as losses select from."""
-    over_tokens = task in LANGUAGE
-    columns = len(rows.label_names or ()) if not over_tokens else finding.length if finding else 0
-    if columns and (problems := check_logits(section, columns, "tokens" if over_tokens else "classes")):
+def check_selections(config: DistillationConfig, task: Task, rows: Rows, finding: VocabularyFinding | None) -> None:
+    """Whether there are as many tokens or classes as losses select from. How many classes a teacher is fitted to hangs
+    on the rows: fewer than `top_k` are no mistake then (`unselective`).
+    """
+    columns, what = _columns(task, rows, finding)
+    if not columns:
+        return
+    problems = list(check_thresholds(config.distillation, columns, what))
+    if config.teacher.finetune is None:
+        problems = [*check_top_k(config.distillation, columns, what), *problems]
+    if problems:
         raise ConfigError(problems)
+
+
+def unselective(config: DistillationConfig, rows: Rows) -> Iterator[str]:
+    """A `top_k` of more classes than the rows have, where the teacher is fitted to them."""
+    classes = len(rows.label_names or ())
+    if classes and config.teacher.finetune is not None:
+        for problem in check_top_k(config.distillation, classes, "classes"):
+            yield f"{problem.message}, so it leaves nothing out"
+
+
+def _columns(task: Task, rows: Rows, finding: VocabularyFinding | None) -> tuple[int, str]:
+    if task in LANGUAGE:
+        return (finding.length if finding else 0), "tokens"
+    return len(rows.label_names or ()), "classes"
 
 
 def one_vocabulary(
