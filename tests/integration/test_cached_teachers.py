@@ -300,6 +300,30 @@ def test_a_changed_byte_is_found(sure: Models, tmp_path: Path, capsys: pytest.Ca
     run(using(file, tmp_path / "cache"))
 
 
+def test_a_changed_byte_of_the_head_is_found(sure: Models, tmp_path: Path) -> None:
+    file = job(sure, tmp_path)
+    built(file, tmp_path / "cache")
+    head = tmp_path / "cache" / "head.safetensors"
+    whole = head.read_bytes()
+    flip(head, head.stat().st_size // 2)
+    assert main(["cache", "info", str(tmp_path / "cache"), "--verify"]) == 1
+    with pytest.raises(DataError, match=r"head\.safetensors is damaged"):
+        run(using(file, tmp_path / "cache"))
+    built(file, tmp_path / "cache")
+    assert head.read_bytes() == whole
+
+
+def test_diagnostics_that_look_at_whole_distributions_are_refused(sure: Models, tmp_path: Path) -> None:
+    for kind in ("topk", "sampled"):
+        folder = tmp_path / kind
+        built(job(sure, tmp_path), folder, CacheSettings(kind=kind))  # type: ignore[arg-type]
+        watched = job(sure, tmp_path, training={"diagnose_every": 1, "max_steps": 1})
+        with pytest.raises(ConfigError, match=r"`training\.diagnose_every` looks at the whole distribution"):
+            run(using(watched, folder))
+    built(job(sure, tmp_path), tmp_path / "hidden")
+    run(using(watched, tmp_path / "hidden"))
+
+
 def change_tokenizer(file: Job, _: Path) -> None:
     folder = Path(file["teacher"]["model_id"])
     edit_tokenizer(folder, lambda content: content.__setitem__("normalizer", {"type": "Lowercase"}))

@@ -41,10 +41,11 @@ def info(folder: Path, *, verify: bool) -> CacheReport:
         DataError: there is no cache, or it is damaged.
     """
     from entrenar_core.teachers.cache.manifest import read_manifest
-    from entrenar_core.teachers.cache.verifying import verify_rows
 
     manifest = read_manifest(folder)
     if verify:
+        from entrenar_core.teachers.cache.verifying import verify_rows
+
         with Progress() as progress:
             task = progress.task("reading", total=manifest.rows, unit="rows")
             verify_rows(folder, manifest, on_row=lambda done: task.update(completed=done))

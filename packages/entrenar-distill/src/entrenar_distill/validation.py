@@ -108,7 +108,7 @@ def _cache(config: DistillationConfig, problems: list[Problem]) -> Iterator[Chec
     except DataError as error:
         problems.append(Problem(error.message, error.hint, "teacher.cache"))
         return
-    found = [*check_manifest(manifest, folder), *check_kind(terms_of(config.distillation), manifest.kind)]
+    found = [*check_manifest(manifest, folder), *check_kind(config, manifest.kind)]
     problems += found
     if not found:
         yield Check("cache", "ok", f"{manifest.kind['name']} of {manifest.rows:,} rows; a run compares what it is of")

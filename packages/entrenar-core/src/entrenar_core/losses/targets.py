@@ -6,6 +6,7 @@ mixed of several teachers, or known for a few tokens of each row (sparse.py).
 Shapes: N rows that count, K teacher's width, V classes or vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,16 +158,16 @@ class Mixture:
         return _OfMembers([member.tiles(vocabulary) for member in self.members], weights_NM)
 
 
-class LogTiles:
+class LogTiles(ABC):
     """Tiles of which all of a row's distribution is known."""
 
+    @abstractmethod
     def load(self, tile: slice) -> None:
         """As `TargetTiles.load`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_p(self, rows: slice, temperature: float) -> Tensor:
         """Log-probabilities of some rows of the tile, in fp32 or better, which the caller may overwrite."""
-        raise NotImplementedError
 
     def local(self, core: Core, log_q_NV: Tensor, rows: slice, temperature: float) -> Local:
         """As `TargetTiles.local`."""

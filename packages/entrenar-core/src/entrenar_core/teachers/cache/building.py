@@ -49,24 +49,27 @@ class Builder:
         positions = sum(row.positions for row, _ in self._read(batch))
         return positions / max(time.perf_counter() - began, 1e-9)
 
-    def build(self, stop: StopRequest, on_batch: OnBatch) -> float:
-        """Writes every shard that is missing, and tells how many positions a second it read.
+    def build(self, missing: Sequence[int], stop: StopRequest, on_batch: OnBatch) -> float:
+        """Writes the `missing` shards, and tells how many positions a second it read.
 
         Raises:
             Interrupted: asked to stop; whole shards are kept.
             OutputError: a shard cannot be written.
         """
-        missing, total = self.missing(), sum(map(len, self.plan.shards))
+        total = sum(map(len, self.plan.shards))
         done = total - sum(len(self.plan.shards[number]) for number in missing)
         positions, began = 0, time.perf_counter()
-        for number in missing:
+        for place, number in enumerate(missing):
             keys: list[bytes] = []
             kept: list[Arrays] = []
             for batch in self.plan.shards[number]:
                 on_batch(done, total)
                 if stop.requested:
-                    built = len(self.plan.shards) - len(missing) + missing.index(number)
-                    raise Interrupted(f"stopped with {built} of {len(self.plan.shards)} shards built, which are kept")
+                    built = len(self.plan.shards) - len(missing) + place
+                    raise Interrupted(
+                        f"stopped with {built} of {len(self.plan.shards)} shards built, which are kept",
+                        "give the same command again to go on",
+                    )
                 for row, arrays in self._read(batch):
                     keys.append(row.key)
                     kept.append(arrays)

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from entrenar_core.config.desugaring import Term
+from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.losses import SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schedules import Schedule
+from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
 from entrenar_core.training.schedules import moves
@@ -13,11 +14,15 @@ from entrenar_core.training.schedules import moves
 _LIVE = "remove it, keep hidden states (`cache build --kind hidden`), or remove `teacher.cache`"
 
 
-def check_kind(terms: Sequence[Term], kind: Mapping[str, Any]) -> list[Problem]:
-    """What losses ask of a teacher that a cache does not have; `kind` is as its manifest says."""
+def check_kind(config: DistillationConfig, kind: Mapping[str, Any]) -> list[Problem]:
+    """What a training asks of a teacher that a cache does not have; `kind` is as its manifest says."""
+    terms = terms_of(config.distillation)
     problems = [problem for term in terms if compares_layers(term.entry) for problem in _layers(term)]
     check = {"topk": _likeliest, "sampled": _drawn}.get(kind["name"])
     soft = [term for term in terms if isinstance(term.entry, SoftLoss)] if check else []
+    if check and config.training.diagnose_every is not None:
+        message = f"`training.diagnose_every` looks at the whole distribution, which a {kind['name']} cache lacks"
+        problems.append(Problem(message, _LIVE, "training.diagnose_every"))
     return problems + [problem for term in soft for problem in (check(term, kind) if check else ())]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from entrenar_core.config.losses import SoftLoss
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.errors import OutputError, UsageError
+from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.reports import Scores
 from entrenar_core.reproducibility import environment
 from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
@@ -25,7 +25,7 @@ from entrenar_core.teachers.cache.identity import identity_of
 from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK, nodes_between
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
 from entrenar_core.teachers.cache.measuring import measure
-from entrenar_core.teachers.cache.opening import kind_settings, write_head
+from entrenar_core.teachers.cache.opening import check_head, kind_settings, write_head
 from entrenar_core.teachers.cache.planning import CachePlan, plan_cache
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.teachers.cache.store import Store
@@ -129,19 +129,20 @@ class _Build:
             return there
         self._require_room(plan)
         builder = Builder(prepared, teacher, kind, plan, self.folder, about)
-        on_forecast(_forecast(builder))
+        missing = builder.missing()
+        on_forecast(_forecast(builder, missing))
         manifest.write(self.folder)
-        if isinstance(kind, Hidden):
-            write_head(kind.head, self.folder)
+        written = write_head(kind.head, self.folder) if isinstance(kind, Hidden) else None
         self._phase("reading")
         began = time.perf_counter()
-        rate = builder.build(self.stop, self._on_batch)
+        rate = builder.build(missing, self.stop, self._on_batch)
         seconds = time.perf_counter() - began
         self._phase("measuring")
         cached = CachedTeacher(Store([shard_file(self.folder, number) for number in range(len(plan.shards))]), kind)
         measured = measure(prepared, teacher, cached, plan)
         whole = dataclasses.replace(
             manifest,
+            head=written,
             shards=tuple(_shards(self.folder, plan)),
             built={"seconds": seconds, "positions_per_s": rate, "environment": environment()},
             measured=measured,
@@ -196,6 +197,10 @@ class _Build:
 
     def _whole(self, manifest: Manifest) -> bool:
         about = _about(manifest)
+        try:
+            check_head(manifest, self.folder)
+        except DataError:
+            return False
         return all(is_whole(shard_file(self.folder, number), about) for number in range(len(manifest.shards)))
 
     def _require_room(self, plan: CachePlan) -> None:
@@ -260,8 +265,8 @@ def _about(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
-def _forecast(builder: Builder) -> CacheForecast:
-    plan, missing = builder.plan, builder.missing()
+def _forecast(builder: Builder, missing: Sequence[int]) -> CacheForecast:
+    plan = builder.plan
     left = sum(row.positions for number in missing for batch in plan.shards[number] for row in batch)
     rate = builder.positions_per_s() if left else None
     return CacheForecast(

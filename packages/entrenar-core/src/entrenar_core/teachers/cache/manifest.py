@@ -19,8 +19,8 @@ class Manifest:
     """A cache's manifest.json.
 
     `kind` has the name of the kind and its settings; `identity` is what it was made of (identity.py); `shards` are the
-    files with their SHA-256, empty until the cache is complete. `measured` is how far what is kept is from the live
-    teacher, on some rows.
+    files with their SHA-256, empty until the cache is complete, and `head` that of the head of hidden states.
+    `measured` is how far what is kept is from the live teacher, on some rows.
     """
 
     kind: Mapping[str, Any]
@@ -30,6 +30,7 @@ class Manifest:
     rows: int
     positions: int
     teacher: Mapping[str, Any]
+    head: str | None = None
     shards: Sequence[Mapping[str, Any]] = ()
     built: Mapping[str, Any] | None = None
     measured: Mapping[str, Any] | None = None

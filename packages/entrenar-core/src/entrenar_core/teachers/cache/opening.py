@@ -1,6 +1,7 @@
 """From a folder to a teacher: a cache that fits the run, with every row that the run will ask for."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def kind_of(manifest: Manifest, folder: Path, device: torch.device | str) -> Kin
     try:
         if settings["name"] != "hidden":
             return _KINDS[settings.pop("name")](**settings)  # type: ignore[no-any-return]
+        check_head(manifest, folder)
         tensors = _head(folder, device)
         head = Head(tensors["weight"], tensors.get("bias"), settings.pop("scale"), settings.pop("softcap"))
         return Hidden(head=head, **settings)
@@ -54,8 +56,8 @@ def kind_of(manifest: Manifest, folder: Path, device: torch.device | str) -> Kin
         raise DataError(f"{folder} holds a cache of an unknown kind: {error}", AGAIN) from error
 
 
-def write_head(head: Head, folder: Path) -> None:
-    """The head that makes logits of the hidden states; raises as `writing`."""
+def write_head(head: Head, folder: Path) -> str:
+    """Writes the head that makes logits of hidden states, and gives the SHA-256 of its file; raises as `writing`."""
     from safetensors.torch import save_file
 
     from entrenar_core.training.files import writing
@@ -66,6 +68,21 @@ def write_head(head: Head, folder: Path) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
         aside.chmod(folder.stat().st_mode & 0o666)
         aside.replace(folder / HEAD)
+        return _sha256(folder / HEAD)
+
+
+def check_head(manifest: Manifest, folder: Path) -> None:
+    """Raises DataError where the head of a cache is missing, or not what was written."""
+    try:
+        if manifest.head is not None and _sha256(folder / HEAD) != manifest.head:
+            raise DataError(f"{folder / HEAD} is damaged: it is not what was written", AGAIN)
+    except OSError as error:
+        raise DataError(f"{folder / HEAD} cannot be read: {error.strerror}", AGAIN) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _head(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
@@ -93,7 +110,7 @@ def require_cache(prepared: "Preparation", folder: Path) -> None:
         ConfigError: it was made of something else, or has not what the losses ask for.
     """
     manifest = read_manifest(folder)
-    if problems := [*check_manifest(manifest, folder), *check_kind(prepared.terms, manifest.kind)]:
+    if problems := [*check_manifest(manifest, folder), *check_kind(prepared.config, manifest.kind)]:
         raise ConfigError(problems)
     if others := list(differences(manifest.identity, identity_of(prepared))):
         message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from entrenar_core.errors import DataError
 from entrenar_core.teachers.cache.manifest import Manifest
+from entrenar_core.teachers.cache.opening import check_head
 from entrenar_core.teachers.cache.shards import AGAIN, Shard
 
 
@@ -12,8 +13,9 @@ def verify_rows(folder: Path, manifest: Manifest, *, on_row: Callable[[int], Non
     """Compares the checksum of every row; `on_row` is told how many are done.
 
     Raises:
-        DataError: a shard is missing, damaged, or has other rows than the manifest says.
+        DataError: the head or a shard is missing, damaged, or has other rows than the manifest says.
     """
+    check_head(manifest, folder)
     done = 0
     for told in manifest.shards:
         shard = Shard(folder / str(told["file"]))
