@@ -90,14 +90,14 @@ def test_logits_of_a_classifier_are_kept_whole() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_likeliest_tokens_are_those_of_the_teacher(temperature: float) -> None:
     """16 bits tell a log-probability of −8 to 0.004."""
-    kind = TopK(K, (1.0, 0.5), V)
+    kind = TopK(K, 1.0, 2.0, V)
     assert distance(kind, taught(), temperature, top_k(KL, K)).abs().max() < 2e-3
     assert bytes_of(kind.kept(taught())) == N * kind.bytes_per_position()
 
 
 def test_what_others_have_together_is_kept_by_temperature() -> None:
     betas: Sequence[float] = nodes_between(1.0, 4.0)
-    kept = TopK(K, betas, V).kept(taught())
+    kept = TopK(K, 1.0, 4.0, V).kept(taught())
     p = np.sort(scipy.special.log_softmax(taught().said.of(slice(None)).double().numpy(), -1), -1)[:, ::-1]
     for place, beta in enumerate(betas):
         expected = scipy.special.logsumexp(beta * p[:, K:], -1)
@@ -107,7 +107,7 @@ def test_what_others_have_together_is_kept_by_temperature() -> None:
 def test_the_probability_of_a_label_is_kept_where_there_is_one() -> None:
     row = taught()
     expected = row.said.of(slice(None)).log_softmax(-1).gather(-1, row.labels_N.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    for kind in (TopK(K, (1.0,), V), Sampled(9, 2.0, 0, V)):
+    for kind in (TopK(K, 1.0, 1.0, V), Sampled(9, 2.0, 0, V)):
         label = torch.from_numpy(kind.kept(row)["label"])
         assert torch.equal(label.isnan(), row.labels_N < 0)
         torch.testing.assert_close(label[row.labels_N >= 0], expected[row.labels_N >= 0])
@@ -118,10 +118,10 @@ def test_ids_take_the_room_that_they_need(vocabulary: int, width: int) -> None:
     logits = torch.zeros(1, vocabulary)
     logits[0, -1] = 5.0
     row = TaughtRow(Logits(logits), torch.tensor([3]), bytes(16))
-    kept = TopK(1, (1.0,), vocabulary).kept(row)
+    kept = TopK(1, 1.0, 1.0, vocabulary).kept(row)
     assert kept["tokens"].itemsize == width
     assert int(kept["tokens"][0, 0]) == vocabulary - 1
-    assert int(TopK(1, (1.0,), vocabulary).targets(kept, "cpu").tokens_NK[0, 0]) == vocabulary - 1
+    assert int(TopK(1, 1.0, 1.0, vocabulary).targets(kept, "cpu").tokens_NK[0, 0]) == vocabulary - 1
 
 
 def test_one_temperature_needs_one_node_and_several_lie_between_theirs() -> None:
@@ -130,6 +130,15 @@ def test_one_temperature_needs_one_node_and_several_lie_between_theirs() -> None
     assert len(set(nodes)) == 5
     assert all(0.25 < node < 1.0 for node in nodes)
     assert sum(nodes) == pytest.approx(5 * 0.625)
+
+
+@pytest.mark.parametrize("highest", [4.0, 20.0, 1000.0])
+def test_every_temperature_of_a_range_is_served(highest: float) -> None:
+    kind = TopK(K, 1.0, highest, V)
+    for temperature in (1.0, 1.7, 3.0, highest / 2, highest):
+        if temperature <= highest:
+            live = divergence_from(taught().said, top_k(KL, K), drawn(N, V, seed=5), temperature)
+            assert (distance(kind, taught(), temperature, top_k(KL, K)).abs() <= 3e-3 + 3e-3 * live.abs()).all()
 
 
 # ── Draws ──

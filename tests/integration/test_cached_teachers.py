@@ -175,6 +175,15 @@ def test_a_top_k_cache_is_the_selection_of_as_many_tokens(sure: Models, tmp_path
     assert cached.student_scores.agreement == pytest.approx(live.student_scores.agreement, abs=0.01)
 
 
+def test_a_top_k_cache_serves_the_schedule_that_it_was_built_for(sure: Models, tmp_path: Path) -> None:
+    schedule = {"temperature": {"schedule": "linear", "start": 20.0, "end": 0.5}}
+    file = job(sure, tmp_path, distillation=schedule, training={"max_steps": 3})
+    built(file, tmp_path / "cache", CacheSettings(kind="topk", top_k=319))
+    live, _ = run(file)
+    cached, _ = run(using(file, tmp_path / "cache"))
+    assert cached.final_loss == pytest.approx(live.final_loss, rel=5e-3)
+
+
 def test_draws_teach(sure: Models, tmp_path: Path) -> None:
     file = job(sure, tmp_path, training={"epochs": 6})
     built(file, tmp_path / "cache", CacheSettings(kind="sampled", samples=50))
@@ -261,7 +270,7 @@ def test_info_tells_what_was_built(sure: Models, tmp_path: Path, capsys: pytest.
     info = json.loads(capsys.readouterr().out)
     assert (report.pop("verified"), info.pop("verified")) == (False, True)
     assert info == report
-    assert info["kind"] == {"name": "topk", "k": 9, "betas": info["kind"]["betas"], "vocabulary": 320}
+    assert info["kind"] == {"name": "topk", "k": 9, "lowest": 1.0, "highest": 2.0, "vocabulary": 320}
     assert info["bytes"] == sum(
         (tmp_path / "cache" / f"shard-{n:05d}.safetensors").stat().st_size for n in range(info["shards"])
     )

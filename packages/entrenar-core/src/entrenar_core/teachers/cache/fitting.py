@@ -57,10 +57,8 @@ def _likeliest(term: Term, kind: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{where}`: `top_k` {entry.top_k}, and the cache has the likeliest {kind['k']}", "lower it", where
         )
     lowest, highest = temperatures_of([term])
-    first, last = min(kind["betas"]), max(kind["betas"])
-    margin = 1.1 if len(kind["betas"]) > 1 else 1 + 1e-9  # the outermost nodes lie a little inside of what they are for
-    if not first / margin <= 1 / highest <= 1 / lowest <= last * margin:
-        told = f"temperatures from {1 / last:.3g} to {1 / first:.3g}"
+    if not kind["lowest"] <= lowest <= highest <= kind["highest"]:
+        told = f"temperatures from {kind['lowest']:g} to {kind['highest']:g}"
         yield Problem(f"`{where}` is at another temperature than the cache has: {told}", "build the cache again", where)
 
 

@@ -7,7 +7,7 @@ Shapes: N positions, H width, K tokens of a position, J temperatures, V vocabula
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,13 +123,19 @@ class AllLogits:
 class TopK:
     """Log-probabilities of the likeliest `k` tokens in 16 bits, and what the others have together, by temperature.
 
-    `betas` are the inverse temperatures at which that is known exactly (`TopKRows`).
+    It serves every temperature from `lowest` to `highest`.
     """
 
     k: int
-    betas: Sequence[float]
+    lowest: float
+    highest: float
     vocabulary: int
     name: str = "topk"
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The inverse temperatures at which that is known exactly (`TopKRows`)."""
+        return nodes_between(self.lowest, self.highest)
 
     def bytes_per_position(self) -> float:
         """As `Kind.bytes_per_position`."""
@@ -164,10 +170,11 @@ class TopK:
         )
 
 
-def nodes_between(lowest: float, highest: float, count: int = 5) -> tuple[float, ...]:
+def nodes_between(lowest: float, highest: float) -> tuple[float, ...]:
     """Inverse temperatures between those of two temperatures: Chebyshev's, from which a smooth function is told best.
-    One temperature needs one.
+    One temperature needs one, and a range of more than a factor of four more than five.
     """
+    count = 5 if highest <= 4 * lowest else 9
     first, last = 1 / highest, 1 / lowest
     if first == last:
         return (first,)

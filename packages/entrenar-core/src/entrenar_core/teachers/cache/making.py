@@ -22,7 +22,7 @@ from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
 from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import temperatures_of
 from entrenar_core.teachers.cache.identity import identity_of
-from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK, nodes_between
+from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
 from entrenar_core.teachers.cache.measuring import measure
 from entrenar_core.teachers.cache.opening import check_head, kind_settings, write_head
@@ -241,7 +241,7 @@ def make_kind(prepared: Preparation, teacher: LiveTeacher, settings: CacheSettin
                 )
             return Hidden(settings.precision, teacher.output.head.weight_VH.shape[1], teacher.output.head, vocabulary)
         case "topk":
-            return TopK(min(settings.top_k, vocabulary - 1), nodes_between(lowest, highest), vocabulary)
+            return TopK(min(settings.top_k, vocabulary - 1), lowest, highest, vocabulary)
         case "sampled":
             return Sampled(settings.samples, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
         case _:
