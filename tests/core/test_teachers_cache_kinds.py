@@ -13,7 +13,7 @@ from torch import Tensor
 from entrenar_core.losses import DIVERGENCES, Head, HeadRows, Logits, divergence_from, top_k
 from entrenar_core.losses.sparse import SampledRows
 from entrenar_core.teachers.cache.draws import Sampled
-from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, Precision, TaughtRow, TopK, nodes_between
+from entrenar_core.teachers.cache.kinds import Hidden, Kind, Precision, TaughtRow, TopK, Values, nodes_between
 
 N, V, H, K = 37, 300, 16, 20
 KL = DIVERGENCES["forward_kl"].make()
@@ -78,7 +78,7 @@ def test_a_position_of_zeros_stays_one_in_8_bits() -> None:
 
 def test_logits_of_a_classifier_are_kept_whole() -> None:
     logits = drawn(3, 7)
-    kind = AllLogits(7)
+    kind = Values(7)
     kept = kind.kept(TaughtRow(Logits(logits), torch.tensor([0, 1, 2]), bytes(16)))
     assert torch.equal(kind.targets(kept, "cpu").logits_NV, logits)
     assert bytes_of(kept) == 3 * kind.bytes_per_position()

@@ -4,30 +4,25 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaModel
 
+from cached_jobs import FP32, Job, built, forward_passes_of_layers, job, sure_models, using, varied_rows
 from entrenar_core import parse_config
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, UsageError
 from entrenar_core.losses.targets import HeadRows
-from entrenar_core.teachers.cache.making import build_cache
-from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.opening import open_cache
-from entrenar_core.teachers.cache.planning import collated, plan_cache
+from entrenar_core.teachers.cache.planning import Costs, collated, plan_cache
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.teachers.cache.teacher import CachedTeacher
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.assembly import make_accelerator
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_distill.cli import main
-from tiny_jobs import Models, classification, language, write_config, write_rows
+from tiny_jobs import Models, language, write_config, write_rows
 from tiny_models import tiny_bert, tiny_llama
 from tiny_runs import start_program, wait_until
 from tiny_vocabularies import edit_tokenizer
@@ -35,38 +30,12 @@ from watched_runs import run, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
 
-Job = dict[str, Any]
-FP32 = CacheSettings(precision="float32")
 SMALL_SHARDS = 8_000
 
 
 @pytest.fixture(scope="module")
 def sure(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Models as elsewhere, but the language model is sure of something."""
-    folder = tmp_path_factory.mktemp("sure")
-    llama = tiny_llama(folder / "llama", initializer_range=0.4)
-    small = tiny_llama(folder / "small", num_hidden_layers=1, seed=1)
-    return Models(folder, folder, folder, llama, small)
-
-
-def varied_rows(folder: Path, count: int = 60) -> Path:
-    """Every row has tokens of its own."""
-    return write_rows(
-        folder / "rows.jsonl", [{"text": f"{index} the fox {'jumps ' * (index % 7)}"} for index in range(count)]
-    )
-
-
-def job(models: Models, folder: Path, **changes: Any) -> Job:
-    varied_rows(folder)
-    return language(models, folder, **{"training": {"epochs": 2}, **changes})
-
-
-def built(job: Job, folder: Path, settings: CacheSettings = FP32, **more: Any) -> Manifest:
-    return build_cache(parse_config(job), folder, settings, **more)
-
-
-def using(job: Job, folder: Path) -> Job:
-    return job | {"teacher": job["teacher"] | {"cache": str(folder)}}
+    return sure_models(tmp_path_factory.mktemp("sure"))
 
 
 def both(job: Job, folder: Path) -> tuple[Preparation, LiveTeacher, CachedTeacher]:
@@ -75,8 +44,8 @@ def both(job: Job, folder: Path) -> tuple[Preparation, LiveTeacher, CachedTeache
 
     model = load_model(prepared.teacher, prepared.task)
     live = LiveTeacher(model, make_accelerator(prepared.config), prepared.counting, prepared.output_layer(model))
-    cached, _ = open_cache(folder, "cpu")
-    return prepared, live, cached
+    opened, _ = open_cache(folder, "cpu")
+    return prepared, live, CachedTeacher(opened.store, opened.kind, opened.layers)
 
 
 # ── It says what the teacher says ──
@@ -88,7 +57,7 @@ def test_of_the_batches_of_the_build_hidden_states_in_fp32_are_the_bits_of_the_t
     file = job(sure, tmp_path)
     built(file, tmp_path / "cache")
     prepared, live, cached = both(file, tmp_path / "cache")
-    plan = plan_cache(prepared, cached.kind, batch_size=prepared.config.training.evaluation_batch_size, shard_bytes=1)
+    plan = plan_cache(prepared, Costs(1), batch_size=prepared.config.training.evaluation_batch_size, shard_bytes=1)
     batches = [batch for shard in plan.shards for batch in shard]
     assert len(batches) > 5
     for rows in batches:
@@ -110,22 +79,6 @@ def test_of_other_batches_they_are_the_teachers_to_1e_5(sure: Models, tmp_path: 
         batch = prepared.collator([prepared.train_tokens[index] for index in order[start : start + 7]])
         said, kept = live.rows(batch), cached.dense(batch)
         torch.testing.assert_close(kept.of(slice(None)), said.of(slice(None)), rtol=1e-5, atol=1e-5)
-
-
-@contextmanager
-def forward_passes_of_layers(layers: int) -> Iterator[list[int]]:
-    """How many rows bodies of so many layers read while open."""
-    seen: list[int] = []
-
-    def look(module: nn.Module, _args: Any, named: dict[str, Any], _output: Any) -> None:
-        if isinstance(module, LlamaModel) and module.config.num_hidden_layers == layers:
-            seen.append(len(named["input_ids"]))
-
-    handle = nn.modules.module.register_module_forward_hook(look, with_kwargs=True)  # type: ignore[call-arg]
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def test_a_run_from_the_cache_is_the_run_from_the_teacher_and_asks_it_nothing(sure: Models, tmp_path: Path) -> None:
@@ -465,10 +418,9 @@ def test_a_folder_of_something_else_is_not_touched(sure: Models, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({"dataset": {"streaming": True, "eval_rows": 5}}, FP32, "a stream is not at hand"),
         ({"distillation": {"temperature": {"schedule": "linear", "start": 4.0, "end": 1.0}}},
          CacheSettings(kind="sampled"), "draws are made at one temperature"),
-        ({}, CacheSettings(kind="logits"), "all logits of a language model are too many"),
+        ({}, CacheSettings(kind="logits"), "--kind logits is not for language models"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused(
@@ -476,8 +428,3 @@ def test_what_cannot_be_kept_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         built(job(sure, tmp_path, **changes), tmp_path / "cache", settings)
-
-
-def test_a_classifier_that_reads_the_texts_by_itself_needs_no_cache(tiny: Models, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="reads the texts by itself, once, before training"):
-        built(classification(tiny, tmp_path), tmp_path / "cache")

@@ -27,8 +27,14 @@ SHOWN_BY = {
     "teacher.files": f"{MODELS}::test_format_and_files_choose_the_weights",
     "teacher.allow_pickle": f"{BAD}::test_pickles_are_not_read_unless_allowed",
     "teacher.trust_remote_code": f"{LOADING}::test_code_of_a_model_runs_only_when_trusted",
-    "teacher.cache": "integration/test_cached_teachers.py::"
+    "teacher.cache.dir": "integration/test_cached_teachers.py::"
     "test_a_run_from_the_cache_is_the_run_from_the_teacher_and_asks_it_nothing",
+    "teacher.cache.missing": "integration/test_cached_signals.py::"
+    "test_rows_that_a_cache_lacks_are_read_live_and_counted",
+    "teacher.cache.memory": "integration/test_cached_signals.py::"
+    "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
+    "teacher.cache.precision": "integration/test_cached_signals.py::"
+    "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
     "teacher.dtype": f"{MODELS}::test_the_teacher_is_held_in_its_dtype",
     "teacher.finetune.method": f"{RESULT}::test_a_fitted_teacher_knows_the_data_and_is_kept",
     "teacher.finetune.l2": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",

@@ -54,10 +54,11 @@ def info(folder: Path, *, verify: bool) -> CacheReport:
 
 
 def _tell(forecast: CacheForecast) -> None:
+    of_tokens = f", and layers of {forecast.bytes_per_token:,.0f} bytes a token" if forecast.bytes_per_token else ""
     most = "at most " if forecast.kind == "sampled" else ""
     note(
         f"{forecast.rows:,} rows, {count(forecast.positions)} positions of {most}"
-        f"{forecast.bytes_per_position:,.0f} bytes: {most}{size(forecast.bytes)}"
+        f"{forecast.bytes_per_position:,.0f} bytes{of_tokens}: {most}{size(forecast.bytes)}"
     )
     if forecast.shards_there:
         note(f"{forecast.shards_there} of {forecast.shards} shards are there")
@@ -74,6 +75,7 @@ def report(folder: Path, manifest: Manifest, *, verified: bool = False) -> Cache
         complete=manifest.complete,
         verified=verified,
         kind=dict(manifest.kind),
+        layers=None if manifest.layers is None else dict(manifest.layers),
         made_of=dict(manifest.identity),
         teacher=dict(manifest.teacher),
         rows=manifest.rows,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
+from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.rules import NO_PROBE
 from entrenar_core.config.schema import ModelSource, ProbeFinetuning
 from entrenar_core.errors import EntrenarError, FetchError, ModelError, Problem
@@ -22,11 +23,12 @@ from entrenar_core.models.heads import (
     infer_task,
     predicts_masked,
 )
-from entrenar_core.models.layer_rules import check_layers, planned_student
+from entrenar_core.models.layer_rules import check_layers, planned_student, wanted_layers
 from entrenar_core.models.logit_rules import check_logits, selects
 from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.sentence_rules import check_sentences, poolings_of
 from entrenar_core.models.student_rules import check_kinds, check_student
+from entrenar_core.models.wants import Wants
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, Vocabulary
 
@@ -150,6 +152,18 @@ def check_layers_of(config: DistillationConfig, models: Models) -> list[Problem]
     teacher = models["teacher"].architecture
     student = models["student"].architecture if "student" in models else planned_student(config.student, teacher)
     return check_layers(config.distillation, teacher, student)
+
+
+def wanted_of(config: DistillationConfig, models: Models) -> Wants | None:
+    """The teacher's layers that the losses compare, where that is known and no mistake."""
+    if "teacher" not in models or check_layers_of(config, models):
+        return None
+    student = models.get("student")
+    if student is None and config.student.model_id is not None:
+        return None
+    teacher = models["teacher"].architecture
+    shape = student.architecture if student else planned_student(config.student, teacher)
+    return wanted_layers(terms_of(config.distillation), teacher, shape)
 
 
 def check_logits_of(

@@ -93,15 +93,17 @@ class DiagnosisReport:
 class CacheReport:
     """What a cache of a teacher holds.
 
-    `kind` has the settings of what is kept, `made_of` what it hangs on. `measured` is how far what is kept is from the
-    live teacher on some rows: the KL of a student from both, in nats, and the angle between the gradients of both, in
-    degrees. `verified`: every checksum was compared just now.
+    `kind` has the settings of what is kept, `layers` which of them are kept, `made_of` what it hangs on. `measured` is
+    how far what is kept is from the live teacher on some rows: the KL of a student from both, in nats, and the angle
+    between the gradients of both, in degrees; or the relative error of other numbers. `verified`: every checksum was
+    compared just now.
     """
 
     folder: Path
     complete: bool
     verified: bool
     kind: dict[str, Any]
+    layers: dict[str, Any] | None
     made_of: dict[str, Any]
     teacher: dict[str, Any]
     rows: int

@@ -31,6 +31,7 @@ from entrenar_distill.model_checks import (
     named,
     task_of,
     told,
+    wanted_of,
 )
 from entrenar_distill.reports import Check, ValidationReport
 from entrenar_distill.vocabularies import compare
@@ -73,7 +74,7 @@ def validate(
         checks += [check] if check else []
     problems += check_logits_of(config, task, models, vocabulary)
     problems += check_lengths(config, task, models)
-    checks += _cache(config, problems)
+    checks += _cache(config, models, problems)
     checks += _schedule(config)
     checks += _data(config.dataset, task, problems)
     checks += _output(config, problems)
@@ -95,20 +96,23 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     return Problem(message, problem.hint, where)
 
 
-def _cache(config: DistillationConfig, problems: list[Problem]) -> Iterator[Check]:
+def _cache(config: DistillationConfig, models: Mapping[str, ModelArtifact], problems: list[Problem]) -> Iterator[Check]:
     """Whether a cache of the teacher has what the losses ask for; whether it is of this teacher, a run compares."""
-    folder = config.teacher.cache
-    if folder is None:
+    use = config.teacher.cache
+    if use is None or use.dir is None:
         return
     from entrenar_core.teachers.cache.fitting import check_kind
     from entrenar_core.teachers.cache.manifest import check_manifest, read_manifest
 
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(use.dir)
     except DataError as error:
         problems.append(Problem(error.message, error.hint, "teacher.cache"))
         return
-    found = [*check_manifest(manifest, folder), *check_kind(config, manifest.kind)]
+    found = [
+        *check_manifest(manifest, use.dir),
+        *check_kind(config, manifest.kind, wanted_of(config, models), manifest.wants),
+    ]
     problems += found
     if not found:
         yield Check("cache", "ok", f"{manifest.kind['name']} of {manifest.rows:,} rows; a run compares what it is of")

@@ -181,16 +181,28 @@ def cache(report: CacheReport) -> Table:
     }
     if built is not None:
         facts["Built"] = f"in {duration(built['seconds'])}, {_rate(built['positions_per_s'])} positions/s"
-    if measured is not None:
+    if report.layers is not None:
+        facts["Layers"] = _layers(report.layers)
+    if measured is not None and "kl" in measured:
         facts["KL"] = f"{measured['kl']:+.2g} nats beside the live teacher, where it is {measured['kl_live']:.2g}"
         facts["Gradient"] = (
             f"{measured['gradient_angle']:.2g}° from the live teacher's, of a single position "
             f"{measured['position_angle']:.2g}°"
         )
+    for name, what in (("error", "Error"), ("layers_error", "Error of layers")):
+        if measured is not None and name in measured:
+            facts[what] = f"{measured[name]:.2g} of what the live teacher says, root of mean squares"
     if not report.complete:
         facts["State"] = "not complete: the same `cache build` goes on with it"
     notes = ("every checksum is right",) if report.verified else ()
     return key_values("Cache", facts, notes=notes)
+
+
+def _layers(layers: dict[str, Any]) -> str:
+    hidden = ["embeddings" if layer < 0 else str(layer) for layer in layers["hidden"]]
+    told = [f"hidden states of {', '.join(hidden)}"] if hidden else []
+    told += [f"attention of {', '.join(layers['attention'])}"] if layers["attention"] else []
+    return f"{' and '.join(told)}, in {layers['precision']}"
 
 
 def _kept(kind: dict[str, Any]) -> str:

@@ -42,7 +42,9 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
         )
     if _section(values, "output").get("dir") == "":
         yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
-    yield from _finetune(_section(values, "teacher").get("finetune"), values.get("task"))
+    teacher = _section(values, "teacher")
+    yield from _finetune(teacher.get("finetune"), values.get("task"))
+    yield from _cache(_section(teacher, "cache") if "cache" in teacher else None)
 
 
 def _finetune(finetune: object, task: object) -> Iterator[Broken]:
@@ -54,6 +56,24 @@ def _finetune(finetune: object, task: object) -> Iterator[Broken]:
         )
     if isinstance(finetune, Mapping) and finetune.get("method") == "probe" and task == "token-classification":
         yield Broken(("teacher", "finetune", "method"), *NO_PROBE)
+
+
+def _cache(cache: Mapping[str, Any] | None) -> Iterator[Broken]:
+    """On disk or in memory, each with settings of its own."""
+    if cache is None:
+        return
+    where = ("teacher", "cache")
+    if "dir" not in cache and "memory" not in cache:
+        yield Broken(where, "`teacher.cache` does not say where it is", "give a folder as `dir`, or a size as `memory`")
+    elif "dir" in cache and "memory" in cache:
+        message = "`teacher.cache.dir` and `teacher.cache.memory` are two places"
+        yield Broken((*where, "memory"), message, "keep one of the two")
+    elif "precision" in cache and "dir" in cache:
+        message = "`teacher.cache.precision` is of what is held in memory, and a folder has its own"
+        yield Broken((*where, "precision"), message, "remove it, and build the folder with `cache build --precision`")
+    elif "missing" in cache and "memory" in cache:
+        message = "`teacher.cache.missing` is about a folder, and memory holds every row"
+        yield Broken((*where, "missing"), message, "remove it")
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from entrenar_core.config.types import (
     Rate,
     Section,
     Seed,
+    Size,
     Switch,
     Text,
     Texts,
     Weight,
 )
+from entrenar_core.teachers.cache.settings import Precision
 
 Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "embedding"]
 WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
@@ -67,6 +69,21 @@ class ModelSource(Section):
     trust_remote_code: Switch = Field(False, description="Run the Python code that comes with the model.")
 
 
+class CacheUse(Section):
+    """What the teacher said once, on disk or in memory, in place of asking it in every epoch."""
+
+    dir: Folder | None = Field(
+        None, description="What `entrenar-distill cache build` kept of it: the teacher itself is then not loaded."
+    )
+    missing: Literal["refuse", "live"] = Field(
+        "refuse", description="Rows that the folder lacks: refuse the run, or load the teacher and let it read them."
+    )
+    memory: Size | None = Field(
+        None, description="In place of a folder: let the teacher read every row before training, and hold so much."
+    )
+    precision: Precision = Field("float32", description="Of what is held in memory.")
+
+
 class TeacherConfig(ModelSource):
     """The model to learn from."""
 
@@ -78,9 +95,7 @@ class TeacherConfig(ModelSource):
         description="Which vector is a sentence's: of its first or last token, or their mean; as its folder says, or "
         "mean, if not given.",
     )
-    cache: Folder | None = Field(
-        None, description="What `entrenar-distill cache build` kept of it: the teacher itself is then not loaded."
-    )
+    cache: CacheUse | None = Field(None, description="Ask it once; or the folder alone, as `cache: ./teacher-cache`.")
 
 
 def _layers(value: object) -> object:

@@ -52,6 +52,7 @@ def respell(values: dict[str, Any], places: dict[Path, str]) -> list[Problem]:
             _move(places, (section, old_key), (section, new_key))
         del settings[old_key]
     _list_of_formats(values, places)
+    _folder_of_cache(values, places)
     for name, instead in ABSENT.items():
         section, key = name.split(".")
         settings = values.get(section)
@@ -69,6 +70,15 @@ def _list_of_formats(values: dict[str, Any], places: dict[Path, str]) -> None:
         output["formats"] = [output["formats"]]
         if ("output", "formats") in places:
             places["output", "formats", 0] = places["output", "formats"]
+
+
+def _folder_of_cache(values: dict[str, Any], places: dict[Path, str]) -> None:
+    """`cache: ./folder` is short for `cache: {dir: ./folder}`."""
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("cache"), str):
+        values["teacher"] = teacher | {"cache": {"dir": teacher["cache"]}}  # a caller's own values stay as they are
+        if ("teacher", "cache") in places:
+            places["teacher", "cache", "dir"] = places["teacher", "cache"]
 
 
 def _move(places: dict[Path, str], old: Path, new: Path) -> None:

@@ -3,7 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from entrenar_core.errors import UsageError
+from entrenar_core.units import parse_size
+
+
+def _bytes(value: object) -> object:
+    """What is no size stays as it is, for the type to refuse."""
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except UsageError:
+        return value
+
 
 # A title says in plain words what is accepted; errors quote it.
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1")]
@@ -22,6 +34,9 @@ Probability = Annotated[
 Switch = Annotated[bool, Field(strict=True, title="true or false")]
 Text = Annotated[str, Field(strict=True, min_length=1, title="a text that is not empty")]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1, title="a list of at least one text, such as [a, b]")]
+Size = Annotated[
+    int, BeforeValidator(_bytes), Field(strict=True, ge=1, lt=2**60, title="a size such as 2GB, or a number of bytes")
+]
 Folder = Annotated[Path, Field(title="the path of a folder")]
 
 

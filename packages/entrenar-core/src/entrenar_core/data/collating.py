@@ -56,6 +56,14 @@ class Batch:
         """Which tokens, (B, T), are a row's own and count."""
         return self.attention_mask_BT.bool() & (not self.blank)
 
+    def of(self, places: Sequence[int]) -> Self:
+        """Some of its rows, padded as they are."""
+        chosen = torch.tensor(places, device=self.rows_B.device)
+        weights = None if self.weights is None else self.weights[chosen]
+        ids_BT, mask_BT = self.input_ids_BT[chosen], self.attention_mask_BT[chosen]
+        labels, targets, rows_B = self.labels[chosen], self.targets[chosen], self.rows_B[chosen]
+        return type(self)(ids_BT, mask_BT, labels, targets, rows_B, weights, self.blank)
+
     def blanked(self) -> Self:
         """The same shapes with nothing that counts, for a process that has no rows but must take part."""
         return type(self)(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
@@ -62,6 +63,24 @@ def telling(name: str, files: Sequence[Path] = ()) -> Iterator[None]:
         raise
     except Exception as error:
         raise _explained(name, files, error) from error
+
+
+def stored(stream: Any) -> Any:
+    """All rows of a `datasets.IterableDataset` as a `datasets.Dataset`, in a file that goes with this process.
+
+    Raises:
+        DataError: they cannot be read, or not be written.
+    """
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    file = Path(tempfile.mkdtemp(dir=scratch_folder())) / "rows.arrow"
+    with reading("the data set"):
+        with ArrowWriter(features=stream.features, path=str(file)) as writer:
+            for row in stream:
+                writer.write(row)
+            writer.finalize()
+        return datasets.Dataset.from_file(str(file))
 
 
 def load_files(name: str, builder: str, files: Mapping[str, Sequence[Path]], split: str, options: Any) -> Any:

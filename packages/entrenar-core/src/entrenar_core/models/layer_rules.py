@@ -1,6 +1,6 @@
 """What losses between layers must hold against both models; without torch, so that `validate` answers at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from entrenar_core.architectures import Architecture, families
@@ -22,6 +22,7 @@ from entrenar_core.losses.head_mapping import map_heads
 from entrenar_core.losses.layer_mapping import layer_pairs
 from entrenar_core.models.layer_sizes import Sizes, layer_sizes, relation_heads
 from entrenar_core.models.student_rules import chosen_layers, with_known_sizes
+from entrenar_core.models.wants import EMBEDDINGS, Wants
 from entrenar_core.models.widths import student_widths, widths_of
 
 Pairs = tuple[tuple[int, int], ...]
@@ -68,6 +69,24 @@ def check_layers(section: DistillationSection, teacher: Architecture, student: A
     """Every mistake in losses between layers; what an architecture does not say is left to the models."""
     terms = [term for term in terms_of(section) if compares_layers(term.entry)]
     return [problem for term in terms for problem in _problems(term, teacher, student)]
+
+
+def wanted_layers(terms: Sequence[Term], teacher: Architecture, student: Architecture) -> Wants | None:
+    """The teacher's layers that the losses compare; None where only the models themselves tell, as with `cka`."""
+    wants = Wants()
+    for term in terms:
+        if not compares_layers(entry := term.entry):
+            continue
+        assert isinstance(entry, LayerLoss)
+        if entry.layers == "cka" or not (student.num_layers and teacher.num_layers):
+            return None
+        layers = frozenset(pair[1] for pair in chosen_pairs(entry.layers, student.num_layers, teacher.num_layers))
+        if isinstance(entry, AttentionLoss | MinilmLoss):
+            wants |= Wants(attention=layers)
+        else:
+            below = {EMBEDDINGS} if isinstance(entry, HiddenLoss) and entry.embeddings else set()
+            wants |= Wants(hidden=layers | below)
+    return wants
 
 
 def _problems(term: Term, teacher: Architecture, student: Architecture) -> Iterator[Problem]:

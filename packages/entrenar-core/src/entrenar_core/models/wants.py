@@ -17,6 +17,9 @@ class Wants:
     def __or__(self, other: "Wants") -> "Wants":
         return Wants(self.hidden | other.hidden, self.attention | other.attention)
 
+    def __le__(self, other: "Wants") -> bool:
+        return self.hidden <= other.hidden and self.attention <= other.attention
+
     @property
     def anything(self) -> bool:
         """Whether the model must be recorded at all."""

@@ -1,12 +1,9 @@
-"""The teacher of a run, as the configuration describes it: loaded, fitted if asked, and scored.
-
-Shapes: N texts, C classes.
-"""
+"""The teacher of a run, as the configuration describes it: loaded, fitted if asked, and scored."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +16,7 @@ from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import load_model
+from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.finetuning import (
@@ -29,16 +27,32 @@ from entrenar_core.teachers.finetuning import (
 )
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.precomputed import PrecomputedTeacher, classify
-from entrenar_core.teachers.sentences import SentenceTeacher, sentence_teacher
+from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, precomputed_sentences, require_numbers
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch, score_logits
+from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from entrenar_core.training.preparation import Preparation
+
+ReadTexts = Callable[[Sequence[str]], Tensor]
+"""From texts to what a teacher says of them, (N, C), in 32 bits on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTeacher:
+    """A teacher's model, ready to read. `reader` takes the student's tokens, and `forward` those of its own tokenizer.
+    `model` is what a student may copy layers from, None under a probe.
+    """
+
+    reader: nn.Module
+    forward: Callable[..., Tensor]
+    parameters: int
+    model: "PreTrainedModel | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +81,43 @@ def make_teacher(
     Raises:
         UsageError: only looking, and the teacher would have to be trained.
         ModelError: it cannot be loaded, or says what are no numbers.
+        DataError, ConfigError: its cache is damaged, or lacks what is asked of it.
         Interrupted, TrainingError: while it was fitted.
     """
+    load = partial(load_teacher, prepared, accelerator, callbacks, stop, on_batch, looking=looking)
     if prepared.config.teacher.cache is not None and not looking:
-        return _cached(prepared, prepared.config.teacher.cache, accelerator, on_batch)
+        from entrenar_core.teachers.cache.serving import cached_teacher
+
+        return cached_teacher(prepared, accelerator, callbacks, load, on_batch)
+    loaded = load()
+    read = reading_texts(prepared, loaded, accelerator, on_batch)
     if prepared.task == EMBEDDING:
-        model = _loaded(prepared)
-        source, scores = sentence_teacher(prepared, model, accelerator, on_batch, looking=looking)
-        return ReadyTeacher(source, scores, parameter_count(model), model)
-    if isinstance(prepared.config.teacher.finetune, ProbeFinetuning):
-        body = _loaded(prepared).base_model.to(accelerator.device)
+        source, scores = _sentences(prepared, loaded, accelerator, read, looking=looking)
+        return ReadyTeacher(source, scores, loaded.parameters, loaded.model)
+    if prepared.teacher_reads_tokens:
+        live = live_teacher(prepared, loaded, accelerator)
+        return ReadyTeacher(live, sound(evaluate(loaded.reader), prepared), loaded.parameters, loaded.model)
+    teacher, scores = precomputed(prepared, read, looking=looking)
+    return ReadyTeacher(teacher, sound(scores, prepared), loaded.parameters, loaded.model)
+
+
+def load_teacher(
+    prepared: "Preparation",
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    stop: StopRequest,
+    on_batch: OnBatch,
+    *,
+    looking: bool = False,
+) -> LoadedTeacher:
+    """The model, fitted if asked; arguments and errors are those of `make_teacher`."""
+    settings = prepared.config.teacher.finetune
+    if isinstance(settings, ProbeFinetuning):
+        body = _model(prepared).base_model.to(accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator, on_batch, keep=not looking)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
-        if prepared.teacher_reads_tokens:
-            live = LiveTeacher(classifier, accelerator, prepared.counting)
-            return ReadyTeacher(live, _sound(evaluate(classifier), prepared), parameter_count(classifier), None)
-        teacher, scores = _precomputed(prepared, accelerator, classifier, on_batch, looking)
-        return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(classifier), None)
-    if prepared.config.teacher.finetune is not None:
+        return LoadedTeacher(_mapped(prepared, classifier), classifier, parameter_count(classifier), None)
+    if settings is not None:
         model, kept = (
             (already_finetuned(prepared, accelerator), True)
             if looking
@@ -93,40 +126,55 @@ def make_teacher(
         if kept:
             _note(callbacks, "reusing the teacher fitted before")
     else:
-        model = _loaded(prepared)
-    reader = _reader(prepared, model)
-    if prepared.teacher_reads_tokens:
-        live = LiveTeacher(reader, accelerator, prepared.counting, prepared.output_layer(reader))
-        return ReadyTeacher(live, _sound(evaluate(reader), prepared), parameter_count(model), model)
+        model = _model(prepared)
     model.to(accelerator.device).eval().requires_grad_(False)
-    teacher, scores = _precomputed(
-        prepared,
-        accelerator,
-        lambda input_ids, attention_mask: logits_of(model, input_ids, attention_mask),
-        on_batch,
-        looking,
+    forward: Callable[..., Tensor] = partial(_logits, model)
+    inner: nn.Module = model
+    if prepared.task == EMBEDDING:
+        assert prepared.poolings is not None
+        inner = forward = SentenceEncoder(model, prepared.poolings[0])
+    return LoadedTeacher(_mapped(prepared, inner).to(accelerator.device), forward, parameter_count(model), model)
+
+
+def live_teacher(prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator) -> LiveTeacher:
+    """A teacher that reads the student's batches."""
+    return LiveTeacher(loaded.reader, accelerator, prepared.counting, prepared.output_layer(loaded.reader))
+
+
+def reading_texts(
+    prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator, on_batch: OnBatch
+) -> ReadTexts:
+    """Reads texts with the teacher's own tokenizer, in batches fixed by the texts alone."""
+    return lambda texts: classify(
+        loaded.forward,
+        prepared.teacher_tokenizer,
+        texts,
+        batch_size=prepared.config.training.evaluation_batch_size,
+        max_length=readable_length(prepared),
+        accelerator=accelerator,
+        on_batch=on_batch,
     )
-    return ReadyTeacher(teacher, _sound(scores, prepared), parameter_count(model), model)
 
 
-def _cached(prepared: "Preparation", folder: Path, accelerator: Accelerator, on_batch: OnBatch) -> ReadyTeacher:
-    """A teacher of a cache. Its model is loaded where the student is made of it, and not beyond."""
-    from entrenar_core.teachers.cache.opening import open_cache
-    from entrenar_core.teachers.cache.scoring import score_cached
-
-    source, manifest = open_cache(folder, accelerator.device)
-    model = _loaded(prepared) if prepared.config.student.init_from is not None else None
-    scores = _sound(score_cached(prepared, source, accelerator, on_batch), prepared)
-    return ReadyTeacher(source, scores, int(manifest.teacher["parameters"]), model)
-
-
-def _reader(prepared: "Preparation", model: nn.Module) -> nn.Module:
-    """The model, reading the student's ids."""
-    token_map = prepared.token_map
-    return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.over_tokens)
+def precomputed(
+    prepared: "Preparation", read: ReadTexts, *, looking: bool = False
+) -> tuple[PrecomputedTeacher, Scores]:
+    """A classifier that has read all texts, and its scores."""
+    rows = prepared.rows
+    taught = not looking and any(term.needs_teacher for term in prepared.terms)
+    train = rows.train if taught else rows.train.select([])
+    both = [*train, *rows.evaluation]
+    logits_NC = read([row["text"] for row in both])
+    labels_N = torch.tensor([row["label"] for row in rows.evaluation])
+    return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)
 
 
-def _sound(scores: Scores, prepared: "Preparation") -> Scores:
+def sound(scores: Scores, prepared: "Preparation") -> Scores:
+    """The scores of a teacher, which are numbers.
+
+    Raises:
+        ModelError: they are none.
+    """
     if scores.cross_entropy is None or not math.isfinite(scores.cross_entropy):
         raise ModelError(
             f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
@@ -135,12 +183,32 @@ def _sound(scores: Scores, prepared: "Preparation") -> Scores:
     return scores
 
 
+def _sentences(
+    prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator, read: ReadTexts, *, looking: bool
+) -> tuple[SentenceTeacher, Scores]:
+    if not prepared.teacher_reads_tokens:
+        return precomputed_sentences(prepared, read, looking=looking)
+    judged_NK = read(prepared.questions.texts)
+    require_numbers(judged_NK, prepared)
+    return LiveSentences(loaded.reader, accelerator, judged_NK), score_sentences(judged_NK, prepared.questions)
+
+
+def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    return logits_of(model, input_ids, attention_mask)
+
+
+def _mapped(prepared: "Preparation", model: nn.Module) -> nn.Module:
+    """The model, reading the student's ids."""
+    token_map = prepared.token_map
+    return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.over_tokens)
+
+
 def _note(callbacks: Sequence[Callback], text: str) -> None:
     for callback in callbacks:
         callback.on_note(text)
 
 
-def _loaded(prepared: "Preparation") -> "PreTrainedModel":
+def _model(prepared: "Preparation") -> "PreTrainedModel":
     settings = prepared.config.teacher
     return load_model(
         prepared.teacher,
@@ -151,27 +219,3 @@ def _loaded(prepared: "Preparation") -> "PreTrainedModel":
         seed=prepared.config.training.seed,
         pad_token_id=prepared.teacher_tokenizer.pad_token_id,
     )
-
-
-def _precomputed(
-    prepared: "Preparation",
-    accelerator: Accelerator,
-    forward: Callable[..., Tensor],
-    on_batch: OnBatch,
-    looking: bool,
-) -> tuple[PrecomputedTeacher, Scores]:
-    rows, training = prepared.rows, prepared.config.training
-    taught = not looking and any(term.needs_teacher for term in prepared.terms)
-    train = rows.train if taught else rows.train.select([])
-    both = [*train, *rows.evaluation]
-    logits_NC = classify(
-        forward,
-        prepared.teacher_tokenizer,
-        [row["text"] for row in both],
-        batch_size=training.evaluation_batch_size,
-        max_length=readable_length(prepared),
-        accelerator=accelerator,
-        on_batch=on_batch,
-    )
-    labels_N = torch.tensor([row["label"] for row in rows.evaluation])
-    return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)

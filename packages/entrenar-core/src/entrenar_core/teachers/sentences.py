@@ -6,7 +6,7 @@ compared, it reads the student's batches.
 Shapes: B rows, N texts, K teacher's width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,18 +18,15 @@ from entrenar_core.errors import ModelError, TrainingError
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.recording import recording
 from entrenar_core.models.sentences import SentenceEncoder
-from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.finetuning import readable_length
+from entrenar_core.teachers.cache.teacher import CachedSentences
 from entrenar_core.teachers.precomputed import ByRow, classify
 from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.training.evaluation import OnBatch
 from entrenar_core.training.sentence_evaluation import score_sentences
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from entrenar_core.training.preparation import Preparation
 
 
@@ -68,48 +65,33 @@ class LiveSentences:
         return says if wants.anything else lambda batch: Said(None, vectors_BK=self.vectors(batch))
 
 
-SentenceTeacher = PrecomputedSentences | LiveSentences
+SentenceTeacher = PrecomputedSentences | LiveSentences | CachedSentences
 
 
-def sentence_teacher(
-    prepared: "Preparation",
-    model: "PreTrainedModel",
-    accelerator: Accelerator,
-    on_batch: OnBatch,
-    *,
-    looking: bool = False,
-) -> tuple[SentenceTeacher, Scores]:
-    """The teacher, and its own scores. When only `looking`, it reads no training rows to teach them.
+def precomputed_sentences(
+    prepared: "Preparation", read: Callable[[Sequence[str]], Tensor], *, looking: bool = False
+) -> tuple[PrecomputedSentences, Scores]:
+    """A teacher whose vectors of all texts are `read`, (N, K), and its own scores. When only `looking`, it reads no
+    training rows to teach them.
 
     Raises:
         ModelError: its vectors are no numbers.
     """
-    assert prepared.poolings is not None
-    encoder = SentenceEncoder(model.to(accelerator.device).eval().requires_grad_(False), prepared.poolings[0])
-    live = prepared.teacher_reads_tokens
-    train = [] if live or looking else list(prepared.rows.train)
-    rows, texts = [row["row"] for row in train], [row["text"] for row in train]
-    vectors_NK = classify(
-        encoder,
-        prepared.teacher_tokenizer,
-        [*texts, *prepared.questions.texts],
-        batch_size=prepared.config.training.evaluation_batch_size,
-        max_length=readable_length(prepared),
-        accelerator=accelerator,
-        on_batch=on_batch,
-    )
+    train = [] if looking else list(prepared.rows.train)
+    vectors_NK = read([*(row["text"] for row in train), *prepared.questions.texts])
+    require_numbers(vectors_NK, prepared)
+    judged_NK = vectors_NK[len(train) :].clone()
+    teacher = PrecomputedSentences([row["row"] for row in train], vectors_NK[: len(train)], judged_NK)
+    return teacher, score_sentences(judged_NK, prepared.questions)
+
+
+def require_numbers(vectors_NK: Tensor, prepared: "Preparation") -> None:
+    """Raises ModelError where a teacher's vectors are no numbers."""
     if not vectors_NK.isfinite().all():
         raise ModelError(
             f"the vectors of the teacher {prepared.teacher.reference} are not all finite numbers",
             "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
         )
-    judged_NK = vectors_NK[len(texts) :].clone()
-    scores = score_sentences(judged_NK, prepared.questions)
-    if not live:
-        return PrecomputedSentences(rows, vectors_NK[: len(texts)], judged_NK), scores
-    token_map = prepared.token_map
-    reader = encoder if token_map is None else MappedTeacher(encoder, token_map, over_tokens=False)
-    return LiveSentences(reader.to(accelerator.device), accelerator, judged_NK), scores
 
 
 def judge(

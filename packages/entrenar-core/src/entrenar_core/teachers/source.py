@@ -19,12 +19,13 @@ from entrenar_core.models.wants import Wants
 @dataclass(frozen=True, slots=True)
 class Said:
     """What a teacher says of a batch: of the rows that count, and what passed inside of it, if it was asked. A sentence
-    encoder says a vector of each row instead.
+    encoder says a vector of each row instead. `kept_rows` is how many rows a cache knew; None where there is none.
     """
 
     rows: Targets | None
     record: Record | None = None
     vectors_BK: Tensor | None = None
+    kept_rows: int | None = None
 
 
 TeacherSays = Callable[[Batch], Said]

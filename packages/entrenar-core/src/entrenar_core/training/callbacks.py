@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class StepMetrics:
     """One optimiser step. Losses are means over what counts.
 
-    `losses` are those with weight, before their weights, by name; `schedules` are what schedules say in this step.
+    `losses` are those with weight, before their weights, by name; `schedules` are what schedules say in this step;
+    `cache_hit_rate` is the share of the rows that the teacher's cache knew, None where none was asked.
     """
 
     step: int
@@ -26,6 +27,7 @@ class StepMetrics:
     learning_rate: float
     grad_norm: float | None
     examples: int
+    cache_hit_rate: float | None = None
 
 
 class Callback:

@@ -65,6 +65,7 @@ class _StepResult(NamedTuple):
     terms: tuple[float, ...]
     now: tuple[Now, ...]
     grad_norm: float
+    hit_rate: float | None
 
 
 class Loop:
@@ -148,14 +149,16 @@ class Loop:
         mine = [*self.objective.counts(micro_batches), sum(len(b.rows_B) for b in micro_batches if not b.blank)]
         *counts, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
         now = self.objective.at(self.progress.step, self.batches.total_steps, counts)
-        loss, *terms = self._summed(self._backward(micro_batches, now)).tolist()
+        loss, kept, *terms = self._summed(self._backward(micro_batches, now)).tolist()
         require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
         norm = self._update(micro_batches, now, checkpoints)
-        return _StepResult(loss, tuple(terms), now, norm), examples
+        return _StepResult(loss, tuple(terms), now, norm, None if kept < 0 else kept / max(examples, 1)), examples
 
     def _backward(self, micro_batches: list[Batch], now: tuple[Now, ...]) -> Tensor:
-        """Gradients of the whole step; returns this rank's share of the loss, and that of each of its terms."""
-        sums = torch.zeros(1 + len(now), device=self.accelerator.device)
+        """Gradients of the whole step; returns this rank's share of the loss, how many rows a cache knew, below zero
+        where none was asked, and the share of each of the loss's terms.
+        """
+        sums = torch.zeros(2 + len(now), device=self.accelerator.device)
         taught = self.objective.needs_teacher(now)
         for index, cpu_batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
@@ -165,7 +168,10 @@ class Loop:
                 parts = self.model(batch, said, now)
                 # DDP averages gradients over ranks, and this loss is already a share of the whole
                 self.accelerator.backward(parts.loss * self.accelerator.num_processes)
-                sums += torch.cat([parts.loss.detach().float().reshape(1), parts.terms.float()])
+                known = -1 if said is None or said.kept_rows is None else said.kept_rows
+                sums += torch.cat(
+                    [parts.loss.detach().float().reshape(1), sums.new_tensor([known]), parts.terms.float()]
+                )
         return sums
 
     def _update(self, micro_batches: list[Batch], now: tuple[Now, ...], checkpoints: Path) -> float:
@@ -211,6 +217,7 @@ class Loop:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             examples=self.progress.examples,
+            cache_hit_rate=result.hit_rate,
         )
         self.journal.step(step_metrics, self.progress.examples / max(self.progress.train_s, 1e-9), last=last)
 

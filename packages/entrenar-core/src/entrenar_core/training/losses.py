@@ -49,16 +49,18 @@ def make_objective(
     pool = None if prepared.poolings is None else prepared.poolings[1]
     if not layered:
         return Objective(prepared.counting, rows, vectors=vectors, pool=pool)
-    assert isinstance(teacher, LiveTeacher | LiveSentences), "layers are compared over the same tokens"
+    model = teacher.model if isinstance(teacher, LiveTeacher | LiveSentences) else None
     with seeded(prepared.config.training.seed):
-        made = tuple(_layer_term(term, prepared, student, teacher.model) for term in layered)
+        made = tuple(_layer_term(term, prepared, student, model) for term in layered)
     for term, layer_term in zip(layered, made, strict=True):
-        _require_recordable(term, layer_term, student, teacher.model)
+        _require_recordable(term, layer_term, student, model)
     return Objective(prepared.counting, rows, made, vectors, pool)
 
 
-def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module) -> None:
+def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module | None) -> None:
     for side, model in enumerate((student, teacher)):
+        if model is None:  # a cache has what it has
+            continue
         wants = made.wants(side)
         try:
             require_recordable(model, hidden=wants.hidden - {EMBEDDINGS}, attention=wants.attention)
@@ -77,11 +79,14 @@ def _vector_terms(
             yield make_vector_term(term, student.config.hidden_size, teacher.judged_NK.shape[1])
 
 
-def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module) -> LayerTerm:
-    sizes = sizes_of(student), sizes_of(teacher)
+def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module | None) -> LayerTerm:
+    of_teacher = sizes_of(teacher) if teacher is not None else layer_sizes(prepared.teacher.architecture)
+    assert of_teacher is not None, "a family of the table without its sizes"
+    sizes = sizes_of(student), of_teacher
     assert isinstance(term.entry, LayerLoss)
     try:
         if term.entry.layers == "cka":
+            assert teacher is not None, "checked where a cache is opened"
             pairs = similar_layers(student, teacher, prepared.sample(), sizes[0].num_layers, sizes[1].num_layers)
         else:
             pairs = chosen_pairs(term.entry.layers, sizes[0].num_layers, sizes[1].num_layers)

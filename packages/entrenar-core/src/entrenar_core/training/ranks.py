@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from entrenar_core.errors import EntrenarError
 
@@ -29,6 +29,24 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if isinstance(result, EntrenarError):
         raise result
     return result  # type: ignore[no-any-return]
+
+
+def on_all(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+    """What `work`, done by every rank, gives each of them, on all.
+
+    Raises:
+        EntrenarError: of the first rank that met one, on every rank, when all have come to an end.
+    """
+    try:
+        mine: T | EntrenarError = work()
+    except EntrenarError as error:
+        if accelerator.num_processes == 1:
+            raise
+        mine = error
+    found: list[T | EntrenarError] = gather_object([mine])
+    if errors := [outcome for outcome in found if isinstance(outcome, EntrenarError)]:
+        raise errors[0]
+    return [outcome for outcome in found if not isinstance(outcome, EntrenarError)]
 
 
 def seed_rank(seed: int, rank: int) -> None:

@@ -1,22 +1,15 @@
 """Building a cache: the teacher reads every row once, shard by shard; what is whole is not built again."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from entrenar_core.errors import DataError, Interrupted
-from entrenar_core.losses.targets import HeadRows, Logits
-from entrenar_core.models.rows import Rows
-from entrenar_core.teachers.cache.kinds import Kind, TaughtRow
-from entrenar_core.teachers.cache.planning import CachePlan, PlannedRow, collated
+from entrenar_core.teachers.cache.planning import CachePlan
+from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.shards import Arrays, Shard, write_shard
-from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.signals import StopRequest
-
-if TYPE_CHECKING:
-    from entrenar_core.training.preparation import Preparation
 
 OnBatch = Callable[[int, int], None]
 """Is told how many batches are done, and of how many."""
@@ -29,10 +22,9 @@ class Builder:
     `about` says what the cache is made of: a shard of another one is written anew.
     """
 
-    prepared: "Preparation"
-    teacher: LiveTeacher
-    kind: Kind
+    reader: Reader
     plan: CachePlan
+    texts: Sequence[str]
     folder: Path
     about: str
 
@@ -46,14 +38,15 @@ class Builder:
         batches = [batch for shard in self.plan.shards for batch in shard]
         batch = batches[len(batches) // 2]
         began = time.perf_counter()
-        positions = sum(row.positions for row, _ in self._read(batch))
-        return positions / max(time.perf_counter() - began, 1e-9)
+        self.reader.read(batch, self.texts)
+        return sum(row.positions for row in batch) / max(time.perf_counter() - began, 1e-9)
 
     def build(self, missing: Sequence[int], stop: StopRequest, on_batch: OnBatch) -> float:
         """Writes the `missing` shards, and tells how many positions a second it read.
 
         Raises:
             Interrupted: asked to stop; whole shards are kept.
+            ModelError: the teacher says what are no numbers.
             OutputError: a shard cannot be written.
         """
         total = sum(map(len, self.plan.shards))
@@ -70,24 +63,13 @@ class Builder:
                         f"stopped with {built} of {len(self.plan.shards)} shards built, which are kept",
                         "give the same command again to go on",
                     )
-                for row, arrays in self._read(batch):
-                    keys.append(row.key)
-                    kept.append(arrays)
-                    positions += row.positions
+                kept += self.reader.read(batch, self.texts)
+                keys += [row.key for row in batch]
+                positions += sum(row.positions for row in batch)
                 done += 1
             write_shard(shard_file(self.folder, number), keys, kept, {"cache": self.about, "shard": str(number)})
         on_batch(total, total)
         return positions / max(time.perf_counter() - began, 1e-9)
-
-    def _read(self, rows: Sequence[PlannedRow]) -> Iterator[tuple[PlannedRow, Arrays]]:
-        """What is kept of the rows of a batch."""
-        batch = collated(self.prepared, rows).to(self.teacher.accelerator.device)
-        said, labels_N = self.teacher.rows(batch), self.prepared.counting.labels(batch)
-        start = 0
-        for row in rows:
-            places = slice(start, start + row.positions)
-            yield row, self.kind.kept(TaughtRow(_part(said, places), labels_N[places], row.key))
-            start += row.positions
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -106,10 +88,3 @@ def is_whole(file: Path, about: str) -> bool:
     except DataError:
         return False
     return shard.about.get("cache") == about
-
-
-def _part(said: Rows, places: slice) -> Rows:
-    """Some of what a teacher says."""
-    if isinstance(said, HeadRows):
-        return HeadRows(said.hidden_NH[places], said.head, said.vocabulary)
-    return Logits(said.logits_NV[places])

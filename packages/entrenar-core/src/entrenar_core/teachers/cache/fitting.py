@@ -4,20 +4,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from entrenar_core.config.desugaring import Term, terms_of
-from entrenar_core.config.losses import SelectiveLoss, SoftLoss, compares_layers
+from entrenar_core.config.losses import LayerLoss, SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
+from entrenar_core.models.wants import EMBEDDINGS, Wants
 from entrenar_core.training.schedules import moves
 
 _LIVE = "remove it, keep hidden states (`cache build --kind hidden`), or remove `teacher.cache`"
 
 
-def check_kind(config: DistillationConfig, kind: Mapping[str, Any]) -> list[Problem]:
-    """What a training asks of a teacher that a cache does not have; `kind` is as its manifest says."""
+def check_kind(config: DistillationConfig, kind: Mapping[str, Any], wants: Wants | None, has: Wants) -> list[Problem]:
+    """What a training asks of a teacher that a cache does not have.
+
+    Args:
+        config: of the training.
+        kind: what is kept of positions, as the manifest says it.
+        wants: the teacher's layers that the losses compare, where they can be told.
+        has: the layers that are kept.
+    """
     terms = terms_of(config.distillation)
-    problems = [problem for term in terms if compares_layers(term.entry) for problem in _layers(term)]
+    problems = [problem for term in terms if compares_layers(term.entry) for problem in _layers(term, has)]
+    if not problems and wants is not None and not wants <= has:
+        problems.append(Problem(*lacking(wants, has), "teacher.cache"))
     check = {"topk": _likeliest, "sampled": _drawn}.get(kind["name"])
     soft = [term for term in terms if isinstance(term.entry, SoftLoss)] if check else []
     if check and config.training.diagnose_every is not None:
@@ -38,9 +48,26 @@ def temperatures_of(terms: Sequence[Term]) -> tuple[float, float]:
     return min(asked), max(asked)
 
 
-def _layers(term: Term) -> Iterator[Problem]:
+def lacking(wants: Wants, has: Wants) -> tuple[str, str]:
+    """What is wrong with a cache that has not the layers that are wanted, and what to do."""
+    parts = {"hidden states": wants.hidden - has.hidden, "attention": wants.attention - has.attention}
+    told = " and ".join(f"{name} of {_listed(layers)}" for name, layers in parts.items() if layers)
+    message = f"`teacher.cache`: the losses compare {told} of the teacher, which the cache lacks"
+    return message, "build the cache again with this configuration"
+
+
+def _listed(layers: frozenset[int]) -> str:
+    return ", ".join("the embeddings" if layer == EMBEDDINGS else f"layer {layer}" for layer in sorted(layers))
+
+
+def _layers(term: Term, has: Wants) -> Iterator[Problem]:
     where = dotted(term.path)
-    yield Problem(f"`{where}` compares layers, and the cache has none", "remove it, or remove `teacher.cache`", where)
+    if not has.anything:
+        message = f"`{where}` compares layers, and the cache has none"
+        yield Problem(message, "build the cache again with this configuration", where)
+    elif isinstance(term.entry, LayerLoss) and term.entry.layers == "cka":
+        message = f"`{where}` chooses layers by looking at both models, and the teacher of a cache is not there"
+        yield Problem(message, "name the pairs of layers, or take another mapping", where)
 
 
 def _likeliest(term: Term, kind: Mapping[str, Any]) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ class Identity:
     """All that decides which signals a teacher gives of which tokens.
 
     Hashes are SHA-256. Rows are no part of it: each is known by its own tokens. `masking` are the settings that masks
-    follow from, None where nothing is masked.
+    follow from, None where nothing is masked; `pooling` is of a sentence encoder.
     """
 
     task: str
@@ -33,6 +33,8 @@ class Identity:
     template: str | None
     max_length: int
     vocabulary: int | None
+    pooling: str | None
+    reads: str
     masking: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -50,6 +52,8 @@ _NAMES = {
     "template": "the chat template",
     "max_length": "`dataset.max_length`",
     "vocabulary": "the number of tokens",
+    "pooling": "`teacher.pooling`",
+    "reads": "what the teacher reads",
     "masking": "what is masked (`dataset.mask_probability`, `training.seed`)",
 }
 _HASHES = ("weights", "tokenizer", "template", "finetune")
@@ -58,7 +62,7 @@ _HASHES = ("weights", "tokenizer", "template", "finetune")
 def identity_of(prepared: "Preparation") -> Identity:
     """Of a prepared distillation; reads every byte of the teacher's weights."""
     config = prepared.config
-    finetune = config.teacher.finetune
+    finetune, reads_tokens = config.teacher.finetune, prepared.teacher_reads_tokens
     masked = {"probability": config.dataset.mask_probability, "seed": config.training.seed}
     return Identity(
         task=prepared.task,
@@ -69,10 +73,12 @@ def identity_of(prepared: "Preparation") -> Identity:
         finetune=None
         if finetune is None
         else _hash([finetune.model_dump(mode="json"), config.training.seed, prepared.rows.fingerprint]),
-        tokenizer=tokenizer_hash(prepared.tokenizer),
+        tokenizer=tokenizer_hash(prepared.tokenizer if reads_tokens else prepared.teacher_tokenizer),
         template=_template(prepared),
         max_length=config.dataset.max_length,
         vocabulary=prepared.vocabulary,
+        pooling=None if prepared.poolings is None else prepared.poolings[0],
+        reads="the student's tokens" if reads_tokens else "the texts by itself",
         masking=json.dumps(masked) if prepared.task == MASKED_LM else None,
     )
 

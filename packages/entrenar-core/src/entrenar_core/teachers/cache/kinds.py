@@ -19,13 +19,13 @@ from entrenar_core.losses.head import Head
 from entrenar_core.losses.sparse import TopKRows
 from entrenar_core.losses.sums import at_least_fp32
 from entrenar_core.losses.targets import HeadRows, Logits, Targets
+from entrenar_core.teachers.cache.precision import packed, unpacked, vector_bytes
 from entrenar_core.teachers.cache.settings import Precision
 from entrenar_core.teachers.cache.shards import Arrays
 
 Rows = Logits | HeadRows
 TILE = 256
 """Rows of logits at a time."""
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +73,21 @@ class Hidden:
 
     def bytes_per_position(self) -> float:
         """As `Kind.bytes_per_position`."""
-        return self.width * _BYTES[self.precision] + (4 if self.precision == "int8" else 0)
+        return vector_bytes(self.width, self.precision)
 
     def kept(self, row: TaughtRow) -> Arrays:
         """As `Kind.kept`."""
         assert isinstance(row.said, HeadRows), "a teacher whose logits alone are at hand has no last hidden states"
-        hidden_NH = row.said.hidden_NH.detach().cpu()
-        if self.precision == "int8":
-            scale_N1 = (hidden_NH.float().abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-            return {
-                "hidden": (hidden_NH.float() / scale_N1).round().to(torch.int8).numpy(),
-                "scale": scale_N1.squeeze(-1).numpy(),
-            }
-        if self.precision == "bfloat16":
-            return {"hidden": hidden_NH.to(torch.bfloat16).view(torch.uint16).numpy()}
-        return {"hidden": hidden_NH.to(getattr(torch, self.precision)).numpy()}
+        return packed("hidden", row.said.hidden_NH, self.precision)
 
     def targets(self, kept: Arrays, device: torch.device | str) -> HeadRows:
         """As `Kind.targets`."""
-        hidden_NH = torch.from_numpy(kept["hidden"]).to(device)
-        if self.precision == "bfloat16":
-            hidden_NH = hidden_NH.view(torch.bfloat16)
-        elif self.precision == "int8":
-            hidden_NH = hidden_NH.float() * torch.from_numpy(kept["scale"]).to(device).unsqueeze(-1)
-        return HeadRows(hidden_NH, self.head, self.vocabulary)
+        return HeadRows(unpacked("hidden", kept, self.precision, device), self.head, self.vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
-class AllLogits:
-    """The logits themselves: of a classifier, which has few."""
+class Values:
+    """A few numbers as they are: the logits of a classifier, or the vector of a sentence."""
 
     columns: int
     name: str = "logits"
@@ -112,11 +98,11 @@ class AllLogits:
 
     def kept(self, row: TaughtRow) -> Arrays:
         """As `Kind.kept`."""
-        return {"logits": row.said.of(slice(None)).detach().float().cpu().numpy()}
+        return {"values": row.said.of(slice(None)).detach().float().cpu().numpy()}
 
     def targets(self, kept: Arrays, device: torch.device | str) -> Logits:
         """As `Kind.targets`."""
-        return Logits(torch.from_numpy(kept["logits"]).to(device))
+        return Logits(torch.from_numpy(kept["values"]).to(device))
 
 
 @dataclass(frozen=True, slots=True)

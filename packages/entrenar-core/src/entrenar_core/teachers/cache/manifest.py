@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entrenar_core.errors import DataError, Problem
+from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.cache.shards import AGAIN
 from entrenar_core.training.files import write_json
 
@@ -18,9 +19,9 @@ MANIFEST = "manifest.json"
 class Manifest:
     """A cache's manifest.json.
 
-    `kind` has the name of the kind and its settings; `identity` is what it was made of (identity.py); `shards` are the
-    files with their SHA-256, empty until the cache is complete, and `head` that of the head of hidden states.
-    `measured` is how far what is kept is from the live teacher, on some rows.
+    `kind` has the name of the kind and its settings, and `layers` which ones are kept, and how; `identity` is what it
+    was made of (identity.py); `shards` are the files with their SHA-256, empty until the cache is complete, and `head`
+    that of the head of hidden states. `measured` is how far what is kept is from the live teacher, on some rows.
     """
 
     kind: Mapping[str, Any]
@@ -30,6 +31,7 @@ class Manifest:
     rows: int
     positions: int
     teacher: Mapping[str, Any]
+    layers: Mapping[str, Any] | None = None
     head: str | None = None
     shards: Sequence[Mapping[str, Any]] = ()
     built: Mapping[str, Any] | None = None
@@ -39,6 +41,13 @@ class Manifest:
     def complete(self) -> bool:
         """Whether every shard is there."""
         return bool(self.shards)
+
+    @property
+    def wants(self) -> Wants:
+        """The layers that are kept."""
+        if self.layers is None:
+            return Wants()
+        return Wants(frozenset(self.layers["hidden"]), frozenset(map(int, self.layers["attention"])))
 
     def write(self, folder: Path) -> None:
         """In one step.
@@ -61,7 +70,9 @@ def read_manifest(folder: Path) -> Manifest:
         version = content.pop("version")
         if version != VERSION:
             raise DataError(f"{file} is of version {version}, and this is a program for version {VERSION}", AGAIN)
-        return Manifest(**content)
+        found = Manifest(**content)
+        _ = found.wants  # which is read without a further look
+        return found
     except FileNotFoundError:
         raise DataError(f"{folder} holds no cache", "build one with `entrenar-distill cache build`") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -7,22 +7,23 @@ Shapes: N positions, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from entrenar_core.losses.divergence import forward_kl_core, value_and_gradient
 from entrenar_core.losses.sums import at_least_fp32
-from entrenar_core.losses.targets import Logits, Targets
+from entrenar_core.losses.targets import HeadRows, Logits, Targets
+from entrenar_core.models.recording import Record
+from entrenar_core.models.rows import Rows
 from entrenar_core.teachers.cache.draws import Sampled
-from entrenar_core.teachers.cache.planning import CachePlan, collated
+from entrenar_core.teachers.cache.kinds import Values
+from entrenar_core.teachers.cache.planning import CachePlan, PlannedRow, collated
+from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.teacher import CachedTeacher
-from entrenar_core.teachers.live import LiveTeacher
-
-if TYPE_CHECKING:
-    from entrenar_core.training.preparation import Preparation
 
 MOST_ROWS = 32
 NOISE = 0.5
@@ -31,18 +32,31 @@ _TILE = 64
 
 
 @torch.no_grad()
-def measure(prepared: "Preparation", teacher: LiveTeacher, cached: CachedTeacher, plan: CachePlan) -> dict[str, Any]:
-    """On some rows, evenly from the shortest to the longest:
+def measure(reader: Reader, cached: CachedTeacher, plan: CachePlan, texts: Sequence[str]) -> dict[str, Any]:
+    """On some rows, evenly from the first to the last of the plan, so from the shortest to the longest.
 
-    `kl`: of the student from what is kept, less that from the live teacher, on average, in nats; and `kl_live`, which
-    it is to be compared with. `gradient_angle`: between the gradients of a forward KL in the logits, of all positions
-    together, in degrees; `position_angle`: of each position, on average.
+    Of distributions over tokens, `kl`: of the student from what is kept, less that from the live teacher, on average,
+    in nats; and `kl_live`, which it is to be compared with. `gradient_angle`: between the gradients of a forward KL in
+    the logits, of all positions together, in degrees; `position_angle`: of each position, on average.
+
+    Of other numbers, `error`: the root of the mean square of what is kept less what the live teacher says, over that of
+    the latter; and of layers likewise `layers_error`.
     """
+    everything = list(plan.rows)
+    rows = everything[:: max(1, len(everything) // MOST_ROWS)][:MOST_ROWS]
+    read = [row for row in rows if row.split != "texts"]
+    told = _of_layers(reader, cached, read) if cached.layers is not None else {}
+    if isinstance(cached.kind, Values):
+        return _of_values(reader, cached, rows, texts) | told
+    return _of_distributions(reader, cached, read) | told
+
+
+def _of_distributions(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow]) -> dict[str, Any]:
     temperature = cached.kind.temperature if isinstance(cached.kind, Sampled) else 1.0
     sums = torch.zeros(5, dtype=torch.float64)
     count, angle = 0, 0.0
     generator = torch.Generator().manual_seed(0)
-    for live, kept in _rows(prepared, teacher, cached, plan):
+    for live, kept in _distributions(reader, cached, read):
         for start in range(0, len(live), _TILE):
             tile = slice(start, min(start + _TILE, len(live)))
             logits_NV = at_least_fp32(live.of(tile))
@@ -80,11 +94,50 @@ def _gradient(teacher: Targets, student_NV: Tensor, rows: slice, temperature: fl
     )
 
 
-def _rows(
-    prepared: "Preparation", teacher: LiveTeacher, cached: CachedTeacher, plan: CachePlan
-) -> Iterator[tuple[Any, Targets]]:
+def _distributions(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow]) -> Iterator[tuple[Rows, Targets]]:
     """What the teacher says of some rows, and what the cache says of them."""
-    everything = list(plan.rows)
-    for row in everything[:: max(1, len(everything) // MOST_ROWS)][:MOST_ROWS]:
-        batch = collated(prepared, [row]).to(teacher.accelerator.device)
-        yield teacher.rows(batch), cached.rows(batch)
+    assert reader.says is not None, "distributions over tokens are of tokens that both read"
+    for row in read:
+        batch = collated(reader.prepared, [row]).to(reader.accelerator.device)
+        live = reader.says(batch).rows
+        assert isinstance(live, Logits | HeadRows), "a live teacher says all it knows"
+        yield live, cached.rows(batch)
+
+
+def _of_values(
+    reader: Reader, cached: CachedTeacher, rows: Sequence[PlannedRow], texts: Sequence[str]
+) -> dict[str, Any]:
+    pairs = []
+    for row in rows:
+        (live,) = reader.read([row], texts)
+        place = cached.store.place(row.key)
+        assert place is not None, "just built"
+        pairs.append((live["values"], cached.store.read(place)["values"]))
+    return {"rows": len(rows), "error": _error(pairs)}
+
+
+def _of_layers(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow]) -> dict[str, float]:
+    assert cached.layers is not None
+    assert reader.says is not None
+    says, pairs = cached.listening(cached.layers.wants), []
+    for row in read:
+        batch = collated(reader.prepared, [row]).to(reader.accelerator.device)
+        live, kept = (_tensors(source(batch).record) for source in (reader.says, says))
+        pairs += [
+            (one.float().cpu().numpy(), other.float().cpu().numpy()) for one, other in zip(live, kept, strict=True)
+        ]
+    return {"layers_error": _error(pairs)}
+
+
+def _tensors(record: Record | None) -> list[Tensor]:
+    assert record is not None, "it was asked for"
+    found = [states for _, states in sorted(record.hidden.items())]
+    for _, inputs in sorted(record.attention.items()):
+        found += [inputs.queries_BHTd, inputs.keys_BGTd, inputs.values_BGTd]
+    return found if record.embeddings is None else [record.embeddings, *found]
+
+
+def _error(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    wrong = sum(float(np.square(live - kept, dtype=np.float64).sum()) for live, kept in pairs)
+    whole = sum(float(np.square(live, dtype=np.float64).sum()) for live, _ in pairs)
+    return math.sqrt(wrong / whole) if whole else 0.0

@@ -2,31 +2,37 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from entrenar_core.config.schema import CacheUse
 from entrenar_core.errors import ConfigError, DataError, Problem
 from entrenar_core.losses.head import Head
 from entrenar_core.teachers.cache.building import shard_file
 from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import check_kind
 from entrenar_core.teachers.cache.identity import differences, identity_of
-from entrenar_core.teachers.cache.kinds import AllLogits, Hidden, Kind, TopK
-from entrenar_core.teachers.cache.manifest import Manifest, check_manifest, read_manifest
-from entrenar_core.teachers.cache.planning import planned_rows
+from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
+from entrenar_core.teachers.cache.layers import Layers
+from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, check_manifest, read_manifest
+from entrenar_core.teachers.cache.planning import PlannedRow, planned_rows
 from entrenar_core.teachers.cache.shards import AGAIN
-from entrenar_core.teachers.cache.store import Store
-from entrenar_core.teachers.cache.teacher import CachedTeacher
+from entrenar_core.teachers.cache.store import RowStore, Store
+from entrenar_core.teachers.cache.wanting import wanted
+from entrenar_core.teachers.texts import texts_of
 
 if TYPE_CHECKING:
     from entrenar_core.training.preparation import Preparation
 
 HEAD = "head.safetensors"
-_KINDS: Mapping[str, Any] = {"topk": TopK, "sampled": Sampled, "logits": AllLogits}
+_KINDS: Mapping[str, Any] = {"topk": TopK, "sampled": Sampled, "logits": Values, "vectors": Values}
+_SHOWN = 60
 
 
 def kind_settings(kind: Kind) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def kind_of(manifest: Manifest, folder: Path, device: torch.device | str) -> Kin
     settings = dict(manifest.kind)
     try:
         if settings["name"] != "hidden":
-            return _KINDS[settings.pop("name")](**settings)  # type: ignore[no-any-return]
+            return _KINDS[settings["name"]](**settings)  # type: ignore[no-any-return]
         check_head(manifest, folder)
         tensors = _head(folder, device)
         head = Head(tensors["weight"], tensors.get("bias"), settings.pop("scale"), settings.pop("softcap"))
@@ -95,35 +101,78 @@ def _head(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
         raise DataError(f"{folder / HEAD} cannot be read: {error}", AGAIN) from error
 
 
-def open_cache(folder: Path, device: torch.device | str) -> tuple[CachedTeacher, Manifest]:
-    """The cache in a folder as a teacher; raises as `read_manifest`, `kind_of` and `Store`."""
+@dataclass(frozen=True, slots=True)
+class OpenCache:
+    """What is kept of a teacher, ready to be read."""
+
+    store: RowStore
+    kind: Kind
+    layers: Layers | None
+
+
+def open_cache(folder: Path, device: torch.device | str) -> tuple[OpenCache, Manifest]:
+    """The cache in a folder; raises as `read_manifest`, `kind_of`, `layers_of` and `Store`."""
     manifest = read_manifest(folder)
-    store = Store([shard_file(folder, number) for number in range(len(manifest.shards))])
-    return CachedTeacher(store, kind_of(manifest, folder, device)), manifest
+    return OpenCache(
+        store_of(len(manifest.shards), folder), kind_of(manifest, folder, device), layers_of(manifest)
+    ), manifest
 
 
-def require_cache(prepared: "Preparation", folder: Path) -> None:
-    """Compares a cache with all that a prepared run wants of it.
+def store_of(shards: int, folder: Path) -> Store:
+    """So many shards as a store; raises as `Store`."""
+    return Store([shard_file(folder, number) for number in range(shards)])
+
+
+def layers_of(manifest: Manifest) -> Layers | None:
+    """The layers of a cache, if it has some.
 
     Raises:
-        DataError: there is no cache, it is not complete, damaged, or lacks rows.
+        DataError: the manifest is damaged.
+    """
+    if manifest.layers is None:
+        return None
+    try:
+        return Layers.from_json(manifest.layers)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{MANIFEST} does not say which layers are kept: {error}", AGAIN) from error
+
+
+def require_cache(prepared: "Preparation", use: CacheUse) -> None:
+    """Compares the folder of a cache with all that a prepared run wants of it.
+
+    Raises:
+        DataError: there is no cache, it is not complete, damaged, or lacks rows that nobody would read.
         ConfigError: it was made of something else, or has not what the losses ask for.
     """
-    manifest = read_manifest(folder)
-    if problems := [*check_manifest(manifest, folder), *check_kind(prepared.config, manifest.kind)]:
+    folder = use.dir
+    if folder is None:
+        return
+    manifest, wants = read_manifest(folder), wanted(prepared)
+    problems = check_manifest(manifest, folder)
+    if problems or (problems := check_kind(prepared.config, manifest.kind, wants, manifest.wants)):
         raise ConfigError(problems)
     if others := list(differences(manifest.identity, identity_of(prepared))):
         message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"
         raise ConfigError([Problem(message, "build it again, or change it back")])
-    store = Store([shard_file(folder, number) for number in range(len(manifest.shards))])
+    if use.missing == "refuse":
+        _require_rows(prepared, folder, store_of(len(manifest.shards), folder))
+
+
+def _require_rows(prepared: "Preparation", folder: Path, store: Store) -> None:
     missing = [row for row in planned_rows(prepared) if store.place(row.key) is None]
     if missing:
-        first = missing[0]
-        tokens = prepared.train_tokens if first.split == "train" else prepared.eval_tokens
-        text = prepared.tokenizer.decode(tokens[first.index]["input_ids"])[:60]
-        epoch = "" if first.epoch is None else f" as masked in epoch {first.epoch}"
         raise DataError(
-            f"the cache in {folder} lacks {len(missing):,} rows of this data, such as row "
-            f"{tokens[first.index]['row']} of the {first.split} rows{epoch}: {text!r}",
-            "it was built with other rows: build it again",
+            f"the cache in {folder} lacks {len(missing):,} rows of this data, such as {_named(prepared, missing[0])}",
+            "it was built with other rows: build it again, or let the teacher read them: `teacher.cache.missing: live`",
         )
+
+
+def _named(prepared: "Preparation", row: PlannedRow) -> str:
+    """A row in the words of the data."""
+    if row.split == "texts":
+        return repr(texts_of(prepared)[row.index][:_SHOWN])
+    tokens = prepared.train_tokens if row.split == "train" else prepared.eval_tokens
+    found = next(itertools.islice(iter(tokens), row.index, None))
+    text = prepared.tokenizer.decode(found["input_ids"])[:_SHOWN]
+    epoch = "" if row.epoch is None else f" as masked in epoch {row.epoch}"
+    return f"row {found['row']} of the {row.split} rows{epoch}: {text!r}"

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from entrenar_core.data.labels import IGNORED
 from entrenar_core.models.heads import TAGGING
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.cache.kinds import AllLogits, Hidden
+from entrenar_core.teachers.cache.kinds import Hidden, Values
 from entrenar_core.teachers.cache.teacher import CachedTeacher
 from entrenar_core.training.evaluation import OnBatch, evaluate_rows, length_sorted_batches, score_labels
 
@@ -21,7 +21,7 @@ def score_cached(prepared: "Preparation", cached: CachedTeacher, accelerator: Ac
     labels.
     """
     batch_size, counting = prepared.config.training.evaluation_batch_size, prepared.counting
-    if isinstance(cached.kind, Hidden | AllLogits):
+    if isinstance(cached.kind, Hidden | Values):
         return evaluate_rows(
             cached.dense,
             prepared.eval_tokens,

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
-KindName = Literal["hidden", "topk", "sampled", "logits"]
+KindName = Literal["hidden", "topk", "sampled", "logits", "vectors"]
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """What is kept of the teacher. `kind` is found if not given: logits of a classifier, else hidden states.
+    """What is kept of the teacher. `kind` is found if not given: logits of a classifier, the vectors of a sentence
+    encoder, else hidden states.
 
-    `precision` is of hidden states; `top_k` tokens are kept of a top-k cache, and `samples` drawn of a sampled one. A
-    shard has about `shard_bytes`: as much is lost when a build is killed.
+    `precision` is of hidden states, and of the layers that losses compare; `top_k` tokens are kept of a top-k cache,
+    and `samples` drawn of a sampled one. A shard has about `shard_bytes`: as much is lost when a build is killed.
     """
 
     kind: KindName | None = None
@@ -24,14 +25,18 @@ class CacheSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheForecast:
-    """What a build will do. `bytes` is an estimate, of draws at most, and so are the `seconds` that it will take, from
-    how fast the teacher read a batch of middle length; None where nothing is left to read.
+    """What a build will do.
+
+    Of layers something is kept of every token, beside what is kept of positions. `bytes` is an estimate, of draws at
+    most, and so are the `seconds` that it will take, from how fast the teacher read a batch of middle length;
+    `positions_per_s` is None where nothing is left to read.
     """
 
     kind: str
     rows: int
     positions: int
     bytes_per_position: float
+    bytes_per_token: float
     bytes: int
     shards: int
     shards_there: int

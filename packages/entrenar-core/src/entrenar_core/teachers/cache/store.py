@@ -1,11 +1,57 @@
-"""A cache as one thing: its shards, and where each row is in them."""
+"""A cache as one thing: its rows, and where each of them is, in shards or in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from entrenar_core.teachers.cache.shards import Shard
+from entrenar_core.teachers.cache.shards import Arrays, Shard
+
+
+class RowStore(Protocol):
+    """Rows by their keys."""
+
+    def __len__(self) -> int: ...
+
+    def place(self, key: bytes) -> int | None:
+        """The place of a row, None where it is not here."""
+        ...
+
+    def read(self, place: int) -> Arrays:
+        """What is kept of a row.
+
+        Raises:
+            DataError: it is not what was written.
+        """
+        ...
+
+    def gathered(self, places: Iterable[int]) -> Arrays:
+        """Some rows, one behind the other; raises as `read`."""
+        ...
+
+
+class MemoryStore:
+    """Rows that are held in memory."""
+
+    def __init__(self, rows: Mapping[bytes, Arrays]) -> None:
+        self._places = {key: place for place, key in enumerate(rows)}
+        self._rows = list(rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def place(self, key: bytes) -> int | None:
+        """As `RowStore.place`."""
+        return self._places.get(key)
+
+    def read(self, place: int) -> Arrays:
+        """As `RowStore.read`."""
+        return self._rows[place]
+
+    def gathered(self, places: Iterable[int]) -> Arrays:
+        """As `RowStore.gathered`."""
+        return _joined([self._rows[place] for place in places]) or _nothing(self._rows[0])
 
 
 class Store:
@@ -51,7 +97,13 @@ class Store:
 
     def gathered(self, places: Iterable[int]) -> dict[str, np.ndarray]:
         """Some rows, one behind the other, copied; raises as `read`."""
-        rows = [self.read(place) for place in places]
-        if not rows:
-            return {name: values[:0] for name, values in self.read(0).items()}
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return _joined([self.read(place) for place in places]) or _nothing(self.read(0))
+
+
+def _joined(rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def _nothing(form: Arrays) -> dict[str, np.ndarray]:
+    """Of no rows, arrays in the form of one."""
+    return {name: values[:0] for name, values in form.items()}

@@ -1,0 +1,123 @@
+"""What of a teacher is kept, chosen by what it can say, by the settings, and by what the losses ask for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+
+from entrenar_core.config.losses import SoftLoss
+from entrenar_core.errors import UsageError
+from entrenar_core.models.heads import EMBEDDING
+from entrenar_core.models.wants import Wants
+from entrenar_core.teachers.assembly import LoadedTeacher, live_teacher
+from entrenar_core.teachers.cache.draws import Sampled
+from entrenar_core.teachers.cache.fitting import temperatures_of
+from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
+from entrenar_core.teachers.cache.layers import Layers
+from entrenar_core.teachers.cache.planning import Costs
+from entrenar_core.teachers.cache.reader import Reader
+from entrenar_core.teachers.cache.settings import CacheSettings
+from entrenar_core.teachers.cache.wanting import wanted
+from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.sentences import LiveSentences
+
+if TYPE_CHECKING:
+    from entrenar_core.training.preparation import Preparation
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept of positions, and of layers if any are."""
+
+    kind: Kind
+    layers: Layers | None
+
+    @property
+    def costs(self) -> Costs:
+        """Bytes."""
+        return Costs(self.kind.bytes_per_position(), 0 if self.layers is None else self.layers.bytes_per_token())
+
+
+def make_keeping(
+    prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings
+) -> Keeping:
+    """How a teacher is kept.
+
+    Raises:
+        UsageError: it cannot be kept so.
+    """
+    return Keeping(_kind(prepared, accelerator, loaded, settings), _layers(prepared, accelerator, loaded, settings))
+
+
+def make_reader(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, keeping: Keeping) -> Reader:
+    """Who asks the teacher."""
+    says = None
+    if prepared.teacher_reads_tokens:
+        wants = Wants() if keeping.layers is None else keeping.layers.wants
+        says = _live(prepared, accelerator, loaded).listening(wants)
+    return Reader(prepared, accelerator, keeping.kind, keeping.layers, says, loaded.forward)
+
+
+def _live(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher) -> LiveTeacher | LiveSentences:
+    if prepared.task == EMBEDDING:
+        return LiveSentences(loaded.reader, accelerator, torch.empty(0, 0))
+    return live_teacher(prepared, loaded, accelerator)
+
+
+def _layers(
+    prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings
+) -> Layers | None:
+    """Those that the losses of the configuration compare, in the form that a row shows."""
+    wants = wanted(prepared)
+    if wants is None:
+        raise UsageError(
+            "which layers the losses compare is chosen by looking at both models (`cka`)",
+            "name the pairs of layers, or take another mapping",
+        )
+    if not wants.anything:
+        return None
+    batch = prepared.collator([next(iter(prepared.train_tokens))]).to(accelerator.device)
+    said = _live(prepared, accelerator, loaded).listening(wants)(batch)
+    assert said.record is not None, "it was asked for"
+    return Layers.of(said.record, settings.precision)
+
+
+def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings) -> Kind:
+    vocabulary, name = prepared.vocabulary, settings.kind
+    if vocabulary is None:
+        only = "vectors" if prepared.task == EMBEDDING else "logits"
+        if name not in (None, only):
+            what = "a sentence encoder has vectors" if only == "vectors" else "a classifier has few logits"
+            raise UsageError(f"{what}: --kind {name} is not for it", "leave --kind out")
+        if only == "vectors":
+            assert loaded.model is not None, "no probe makes vectors"
+            return Values(int(loaded.model.config.hidden_size), only)
+        return Values(len(prepared.label_names or ()), only)
+    lowest, highest = temperatures_of(prepared.terms)
+    match name or "hidden":
+        case "hidden":
+            output = live_teacher(prepared, loaded, accelerator).output
+            if output is None:
+                raise UsageError(
+                    f"the logits of {prepared.teacher.reference} are not made by one matrix of its last hidden states",
+                    "keep its likeliest tokens: --kind topk",
+                )
+            return Hidden(settings.precision, output.head.weight_VH.shape[1], output.head, vocabulary)
+        case "topk":
+            return TopK(min(settings.top_k, vocabulary - 1), lowest, highest, vocabulary)
+        case "sampled":
+            return Sampled(settings.samples, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
+        case _:
+            raise UsageError(f"--kind {name} is not for language models", "keep --kind hidden, topk or sampled")
+
+
+def _one_temperature(prepared: "Preparation") -> float:
+    """Of all soft losses: draws are made at one."""
+    found = {term.temperature for term in prepared.terms if isinstance(term.entry, SoftLoss)}
+    if len(found) != 1 or not isinstance(only := found.pop(), float | int):
+        raise UsageError(
+            "draws are made at one temperature, and the losses have several, or a schedule",
+            "set one `distillation.temperature`, or keep --kind hidden or topk",
+        )
+    return float(only)
