@@ -11,7 +11,7 @@ import pytest
 
 from entrenar_core.config import parse_config
 from entrenar_core.config.losses import DivergenceName
-from entrenar_core.config.schema import ProbeFinetuning, TeacherConfig
+from entrenar_core.config.teachers import ProbeFinetuning, TeacherConfig
 from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate
 from hub_server import HubServer

@@ -44,6 +44,12 @@ SHORT = {
         "training.baseline=false",
         "teacher.finetune.epochs=1",
     ],
+    "two-teachers.yaml": [
+        "dataset.max_rows=200",
+        "dataset.labelled_rows=60",
+        "training.max_steps=2",
+        "teacher.members[1].finetune.epochs=1",
+    ],
     "embedding.yaml": ["dataset.max_rows=200", "training.max_steps=2"],
     "tickets.yaml": ["training.max_steps=2"],
 }

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from entrenar_core.config import DistillationConfig
+from entrenar_core.config.teachers import TeacherConfig
 
 TESTS = Path(__file__).parent.parent
 TRAINING, MODELS = "integration/test_settings.py", "integration/test_settings_of_models.py"
@@ -16,6 +17,7 @@ ASSEMBLY, LOOKING = "core/test_training_losses.py", "integration/test_diagnostic
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
+SEVERAL = "integration/test_several_teachers.py"
 SENTENCES = "integration/test_sentences.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
 
@@ -35,6 +37,12 @@ SHOWN_BY = {
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
     "teacher.cache.precision": "integration/test_cached_signals.py::"
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
+    "teacher.members.weight": f"{SEVERAL}::test_members_weigh_what_they_say",
+    "teacher.members.rows": f"{SEVERAL}::test_rows_are_taught_by_the_teacher_of_their_kind",
+    "teacher.weighting": f"{SEVERAL}::test_weights_are_learnt_from_labels",
+    "teacher.moving_average.decay": f"{SEVERAL}::test_the_average_follows_the_student",
+    "teacher.moving_average.warmup": f"{SEVERAL}::test_the_average_follows_the_student",
+    "dataset.route_column": f"{SEVERAL}::test_rows_are_taught_by_the_teacher_of_their_kind",
     "teacher.dtype": f"{MODELS}::test_the_teacher_is_held_in_its_dtype",
     "teacher.finetune.method": f"{RESULT}::test_a_fitted_teacher_knows_the_data_and_is_kept",
     "teacher.finetune.l2": f"{MODELS}::test_how_a_teacher_is_fitted_changes_it",
@@ -166,6 +174,15 @@ SHOWN_BY["distillation.losses.temperature"] = (
     "core/test_training_vector_terms.py::test_the_temperature_of_similarities_is_that_of_the_entry"
 )
 SHOWN_BY["distillation.losses.label_smoothing"] = f"{ASSEMBLY}::test_labels_are_as_smooth_as_the_entry_says"
+
+
+# A member of several teachers is made as a single one is, by the same code.
+OF_A_MODEL = {f"teacher.{name}" for name in TeacherConfig.model_fields}
+SHOWN_BY |= {
+    name.replace("teacher.", "teacher.members.", 1): test
+    for name, test in SHOWN_BY.items()
+    if ".".join(name.split(".")[:2]) in OF_A_MODEL
+}
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from entrenar_core.units import perplexity
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -28,6 +30,13 @@ class Scores:
     mean_average_precision: float | None = None
     cosine: float | None = None
     rank_correlation: float | None = None
+
+    @property
+    def in_words(self) -> str:
+        """The one that says most."""
+        if self.mean_average_precision is not None:
+            return f"mean average precision {self.mean_average_precision:.1%}"
+        return f"perplexity {perplexity(self.perplexity)}" if self.perplexity else f"accuracy {self.accuracy:.1%}"
 
 
 @dataclass(frozen=True, slots=True)

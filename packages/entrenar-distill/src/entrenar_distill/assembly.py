@@ -6,7 +6,8 @@ from typing import Any
 
 from entrenar_common.config import parse_overrides
 from entrenar_core.config.loading import Loaded, Override, load_with_places
-from entrenar_core.config.schema import ModelSource, StudentConfig
+from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.teachers import ModelSource
 from entrenar_core.errors import UsageError
 
 Flags = Mapping[tuple[str, str], tuple[Any, str]]

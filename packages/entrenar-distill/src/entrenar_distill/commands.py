@@ -175,6 +175,9 @@ def cache_build(
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a file; as much is lost when a build is killed.")
     ] = "64MB",
+    member: Annotated[
+        int | None, typer.Option(help="Which of `teacher.members`, counted from 0.", min=0, show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another cache in the folder.")] = False,
 ) -> CacheReport:
     """Let the teacher read every row once, and keep what it says. A build that was stopped goes on."""
@@ -183,7 +186,7 @@ def cache_build(
     from entrenar_core.units import parse_size
     from entrenar_distill.caching import build
 
-    wanted = CacheSettings(kind, precision, top_k, samples, parse_size(shard_size))
+    wanted = CacheSettings(kind, precision, top_k, samples, parse_size(shard_size), member)
     return build(loaded.config, output, wanted, force=force)
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.config import DistillationConfig
 from entrenar_core.config.desugaring import terms_of
-from entrenar_core.config.rules import NO_PROBE
-from entrenar_core.config.schema import ModelSource, ProbeFinetuning
+from entrenar_core.config.one_teacher import OneTeacher
+from entrenar_core.config.teacher_rules import NO_PROBE
+from entrenar_core.config.teachers import ModelSource, ProbeFinetuning
 from entrenar_core.errors import EntrenarError, FetchError, ModelError, Problem
 from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import (
@@ -36,7 +36,7 @@ Models = Mapping[str, ModelArtifact]
 """The models that could be looked at, as `teacher` and `student`."""
 
 
-def named(config: DistillationConfig) -> Iterator[tuple[str, ModelSource, str]]:
+def named(config: OneTeacher) -> Iterator[tuple[str, ModelSource, str]]:
     """The models that the configuration names: the part, its section, and its `model_id`."""
     yield "teacher", config.teacher, config.teacher.model_id
     if config.student.model_id is not None:
@@ -77,7 +77,7 @@ def _described(source: ModelSource, model_id: str, hub: bool) -> ModelArtifact |
     return ModelArtifact(reference, Path(), (), 0, wanted or WeightFormat.SAFETENSORS, {}, found, None)
 
 
-def task_of(config: DistillationConfig, models: Models, problems: list[Problem]) -> str | None:
+def task_of(config: OneTeacher, models: Models, problems: list[Problem]) -> str | None:
     """The task as `run` finds it. None where it cannot be told, which is a problem once all models are known."""
     teacher = models.get("teacher")
     fitted = config.teacher.finetune is not None
@@ -89,13 +89,13 @@ def task_of(config: DistillationConfig, models: Models, problems: list[Problem])
     return None
 
 
-def told(config: DistillationConfig, task: str | None) -> Iterator[Check]:
+def told(config: OneTeacher, task: str | None) -> Iterator[Check]:
     """The task, as it was found."""
     if task is not None:
         yield Check("task", "ok", task if config.task else f"{task}, as the models are made for it")
 
 
-def check_teaching(config: DistillationConfig, task: str | None, models: Models) -> Iterator[Problem]:
+def check_teaching(config: OneTeacher, task: str | None, models: Models) -> Iterator[Problem]:
     """Whether the models can do the task, and the teacher knows it or can be fitted to it."""
     finetune, teacher = config.teacher.finetune, models.get("teacher")
     if teacher is not None:
@@ -117,7 +117,7 @@ def check_teaching(config: DistillationConfig, task: str | None, models: Models)
         yield Problem(message, "remove `dataset.streaming`", "teacher.finetune")
 
 
-def check_poolings(config: DistillationConfig, models: Models, problems: list[Problem]) -> Iterator[Check]:
+def check_poolings(config: OneTeacher, models: Models, problems: list[Problem]) -> Iterator[Check]:
     """How both models make a vector of a sentence, and whether the vectors can be compared."""
     teacher, student = models.get("teacher"), models.get("student")
     sizes = student.architecture if student else None
@@ -135,7 +135,7 @@ def check_poolings(config: DistillationConfig, models: Models, problems: list[Pr
     yield Check("pooling", "ok", f"{of_teacher} of the teacher, {of_student} of the student")
 
 
-def check_fit(config: DistillationConfig, task: str | None, models: Models, problems: list[Problem]) -> Iterator[Check]:
+def check_fit(config: OneTeacher, task: str | None, models: Models, problems: list[Problem]) -> Iterator[Check]:
     """Whether a student that is built can be built; one that is named was looked at by itself."""
     if config.student.model_id is not None or "teacher" not in models:
         return
@@ -145,7 +145,7 @@ def check_fit(config: DistillationConfig, task: str | None, models: Models, prob
         yield Check("fit", "ok", "the student fits the teacher")
 
 
-def check_layers_of(config: DistillationConfig, models: Models) -> list[Problem]:
+def check_layers_of(config: OneTeacher, models: Models) -> list[Problem]:
     """Mistakes in losses between layers, where both models' sizes are known."""
     if "teacher" not in models or (config.student.model_id is not None and "student" not in models):
         return []
@@ -154,7 +154,7 @@ def check_layers_of(config: DistillationConfig, models: Models) -> list[Problem]
     return check_layers(config.distillation, teacher, student)
 
 
-def wanted_of(config: DistillationConfig, models: Models) -> Wants | None:
+def wanted_of(config: OneTeacher, models: Models) -> Wants | None:
     """The teacher's layers that the losses compare, where that is known and no mistake."""
     if "teacher" not in models or check_layers_of(config, models):
         return None
@@ -167,7 +167,7 @@ def wanted_of(config: DistillationConfig, models: Models) -> Wants | None:
 
 
 def check_logits_of(
-    config: DistillationConfig, task: str | None, models: Models, vocabulary: Vocabulary | None
+    config: OneTeacher, task: str | None, models: Models, vocabulary: Vocabulary | None
 ) -> list[Problem]:
     """Mistakes in losses of logits, where it is known how many tokens or classes there are."""
     if not selects(config.distillation):  # reading a head's weights takes its time
@@ -184,7 +184,7 @@ def check_logits_of(
     return []
 
 
-def check_lengths(config: DistillationConfig, task: str | None, models: Models) -> Iterator[Problem]:
+def check_lengths(config: OneTeacher, task: str | None, models: Models) -> Iterator[Problem]:
     """Rows that are longer than a model has positions."""
     both = reads_tokens(config, task)
     for part, model in models.items():

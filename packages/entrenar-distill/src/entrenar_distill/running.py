@@ -8,7 +8,6 @@ from entrenar_core.config import DistillationConfig
 from entrenar_core.hub import Transfer
 from entrenar_core.reports import Plan, RunReport, Scores
 from entrenar_core.training.callbacks import Callback, StepMetrics
-from entrenar_core.units import perplexity
 
 
 class Display(Callback):
@@ -44,7 +43,7 @@ class Display(Callback):
 
     def on_evaluate(self, step: int, scores: Scores) -> None:
         """Tells an evaluation."""
-        note(f"step {step}: {_shown(scores)}")
+        note(f"step {step}: {scores.in_words}")
 
     def on_checkpoint(self, step: int, path: str) -> None:
         """Tells a checkpoint to those who want to know."""
@@ -61,12 +60,6 @@ class Display(Callback):
         for task in filter(None, (self.task, self.download)):
             task.end()
         self.task = self.download = None
-
-
-def _shown(scores: Scores) -> str:
-    if scores.mean_average_precision is not None:
-        return f"mean average precision {scores.mean_average_precision:.1%}"
-    return f"perplexity {perplexity(scores.perplexity)}" if scores.perplexity else f"accuracy {scores.accuracy:.1%}"
 
 
 def run(config: DistillationConfig, resume: bool, force: bool) -> RunReport:

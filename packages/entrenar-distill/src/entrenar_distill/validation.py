@@ -6,14 +6,17 @@ only weights and rows tell is left to `run`.
 
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.loading import in_order
+from entrenar_core.config.one_teacher import OneTeacher, each_teacher
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DatasetConfig
 from entrenar_core.config.sentences import check_task, for_task
+from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
@@ -33,7 +36,7 @@ from entrenar_distill.model_checks import (
     told,
     wanted_of,
 )
-from entrenar_distill.reports import Check, ValidationReport
+from entrenar_distill.reports import Check, ValidationReport, Vocabulary
 from entrenar_distill.vocabularies import compare
 
 
@@ -55,7 +58,29 @@ def validate(
     """
     problems: list[Problem] = []
     checks = [Check("settings", "ok", "every setting is known and has a value that it can have")]
+    first, *others = each_teacher(config)
+    task, models, vocabulary, found = _models(first, hub, problems)
+    checks += found
+    checks += _cache(first, models, problems)
+    problems = [_of_teacher(problem, config, 0) for problem in problems]
+    for place, one in enumerate(others, start=1):
+        own: list[Problem] = []
+        checks += _beside(one, place, task, models, hub, own)
+        problems += [_of_teacher(problem, config, place) for problem in own]
+    checks += _schedule(first)
+    checks += _data(config.dataset, task, problems)
+    checks += _output(config, problems)
+    if problems:
+        raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
+    return ValidationReport(name, tuple(checks), vocabulary)
+
+
+def _models(
+    config: OneTeacher, hub: bool, problems: list[Problem]
+) -> tuple[str | None, dict[str, ModelArtifact], Vocabulary | None, list[Check]]:
+    """The task, the teacher and the student, how their vocabularies fit, and what was looked at."""
     models: dict[str, ModelArtifact] = {}
+    checks: list[Check] = []
     for part, source, model_id in named(config):
         check, model = look_at(part, source, model_id, problems, hub)
         checks += [check] if check else []
@@ -74,13 +99,47 @@ def validate(
         checks += [check] if check else []
     problems += check_logits_of(config, task, models, vocabulary)
     problems += check_lengths(config, task, models)
-    checks += _cache(config, models, problems)
-    checks += _schedule(config)
-    checks += _data(config.dataset, task, problems)
-    checks += _output(config, problems)
-    if problems:
-        raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
-    return ValidationReport(name, tuple(checks), vocabulary)
+    return task, models, vocabulary, checks
+
+
+def _beside(
+    config: OneTeacher,
+    place: int,
+    task: str | None,
+    models: Mapping[str, ModelArtifact],
+    hub: bool,
+    problems: list[Problem],
+) -> Iterator[Check]:
+    """Another teacher: whether it can do the task, and reads what the student reads."""
+    name = f"teacher {place + 1}"
+    check, teacher = look_at("teacher", config.teacher, config.teacher.model_id, problems, hub)
+    if check is not None:
+        yield replace(check, name=name)
+    if teacher is None:
+        return
+    both = {**models, "teacher": teacher}
+    problems += check_teaching(config, task, both)
+    student = models.get("student") if config.student.model_id is not None else models.get("teacher")
+    if student is not None:
+        check, _ = compare(config, task, teacher, student, problems)
+        if check is not None:
+            yield replace(check, name=f"vocabulary of {name}")
+    problems += check_lengths(config, task, both)
+    yield from _cache(config, both, problems)
+
+
+def _of_teacher(problem: Problem, config: DistillationConfig, place: int) -> Problem:
+    """A problem of one of several teachers at its place in the list; of the student's own average, at the student's."""
+    match config.teacher:
+        case EnsembleTeacher():
+            there = f"teacher.members[{place}]."
+        case MovingAverageTeacher():
+            there = "student."
+        case _:
+            return problem
+    if problem.where is None or not problem.where.startswith("teacher."):
+        return problem
+    return Problem(problem.message.replace("`teacher.", f"`{there}"), problem.hint, there + problem.where[8:])
 
 
 def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> Problem:
@@ -96,7 +155,7 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     return Problem(message, problem.hint, where)
 
 
-def _cache(config: DistillationConfig, models: Mapping[str, ModelArtifact], problems: list[Problem]) -> Iterator[Check]:
+def _cache(config: OneTeacher, models: Mapping[str, ModelArtifact], problems: list[Problem]) -> Iterator[Check]:
     """Whether a cache of the teacher has what the losses ask for; whether it is of this teacher, a run compares."""
     use = config.teacher.cache
     if use is None or use.dir is None:
@@ -118,7 +177,7 @@ def _cache(config: DistillationConfig, models: Mapping[str, ModelArtifact], prob
         yield Check("cache", "ok", f"{manifest.kind['name']} of {manifest.rows:,} rows; a run compares what it is of")
 
 
-def _schedule(config: DistillationConfig) -> Iterator[Check]:
+def _schedule(config: OneTeacher) -> Iterator[Check]:
     """Warm-ups that a run of so many steps does not see the end of."""
     steps, warmup = config.training.max_steps, config.training.warmup_steps
     if steps is None:

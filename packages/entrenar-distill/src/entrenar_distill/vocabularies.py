@@ -1,7 +1,7 @@
 """What `validate` finds out about the vocabularies of teacher and student, from their files and without torch."""
 
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.config import DistillationConfig
+from entrenar_core.config.one_teacher import OneTeacher
 from entrenar_core.errors import ModelError, Problem
 from entrenar_core.models.reading import reads_tokens, way_out
 from entrenar_core.models.tokenizer_facts import TokenizerFacts, Unread, read_facts
@@ -12,7 +12,7 @@ NAME = "vocabulary"
 
 
 def compare(
-    config: DistillationConfig,
+    config: OneTeacher,
     task: str | None,
     teacher: ModelArtifact,
     student: ModelArtifact | None,
@@ -43,7 +43,7 @@ def compare(
 
 
 def _facts(
-    part: str, artifact: ModelArtifact, config: DistillationConfig, problems: list[Problem]
+    part: str, artifact: ModelArtifact, config: OneTeacher, problems: list[Problem]
 ) -> TokenizerFacts | Unread | None:
     source = config.teacher if part == "teacher" else config.student
     if source.trust_remote_code:
@@ -55,7 +55,7 @@ def _facts(
         return None
 
 
-def _rows_of_new(config: DistillationConfig, teacher: ModelArtifact, facts: TokenizerFacts) -> int | None:
+def _rows_of_new(config: OneTeacher, teacher: ModelArtifact, facts: TokenizerFacts) -> int | None:
     """Layers of a teacher come with its embedding; a student of given sizes has a row for every id."""
     return teacher.architecture.vocab_size if config.student.init_from else 1 + max(facts.tokens.values(), default=-1)
 

@@ -11,14 +11,10 @@ from entrenar_core.architectures import families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.loss_rules import loss_rules
+from entrenar_core.config.teacher_rules import teacher_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
 ALL_SIZES = ("architecture", *SIZES, "num_kv_heads", "intermediate_size")
-NO_PROBE = (
-    "`teacher.finetune.method: probe` reads one vector of a whole text, and words are tagged",
-    "train a head with `method: head`, or all of the teacher with `method: full`",
-)
-"""What is wrong with a probe for tags, and what to do."""
 OF_THE_TEACHER = "transformer"
 """The `student.architecture` that means the teacher's family, as does none."""
 WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
@@ -42,38 +38,7 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
         )
     if _section(values, "output").get("dir") == "":
         yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
-    teacher = _section(values, "teacher")
-    yield from _finetune(teacher.get("finetune"), values.get("task"))
-    yield from _cache(_section(teacher, "cache") if "cache" in teacher else None)
-
-
-def _finetune(finetune: object, task: object) -> Iterator[Broken]:
-    if finetune is not None and task in ("causal-lm", "masked-lm"):
-        yield Broken(
-            ("teacher", "finetune"),
-            f"`teacher.finetune` fits a classifier, and `task` is {task}",
-            "remove one of the two",
-        )
-    if isinstance(finetune, Mapping) and finetune.get("method") == "probe" and task == "token-classification":
-        yield Broken(("teacher", "finetune", "method"), *NO_PROBE)
-
-
-def _cache(cache: Mapping[str, Any] | None) -> Iterator[Broken]:
-    """On disk or in memory, each with settings of its own."""
-    if cache is None:
-        return
-    where = ("teacher", "cache")
-    if "dir" not in cache and "memory" not in cache:
-        yield Broken(where, "`teacher.cache` does not say where it is", "give a folder as `dir`, or a size as `memory`")
-    elif "dir" in cache and "memory" in cache:
-        message = "`teacher.cache.dir` and `teacher.cache.memory` are two places"
-        yield Broken((*where, "memory"), message, "keep one of the two")
-    elif "precision" in cache and "dir" in cache:
-        message = "`teacher.cache.precision` is of what is held in memory, and a folder has its own"
-        yield Broken((*where, "precision"), message, "remove it, and build the folder with `cache build --precision`")
-    elif "missing" in cache and "memory" in cache:
-        message = "`teacher.cache.missing` is about a folder, and memory holds every row"
-        yield Broken((*where, "missing"), message, "remove it")
+    yield from teacher_rules(values)
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.losses import RowPool
+from entrenar_core.config.teachers import ModelSource, Teacher
 from entrenar_core.config.types import (
     Count,
     Folder,
@@ -22,80 +23,15 @@ from entrenar_core.config.types import (
     Rate,
     Section,
     Seed,
-    Size,
     Switch,
     Text,
-    Texts,
     Weight,
 )
-from entrenar_core.teachers.cache.settings import Precision
 
 Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "embedding"]
-WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
-DtypeName = Literal["float32", "bfloat16", "float16"]
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them
-
-
-class ProbeFinetuning(Section):
-    """Fits a linear head on the teacher's frozen, mean-pooled, normalised embeddings of the labelled rows."""
-
-    method: Literal["probe"] = Field(description="Leaves the teacher as it is.")
-    l2: Positive | None = Field(
-        None, description="Strength of the L2 penalty; chosen by cross-validation if not given."
-    )
-
-
-class GradientFinetuning(Section):
-    """Trains the teacher's classification head, or the whole teacher, on the labelled rows."""
-
-    method: Literal["head", "full"] = Field(description="What is trained.")
-    epochs: Count = Field(3, description="Passes over the labelled rows.")
-    learning_rate: Rate = Field(5e-5, description="Peak learning rate.")
-    batch_size: Count = Field(32, description="Labelled rows in an optimiser step.")
-
-
-Finetuning = Annotated[ProbeFinetuning | GradientFinetuning, Field(discriminator="method")]
-
-
-class ModelSource(Section):
-    """Where the weights of a model come from."""
-
-    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    format: WeightFormatName | None = Field(None, description="Which weights to take where there are several kinds.")
-    files: Texts | None = Field(None, description="Which weight files to take, by name.")
-    allow_pickle: Switch = Field(False, description="Read PyTorch `.bin` files, which are pickles (`weights_only`).")
-    trust_remote_code: Switch = Field(False, description="Run the Python code that comes with the model.")
-
-
-class CacheUse(Section):
-    """What the teacher said once, on disk or in memory, in place of asking it in every epoch."""
-
-    dir: Folder | None = Field(
-        None, description="What `entrenar-distill cache build` kept of it: the teacher itself is then not loaded."
-    )
-    missing: Literal["refuse", "live"] = Field(
-        "refuse", description="Rows that the folder lacks: refuse the run, or load the teacher and let it read them."
-    )
-    memory: Size | None = Field(
-        None, description="In place of a folder: let the teacher read every row before training, and hold so much."
-    )
-    precision: Precision = Field("float32", description="Of what is held in memory.")
-
-
-class TeacherConfig(ModelSource):
-    """The model to learn from."""
-
-    model_id: Text = Field(description="`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`.")
-    dtype: DtypeName = Field("float32", description="Precision of the teacher's weights in memory.")
-    finetune: Finetuning | None = Field(None, description="Fit the teacher to the labelled rows before it teaches.")
-    pooling: RowPool | None = Field(
-        None,
-        description="Which vector is a sentence's: of its first or last token, or their mean; as its folder says, or "
-        "mean, if not given.",
-    )
-    cache: CacheUse | None = Field(None, description="Ask it once; or the folder alone, as `cache: ./teacher-cache`.")
 
 
 def _layers(value: object) -> object:
@@ -211,6 +147,9 @@ class DatasetConfig(Section):
     mask_probability: Fraction = Field(
         0.15, description="Share of the words of a row that a masked language model has to tell."
     )
+    route_column: Text | None = Field(
+        None, description="Column that says which of several teachers teaches a row (`teacher.members[].rows`)."
+    )
     max_length: Count = Field(512, description="Tokens of a row; what is longer is cut.")
     num_proc: Count = Field(1, description="Processes that tokenise.")
 
@@ -287,7 +226,7 @@ class DistillationConfig(Section):
     """A whole distillation, as written in a YAML file."""
 
     task: Task | None = Field(None, description="What the student learns to do; found from the models if not given.")
-    teacher: TeacherConfig
+    teacher: Teacher = Field(description="What to learn from.")
     student: StudentConfig
     distillation: DistillationSection = DistillationSection()
     dataset: DatasetConfig

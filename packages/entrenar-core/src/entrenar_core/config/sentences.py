@@ -13,7 +13,7 @@ from entrenar_core.config.losses import (
     VectorLoss,
     compares_vectors,
 )
-from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.one_teacher import OneTeacher
 from entrenar_core.errors import Problem
 
 EMBEDDING = "embedding"
@@ -29,7 +29,7 @@ _OF_LOGITS = (
 _INSTEAD = "take embedding_cosine, embedding_mse or in_batch_similarity"
 
 
-def for_task(config: DistillationConfig, task: str | None) -> DistillationConfig:
+def for_task(config: OneTeacher, task: str | None) -> OneTeacher:
     """The configuration with all losses of a sentence encoder as `distillation.losses`; that of another task as it is.
 
     Without `losses` the vectors are compared by their cosines, with what `progressive`, `attention` and `relations`
@@ -53,14 +53,14 @@ def _of_vectors(entry: LossEntry) -> LossEntry:
     return entry
 
 
-def check_task(config: DistillationConfig, task: str | None) -> list[Problem]:
+def check_task(config: OneTeacher, task: str | None) -> list[Problem]:
     """Every setting that means nothing in this task. `where` of a problem is the dotted name of the setting."""
     if task is None:
         return []
     return list(_in_sentences(config) if task == EMBEDDING else _elsewhere(config, task))
 
 
-def _in_sentences(config: DistillationConfig) -> Iterator[Problem]:
+def _in_sentences(config: OneTeacher) -> Iterator[Problem]:
     section = config.distillation
     for name in _OF_LOGITS:
         if name in section.model_fields_set:
@@ -83,7 +83,7 @@ def _in_sentences(config: DistillationConfig) -> Iterator[Problem]:
         yield Problem(what, "remove it", "training.baseline")
 
 
-def _elsewhere(config: DistillationConfig, task: str) -> Iterator[Problem]:
+def _elsewhere(config: OneTeacher, task: str) -> Iterator[Problem]:
     for index, entry in enumerate(config.distillation.losses or ()):
         if compares_vectors(entry):
             where = f"distillation.losses[{index}]"

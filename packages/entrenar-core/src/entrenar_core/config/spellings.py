@@ -23,9 +23,6 @@ RENAMED: dict[str, str] = {
 ABSENT: dict[str, str] = {
     "teacher.endpoint": "the teacher is a model that is loaded",
     "teacher.model": "the teacher is a model that is loaded",
-    "teacher.members": "there is one teacher",
-    "teacher.weighting": "there is one teacher",
-    "teacher.moving_average": "the teacher does not change",
     "teacher.load_in": "the teacher is loaded at `teacher.dtype`",
     "teacher.device_map": "the teacher is loaded on one device",
     "student.lora": "all weights of the student are trained",
@@ -75,10 +72,21 @@ def _list_of_formats(values: dict[str, Any], places: dict[Path, str]) -> None:
 def _folder_of_cache(values: dict[str, Any], places: dict[Path, str]) -> None:
     """`cache: ./folder` is short for `cache: {dir: ./folder}`."""
     teacher = values.get("teacher")
+    if not isinstance(teacher, dict):
+        return
+    members = teacher.get("members")
+    if isinstance(members, list | tuple):
+        values["teacher"] = teacher = teacher | {"members": list(map(_with_folder, members))}
+    values["teacher"] = _with_folder(teacher)
+    for path in [path for path in places if path[:1] == ("teacher",) and path[-1] == "cache"]:
+        places.setdefault((*path, "dir"), places[path])
+
+
+def _with_folder(teacher: Any) -> Any:
+    """A caller's own values stay as they are."""
     if isinstance(teacher, dict) and isinstance(teacher.get("cache"), str):
-        values["teacher"] = teacher | {"cache": {"dir": teacher["cache"]}}  # a caller's own values stay as they are
-        if ("teacher", "cache") in places:
-            places["teacher", "cache", "dir"] = places["teacher", "cache"]
+        return teacher | {"cache": {"dir": teacher["cache"]}}
+    return teacher
 
 
 def _move(places: dict[Path, str], old: Path, new: Path) -> None:

@@ -21,6 +21,7 @@ def _bytes(value: object) -> object:
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**31, title="a whole number, at least 1")]
 Index = Annotated[int, Field(strict=True, ge=0, lt=2**31, title="a whole number, at least 0")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, title="a whole number, at least 0 and below 2³²")]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False, title="a number from 0 to below 1")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, title="a number above 0")]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, title="a number, at least 0")]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False, title="a number from 0 to 1,000,000")]

@@ -131,7 +131,9 @@ def _sections(field: FieldInfo | None) -> list[type[Section]]:
 
 
 def _tags(section: type[Section]) -> tuple[Any, ...]:
-    """What a section is told apart by: the values of its `method` or `name`."""
+    """What a section is told apart by: its tag, or the values of its `method` or `name`."""
+    if (tag := getattr(section, "TAG", None)) is not None:
+        return (tag,)
     fields = [section.model_fields[name] for name in ("method", "name") if name in section.model_fields]
     return get_args(fields[0].annotation) if fields else ()
 

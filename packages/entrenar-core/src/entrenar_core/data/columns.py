@@ -99,6 +99,7 @@ def wanted_columns(config: DatasetConfig, task: str) -> dict[str, str]:
     elif config.prompt_column is not None:
         settings = ["prompt_column", "completion_column"]
         settings += ["reasoning_column"] if config.reasoning_column is not None else []
+    settings += ["route_column"] if config.route_column is not None else []
     return {setting: getattr(config, setting) for setting in settings}
 
 

@@ -29,9 +29,10 @@ from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
+from entrenar_core.teachers.assembly import make_teacher
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.precomputed import PrecomputedTeacher
+from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
 from entrenar_core.training.assembly import make_accelerator, make_student, student_name
 from entrenar_core.training.callbacks import Callback
@@ -124,7 +125,7 @@ class _Looking:
         entropies = study.entropies()
         return Diagnosis(
             task=prepared.task,
-            teacher=str(prepared.teacher.reference),
+            teacher=prepared.teacher_name,
             student=student_name(prepared.config),
             dataset=prepared.rows.name,
             rows=len(prepared.rows.evaluation),
@@ -155,7 +156,7 @@ class _Looking:
         layers, skipped = self._layers(ready, student, finding)
         return SentenceDiagnosis(
             task=prepared.task,
-            teacher=str(prepared.teacher.reference),
+            teacher=prepared.teacher_name,
             student=student_name(prepared.config),
             dataset=prepared.rows.name,
             rows=questions.whole,

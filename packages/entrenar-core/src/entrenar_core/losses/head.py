@@ -45,7 +45,8 @@ def logits_of_rows(hidden_NH: Tensor, head: Head, vocabulary: int, *, out_NV: Te
 class LogitTiles:
     """Logits of one tile of rows after the other, in one buffer: fresh memory costs a CPU as much as a pass over it.
 
-    The first tile is the largest. What is done to the logits of a tile is gone with the next.
+    A tile that is larger than those before it takes another. What is done to the logits of a tile is gone with the
+    next.
     """
 
     def __init__(self, hidden_NH: Tensor, head: Head, vocabulary: int) -> None:
@@ -55,7 +56,7 @@ class LogitTiles:
     def logits(self, tile: slice) -> Tensor:
         """Of the tile's rows and the first tokens, in fp32 or better, not differentiable."""
         rows_NH = self.hidden_NH[tile]
-        if self.buffer_NV is None:
+        if self.buffer_NV is None or len(self.buffer_NV) < len(rows_NH):
             self.buffer_NV = logits_of_rows(rows_NH, self.head, self.vocabulary)
             return self.buffer_NV
         return logits_of_rows(rows_NH, self.head, self.vocabulary, out_NV=self.buffer_NV[: len(rows_NH)])

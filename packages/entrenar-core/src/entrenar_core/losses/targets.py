@@ -9,7 +9,7 @@ Shapes: N rows that count, K teacher's width, V classes or vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class TargetTiles(Protocol):
     """A teacher's rows, one tile of them at a time."""
 
     def load(self, tile: slice) -> None:
-        """Makes ready what is asked of a tile, until the next one. The first tile is the largest."""
+        """Makes ready what is asked of a tile, until the next one."""
         ...
 
     def local(self, core: Core, log_q_NV: Tensor, rows: slice, temperature: float) -> Local:
@@ -56,6 +56,20 @@ class Targets(Protocol):
         Raises:
             ValueError: they are not of so many tokens.
         """
+        ...
+
+
+@runtime_checkable
+class Dense(Targets, Protocol):
+    """A teacher's rows, of which all is known."""
+
+    @property
+    def width(self) -> int:
+        """Of what `of` gives."""
+        ...
+
+    def of(self, rows: slice) -> Tensor:
+        """The logits of some rows, up to a constant of each, (rows, V)."""
         ...
 
 
@@ -133,11 +147,14 @@ class HeadRows:
 class Mixture:
     """Several teachers of the same rows: Σ w p, of their distributions at the temperature in use.
 
-    `weights` are of the teachers, (M,), or of each in each row, (N, M); they add up to 1.
+    `weights` are of the teachers, (M,), or of each in each row, (N, M); they add up to 1. By `confidence`, they are
+    multiplied by exp(−H), where H is the entropy of what a teacher says of a row, in nats, and add up to 1 again.
     """
 
-    members: Sequence[Logits | HeadRows]
+    members: Sequence[Dense]
     weights: Tensor
+    vocabulary: int | None = None
+    confidence: bool = False
 
     @property
     def whole(self) -> bool:
@@ -149,13 +166,30 @@ class Mixture:
         """As of `Targets`."""
         return min(member.columns for member in self.members)
 
+    @property
+    def width(self) -> int:
+        """Of what `of` gives."""
+        return self.vocabulary or self.columns
+
     def __len__(self) -> int:
         return len(self.members[0])
 
+    def of(self, rows: slice) -> Tensor:
+        """As `Dense.of`: log-probabilities."""
+        tiles = self.tiles(self.width)
+        tiles.load(rows)
+        return tiles.log_p(slice(None), 1.0)
+
     def tiles(self, vocabulary: int) -> "LogTiles":
         """As `Targets.tiles`."""
-        weights_NM = self.weights.expand(len(self), -1) if self.weights.ndim == 1 else self.weights
-        return _OfMembers([member.tiles(vocabulary) for member in self.members], weights_NM)
+        log_weights_NM = at_least_fp32(self.weights).log()
+        if log_weights_NM.ndim == 1:
+            log_weights_NM = log_weights_NM.expand(len(self), -1)
+        members = [member.tiles(vocabulary) for member in self.members]
+        assert all(isinstance(member, LogTiles) for member in members), "of dense members all is known"
+        return _OfMembers(
+            [member for member in members if isinstance(member, LogTiles)], log_weights_NM, self.confidence
+        )
 
 
 class LogTiles(ABC):
@@ -202,22 +236,30 @@ class _OfHead(_OfLogits):
 
 
 class _OfMembers(LogTiles):
-    def __init__(self, members: Sequence[LogTiles], weights_NM: Tensor) -> None:
-        self.members, self.all_NM = members, weights_NM
-        self.tile_NM = weights_NM
+    def __init__(self, members: Sequence[LogTiles], log_weights_NM: Tensor, confidence: bool) -> None:
+        self.members, self.all_NM, self.confidence = members, log_weights_NM, confidence
+        self.tile_NM = log_weights_NM
 
     def load(self, tile: slice) -> None:
         self.tile_NM = self.all_NM[tile]
         for member in self.members:
             member.load(tile)
+        if self.confidence:
+            entropies = (_entropy(member.log_p(slice(None), 1.0)) for member in self.members)
+            self.tile_NM = (self.tile_NM - torch.stack(list(entropies), -1)).log_softmax(-1)
 
     def log_p(self, rows: slice, temperature: float) -> Tensor:
         first, *others = self.members
-        log_weights_MN1 = at_least_fp32(self.tile_NM[rows]).log().T.unsqueeze(-1)
+        log_weights_MN1 = self.tile_NM[rows].T.unsqueeze(-1)
         mixed_NV = first.log_p(rows, temperature).add_(log_weights_MN1[0])
         for member, log_weight_N1 in zip(others, log_weights_MN1[1:], strict=True):
             torch.logaddexp(mixed_NV, member.log_p(rows, temperature).add_(log_weight_N1), out=mixed_NV)
         return mixed_NV
+
+
+def _entropy(log_p_NV: Tensor) -> Tensor:
+    entropy_N: Tensor = torch.special.entr(log_p_NV.exp()).sum(-1)
+    return entropy_N
 
 
 def divergence_from(teacher: Targets, core: Core, student_logits_NV: Tensor, temperature: float = 1.0) -> Tensor:

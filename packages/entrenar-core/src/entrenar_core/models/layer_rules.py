@@ -75,18 +75,19 @@ def wanted_layers(terms: Sequence[Term], teacher: Architecture, student: Archite
     """The teacher's layers that the losses compare; None where only the models themselves tell, as with `cka`."""
     wants = Wants()
     for term in terms:
-        if not compares_layers(entry := term.entry):
-            continue
-        assert isinstance(entry, LayerLoss)
-        if entry.layers == "cka" or not (student.num_layers and teacher.num_layers):
-            return None
-        layers = frozenset(pair[1] for pair in chosen_pairs(entry.layers, student.num_layers, teacher.num_layers))
-        if isinstance(entry, AttentionLoss | MinilmLoss):
-            wants |= Wants(attention=layers)
-        else:
-            below = {EMBEDDINGS} if isinstance(entry, HiddenLoss) and entry.embeddings else set()
-            wants |= Wants(hidden=layers | below)
+        if isinstance(term.entry, LayerLoss) and compares_layers(term.entry):
+            if term.entry.layers == "cka" or not (student.num_layers and teacher.num_layers):
+                return None
+            wants |= _wanted(term.entry, student.num_layers, teacher.num_layers)
     return wants
+
+
+def _wanted(entry: LayerLoss, student_layers: int, teacher_layers: int) -> Wants:
+    layers = frozenset(pair[1] for pair in chosen_pairs(entry.layers, student_layers, teacher_layers))
+    if isinstance(entry, AttentionLoss | MinilmLoss):
+        return Wants(attention=layers)
+    below = {EMBEDDINGS} if isinstance(entry, HiddenLoss) and entry.embeddings else set()
+    return Wants(hidden=layers | below)
 
 
 def _problems(term: Term, teacher: Architecture, student: Architecture) -> Iterator[Problem]:

@@ -3,14 +3,12 @@
 from entrenar_core.architectures import Architecture, families
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.losses import VectorLoss
-from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.one_teacher import OneTeacher
 from entrenar_core.errors import Problem
 from entrenar_core.models.sentence_files import Pool, pooling_of
 
 
-def check_sentences(
-    config: DistillationConfig, teacher: Architecture | None, student: Architecture | None
-) -> list[Problem]:
+def check_sentences(config: OneTeacher, teacher: Architecture | None, student: Architecture | None) -> list[Problem]:
     """Models that give no vectors, and vectors of widths that a loss cannot compare. `where` is a dotted name."""
     problems = [
         Problem(
@@ -36,7 +34,7 @@ def _has_two_parts(architecture: Architecture) -> bool:
     return family is not None and family.kind == "encoder-decoder"
 
 
-def poolings_of(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> tuple[Pool, Pool]:
+def poolings_of(config: OneTeacher, teacher: ModelArtifact, student: ModelArtifact | None) -> tuple[Pool, Pool]:
     """Of teacher and student: as set, else as the model's folder says, else the mean over tokens.
 
     A student of the teacher's layers pools as the teacher does.

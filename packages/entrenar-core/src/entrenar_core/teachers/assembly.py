@@ -1,6 +1,5 @@
 """The teacher of a run, as the configuration describes it: loaded, fitted if asked, and scored."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from entrenar_core.config.schema import ProbeFinetuning
-from entrenar_core.errors import ModelError
+from entrenar_core.config.teachers import ProbeFinetuning
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING
@@ -27,8 +25,9 @@ from entrenar_core.teachers.finetuning import (
 )
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.precomputed import PrecomputedTeacher, classify
+from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, precomputed_sentences, require_numbers
-from entrenar_core.teachers.source import TeacherSource
+from entrenar_core.teachers.several import several_teachers
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import OnBatch, score_logits
 from entrenar_core.training.sentence_evaluation import score_sentences
@@ -55,16 +54,6 @@ class LoadedTeacher:
     model: "PreTrainedModel | None"
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyTeacher:
-    """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
-
-    source: TeacherSource | SentenceTeacher
-    scores: Scores
-    parameters: int
-    model: "PreTrainedModel | None"
-
-
 def make_teacher(
     prepared: "Preparation",
     accelerator: Accelerator,
@@ -84,6 +73,17 @@ def make_teacher(
         DataError, ConfigError: its cache is damaged, or lacks what is asked of it.
         Interrupted, TrainingError: while it was fitted.
     """
+    if prepared.members:
+        make = partial(
+            make_teacher,
+            accelerator=accelerator,
+            callbacks=callbacks,
+            stop=stop,
+            evaluate=evaluate,
+            on_batch=on_batch,
+            looking=looking,
+        )
+        return several_teachers(prepared, [make(one) for one in prepared.members], accelerator, callbacks, on_batch)
     load = partial(load_teacher, prepared, accelerator, callbacks, stop, on_batch, looking=looking)
     if prepared.config.teacher.cache is not None and not looking:
         from entrenar_core.teachers.cache.serving import cached_teacher
@@ -167,20 +167,6 @@ def precomputed(
     logits_NC = read([row["text"] for row in both])
     labels_N = torch.tensor([row["label"] for row in rows.evaluation])
     return PrecomputedTeacher([row["row"] for row in both], logits_NC), score_logits(logits_NC[len(train) :], labels_N)
-
-
-def sound(scores: Scores, prepared: "Preparation") -> Scores:
-    """The scores of a teacher, which are numbers.
-
-    Raises:
-        ModelError: they are none.
-    """
-    if scores.cross_entropy is None or not math.isfinite(scores.cross_entropy):
-        raise ModelError(
-            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
-            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
-        )
-    return scores
 
 
 def _sentences(

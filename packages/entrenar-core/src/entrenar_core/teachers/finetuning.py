@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
-from entrenar_core.config.schema import GradientFinetuning, ProbeFinetuning, TrainingConfig
+from entrenar_core.config.schema import TrainingConfig
+from entrenar_core.config.teachers import GradientFinetuning, ProbeFinetuning
 from entrenar_core.data.collating import Collator
 from entrenar_core.data.tags import standing
 from entrenar_core.data.tokenizing import tokenize_rows

@@ -6,7 +6,7 @@ position and the learning rate are functions of the step. Tensors are safetensor
 
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,17 +114,20 @@ def save_checkpoint(
     keep: int,
     random_states: list[dict[str, Any]],
     scaler: dict[str, Any] | None,
+    describe: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """Writes `folder/step-…` and then deletes the oldest beyond `keep`.
 
-    `beside` is what trains with the model and is no part of it, such as projections.
+    `beside` is what trains with the model and is no part of it, such as projections. `describe` adds what makes the
+    folder a model that can be loaded.
 
     Raises:
         OutputError: it cannot be written; the checkpoints before it are left as they were.
     """
     path = folder / step_name(progress.step)
     with new_folder(path) as aside:
-        save_file(saved_tensors(model), aside / "model.safetensors")
+        save_file(saved_tensors(model), aside / "model.safetensors", metadata={"format": "pt"})
+        describe(aside)
         if beside_tensors := {} if beside is None else saved_tensors(beside):
             save_file(beside_tensors, aside / _BESIDE)
         moments = _optimizer_tensors(_named(model, beside), optimizer)

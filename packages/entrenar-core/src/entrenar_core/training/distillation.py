@@ -111,7 +111,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
     batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
     return Plan(
         task=prepared.task,
-        teacher=str(prepared.teacher.reference),
+        teacher=prepared.teacher_name,
         teacher_architecture=_architecture(prepared),
         student=student_name(config),
         student_parameters=parameter_count(student),

@@ -20,9 +20,9 @@ from entrenar_core.data.labels import IGNORED
 from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy
 from entrenar_core.losses.divergence import forward_kl_core
-from entrenar_core.losses.targets import Logits, Targets, TargetTiles, log_softmax
+from entrenar_core.losses.targets import Dense, Logits, Targets, TargetTiles, log_softmax
 from entrenar_core.models.output_layer import OutputLayer
-from entrenar_core.models.rows import Counting, Rows, read_rows
+from entrenar_core.models.rows import Counting, read_rows
 from entrenar_core.reports import Scores
 from entrenar_core.training.entities import EntityCounts, are_entity_tags, count_entities, entity_f1
 
@@ -95,7 +95,7 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_rows(
-    said: Callable[[Batch], Rows],
+    said: Callable[[Batch], Dense],
     rows: Any,
     *,
     collator: Collator,
@@ -126,7 +126,7 @@ def evaluate_rows(
     return dataclasses.replace(scores, entity_f1=entity_f1(*sums[6:].tolist())) if entities else scores
 
 
-def _sums(student: Rows, labels_N: Tensor, teacher: Targets | None) -> Tensor:
+def _sums(student: Dense, labels_N: Tensor, teacher: Targets | None) -> Tensor:
     """Targets, cross-entropy, correct; and compared rows, KL, agreeing. In 64 bits, so on the CPU: not every device
     has them.
     """
@@ -152,7 +152,7 @@ def _distances(student_NV: Tensor, teacher: TargetTiles, *, whole: bool) -> Tens
     return teacher.local(forward_kl_core, log_q_NV, slice(None), 1.0).values_N
 
 
-def _entities(student: Rows, labels_N: Tensor, batch: Batch, tags: Sequence[str]) -> Tensor:
+def _entities(student: Dense, labels_N: Tensor, batch: Batch, tags: Sequence[str]) -> Tensor:
     """Entities that are right, that are predicted, and that there are."""
     words = batch.targets.sum(1).tolist()
     chosen_N = student.of(slice(None)).argmax(-1)

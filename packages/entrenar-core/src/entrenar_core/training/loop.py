@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import ModuleList
 from torch.nn.utils import clip_grad_norm_
 
 from entrenar_core.config.schema import TrainingConfig
@@ -23,6 +24,7 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.errors import Interrupted
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
+from entrenar_core.teachers.moving_average import AverageOfStudent
 from entrenar_core.teachers.source import TeacherSays
 from entrenar_core.training.batches import Batches
 from entrenar_core.training.callbacks import Callback, StepMetrics
@@ -58,6 +60,8 @@ class LoopSettings:
     """What selection and early stopping compare; more is better."""
     name: str = "student"
     """What is trained, as trackers call its series."""
+    describe: Callable[[Path], None] = lambda _: None
+    """Writes what makes a checkpoint a model that can be loaded."""
 
 
 class _StepResult(NamedTuple):
@@ -80,6 +84,7 @@ class Loop:
         settings: LoopSettings,
         callbacks: Sequence[Callback],
         stop: StopRequest,
+        average: AverageOfStudent | None = None,
     ) -> None:
         self.student, self.layers = step_module.student, step_module.layers
         self.objective = step_module.objective
@@ -92,6 +97,8 @@ class Loop:
         self.model = accelerator.prepare(step_module)
         self.optimizer = make_optimizer(step_module, self.training)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.average = average
+        self.beside = self.layers if average is None else ModuleList([self.layers, average.model])
         self.progress = Progress()
         self.saved_best: int | None = None
         """The step of the best weights that the newest checkpoint means."""
@@ -152,6 +159,8 @@ class Loop:
         loss, kept, *terms = self._summed(self._backward(micro_batches, now)).tolist()
         require_finite("loss", loss, self.progress.step + 1, micro_batches, checkpoints)
         norm = self._update(micro_batches, now, checkpoints)
+        if self.average is not None:
+            self.average.follow(self.progress.step + 1)
         return _StepResult(loss, tuple(terms), now, norm, None if kept < 0 else kept / max(examples, 1)), examples
 
     def _backward(self, micro_batches: list[Batch], now: tuple[Now, ...]) -> Tensor:
@@ -268,10 +277,11 @@ class Loop:
             self.student,
             self.optimizer,
             self.progress,
-            beside=self.layers,
+            beside=self.beside,
             keep=self.settings.keep,
             random_states=states,
             scaler=scaler,
+            describe=self.settings.describe,
         )
         forget_best(folder, {self.progress.best_step})
         self.journal.checkpoint(self.progress.step, path)
@@ -283,7 +293,7 @@ class Loop:
                 checkpoints[-1],
                 self.student,
                 self.optimizer,
-                beside=self.layers,
+                beside=self.beside,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
                 scaler=self.accelerator.scaler,

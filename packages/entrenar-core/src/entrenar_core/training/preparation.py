@@ -1,5 +1,6 @@
 """Everything that a run needs before its first step, with every mistake found here or not at all."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pydantic import TypeAdapter
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
-from entrenar_core.config.schema import DistillationConfig, ModelSource, Task
+from entrenar_core.config.one_teacher import OneTeacher, each_teacher
+from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import for_task
+from entrenar_core.config.teachers import ModelSource, MovingAverage, MovingAverageTeacher
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
@@ -24,10 +27,8 @@ from entrenar_core.models.heads import (
     EMBEDDING,
     LANGUAGE,
     MASKED_LM,
-    NO_MASKED_HEAD,
     UNTOLD,
     infer_task,
-    predicts_masked,
 )
 from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.sentence_files import Pool
@@ -36,6 +37,7 @@ from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
 from entrenar_core.training.requirements import (
+    check_labels,
     check_losses,
     check_models,
     check_pad_token,
@@ -45,6 +47,7 @@ from entrenar_core.training.requirements import (
     known_labels,
     longest,
     one_vocabulary,
+    require_masked_head,
     unselective,
 )
 
@@ -68,10 +71,15 @@ class Preparation:
 
     `teacher_reads_tokens`: teacher and student share a vocabulary, and the teacher reads the student's batches. Else
     it reads the texts by itself, once, before training, and `finding`, how the vocabularies fit, is None. `poolings`
-    are those of teacher and student as sentence encoders. In `config`, the losses of a sentence encoder are listed.
+    are those of teacher and student as sentence encoders.
+
+    `given` is the configuration as it was given, and `config` the same with one teacher that is a model, and with the
+    losses of a sentence encoder listed. Of several teachers, `members` has one preparation for each, which share all
+    but what is said of the teacher; this is that of the first one.
     """
 
-    config: DistillationConfig
+    given: DistillationConfig
+    config: OneTeacher
     task: Task
     teacher: ModelArtifact
     student: ModelArtifact | None
@@ -84,6 +92,25 @@ class Preparation:
     teacher_reads_tokens: bool
     finding: VocabularyFinding | None
     poolings: tuple[Pool, Pool] | None = None
+    members: "tuple[Preparation, ...]" = ()
+
+    @property
+    def moving_average(self) -> MovingAverage | None:
+        """How the student's own average teaches, if it does: the teacher's files are then the student's."""
+        teacher = self.given.teacher
+        return teacher.moving_average if isinstance(teacher, MovingAverageTeacher) else None
+
+    @property
+    def teacher_name(self) -> str:
+        """What reports call the teacher."""
+        if self.moving_average is not None:
+            return f"moving average of {self.teacher.reference}"
+        return " + ".join(str(one.teacher.reference) for one in self.members or (self,))
+
+    @property
+    def teacher_bytes(self) -> int:
+        """Of the weight files of all teachers."""
+        return sum(one.teacher.weight_bytes for one in self.members or (self,))
 
     @property
     def over_tokens(self) -> bool:
@@ -160,8 +187,10 @@ class Preparation:
 
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
+        several = {f"teacher {place}": one.teacher.fingerprint() for place, one in enumerate(self.members[1:], start=2)}
         return {
             "teacher": self.teacher.fingerprint(),
+            **several,
             "student": self.student.fingerprint() if self.student else None,
             "data": self.rows.fingerprint,
         }
@@ -185,9 +214,20 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     Raises:
         EntrenarError: of the kind that fits; nothing has been trained or written.
     """
-    from entrenar_core.models.loading import load_config as load_model_config
-    from entrenar_core.models.tokenizers import load_tokenizer
+    first, *others = each_teacher(config)
+    prepared = _prepare(config, first, progress)
+    if others:
+        members = (prepared, *(_beside(prepared, one, progress) for one in others))
+        prepared = dataclasses.replace(prepared, members=members)
+    for one in prepared.members or (prepared,):
+        if one.config.teacher.cache is not None:
+            from entrenar_core.teachers.cache.opening import require_cache
 
+            require_cache(one, one.config.teacher.cache)
+    return prepared
+
+
+def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Preparation:
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
@@ -195,18 +235,10 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     config = for_task(config, task)
     check_losses(config, task, teacher, student)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
-    for artifact, source in ((teacher, config.teacher), (student, config.student)):
-        if artifact is not None:  # a mistake in a config is not told as one in a tokenizer
-            load_model_config(artifact, trust_remote_code=source.trust_remote_code)
-    teacher_tokenizer = load_tokenizer(teacher, trust_remote_code=config.teacher.trust_remote_code)
-    tokenizer = (
-        load_tokenizer(student, trust_remote_code=config.student.trust_remote_code) if student else teacher_tokenizer
-    )
+    teacher_tokenizer = _tokenizer(teacher, config.teacher)
+    tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer
     masking = _masking(config, tokenizer, teacher, student) if task == MASKED_LM else None
-    check_pad_token(teacher, teacher_tokenizer)
-    if student is not None:
-        check_pad_token(student, tokenizer)
-    reads = reads_tokens(config, task)
+    reads = reads_tokens(given, task)
     finding = one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
     rows = load_rows(
         config.dataset, task=task, seed=config.training.seed, label_names=known_labels(config, task, teacher)
@@ -221,7 +253,8 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     }
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int), "load_tokenizer gives a pad token"
-    prepared = Preparation(
+    return Preparation(
+        given=given,
         config=config,
         task=task,
         teacher=teacher,
@@ -236,14 +269,40 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
         finding=finding,
         poolings=poolings,
     )
-    if config.teacher.cache is not None:
-        from entrenar_core.teachers.cache.opening import require_cache
-
-        require_cache(prepared, config.teacher.cache)
-    return prepared
 
 
-def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
+def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparation:
+    """Another teacher of the same student, on the same rows."""
+    task, student = first.task, first.student
+    teacher = fetch(config.teacher, config.teacher.model_id, progress)
+    check_models(config, task, teacher, student)
+    tokenizer = _tokenizer(teacher, config.teacher)
+    if task == MASKED_LM:
+        require_masked_head(teacher)
+    reads, finding = first.teacher_reads_tokens, None
+    if reads:
+        finding = one_vocabulary(config, task, teacher, tokenizer, student or first.teacher, first.tokenizer)
+    check_labels(config, task, teacher, first.rows)
+    check_teaching(config, task, teacher, first.rows)
+    longest(config, teacher, student, reads)
+    check_room(config, tokenizer, first.tokenizer, task)
+    return dataclasses.replace(
+        first, config=config, teacher=teacher, teacher_tokenizer=tokenizer, finding=finding, members=()
+    )
+
+
+def _tokenizer(artifact: ModelArtifact, source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Of a model whose configuration can be read: a mistake in that is not told as one in a tokenizer."""
+    from entrenar_core.models.loading import load_config as load_model_config
+    from entrenar_core.models.tokenizers import load_tokenizer
+
+    load_model_config(artifact, trust_remote_code=source.trust_remote_code)
+    tokenizer = load_tokenizer(artifact, trust_remote_code=source.trust_remote_code)
+    check_pad_token(artifact, tokenizer)
+    return tokenizer
+
+
+def _task(config: OneTeacher, teacher: ModelArtifact, student: ModelArtifact | None) -> Task:
     fitted = config.teacher.finetune is not None
     found = config.task or infer_task(teacher, student, fitted=fitted) or (CLASSIFICATION if fitted else None)
     if found is None:
@@ -252,13 +311,12 @@ def _task(config: DistillationConfig, teacher: ModelArtifact, student: ModelArti
 
 
 def _masking(
-    config: DistillationConfig,
+    config: OneTeacher,
     tokenizer: "PreTrainedTokenizerBase",
     teacher: ModelArtifact,
     student: ModelArtifact | None,
 ) -> Masking:
-    if not predicts_masked(teacher):
-        raise ModelError(f"{teacher.reference} {NO_MASKED_HEAD[0]}", NO_MASKED_HEAD[1])
+    require_masked_head(teacher)
     if tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of {(student or teacher).reference} has no mask token",

@@ -3,18 +3,29 @@
 Each function raises at what it finds wrong, as `prepare` does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.rules import NO_PROBE
-from entrenar_core.config.schema import DistillationConfig, ProbeFinetuning, Task
+from entrenar_core.config.one_teacher import OneTeacher
+from entrenar_core.config.schema import Task
 from entrenar_core.config.sentences import check_task
+from entrenar_core.config.teacher_rules import NO_PROBE
+from entrenar_core.config.teachers import ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
-from entrenar_core.models.heads import CAUSAL_LM, EMBEDDING, LANGUAGE, TAGGING, head_labels, headless
+from entrenar_core.models.heads import (
+    CAUSAL_LM,
+    EMBEDDING,
+    LANGUAGE,
+    NO_MASKED_HEAD,
+    TAGGING,
+    head_labels,
+    headless,
+    predicts_masked,
+)
 from entrenar_core.models.layer_rules import check_layers, planned_student
 from entrenar_core.models.logit_rules import check_thresholds, check_top_k
 from entrenar_core.models.reading import way_out
@@ -26,8 +37,10 @@ from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SHOWN = 5
 
-def check_models(config: DistillationConfig, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
+
+def check_models(config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
     """Whether the models can do the task, and the student can be built."""
     problems = [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]
     problems += check_kinds(task, teacher.architecture, student.architecture if student else None)
@@ -35,7 +48,7 @@ def check_models(config: DistillationConfig, task: Task, teacher: ModelArtifact,
         raise ConfigError(problems)
 
 
-def check_losses(config: DistillationConfig, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
+def check_losses(config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
     """Whether both models have the layers, heads and vectors that are compared."""
     shape = student.architecture if student else planned_student(config.student, teacher.architecture)
     problems = check_layers(config.distillation, teacher.architecture, shape)
@@ -44,7 +57,7 @@ def check_losses(config: DistillationConfig, task: Task, teacher: ModelArtifact,
         raise ConfigError(problems)
 
 
-def check_selections(config: DistillationConfig, task: Task, rows: Rows, finding: VocabularyFinding | None) -> None:
+def check_selections(config: OneTeacher, task: Task, rows: Rows, finding: VocabularyFinding | None) -> None:
     """Whether there are as many tokens or classes as losses select from. How many classes a teacher is fitted to hangs
     on the rows: fewer than `top_k` are no mistake then (`unselective`).
     """
@@ -58,7 +71,7 @@ def check_selections(config: DistillationConfig, task: Task, rows: Rows, finding
         raise ConfigError(problems)
 
 
-def unselective(config: DistillationConfig, rows: Rows) -> Iterator[str]:
+def unselective(config: OneTeacher, rows: Rows) -> Iterator[str]:
     """A `top_k` of more classes than the rows have, where the teacher is fitted to them."""
     classes = len(rows.label_names or ())
     if classes and config.teacher.finetune is not None:
@@ -73,7 +86,7 @@ def _columns(task: Task, rows: Rows, finding: VocabularyFinding | None) -> tuple
 
 
 def one_vocabulary(
-    config: DistillationConfig,
+    config: OneTeacher,
     task: Task,
     teacher: ModelArtifact,
     teacher_tokenizer: "PreTrainedTokenizerBase",
@@ -103,7 +116,7 @@ def check_pad_token(artifact: ModelArtifact, tokenizer: "PreTrainedTokenizerBase
 
 
 def check_room(
-    config: DistillationConfig, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", task: Task
+    config: OneTeacher, teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", task: Task
 ) -> None:
     """A tokenizer does not cut a text to fewer tokens than it adds."""
     least = 1 + max(tokenizer.num_special_tokens_to_add() for tokenizer in (teacher, student))
@@ -112,14 +125,36 @@ def check_room(
         raise ConfigError([Problem(what, f"set it to {least} or more")])
 
 
-def known_labels(config: DistillationConfig, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
+def known_labels(config: OneTeacher, task: str, teacher: ModelArtifact) -> tuple[str, ...] | None:
     """The classes that the teacher's head stands for, unless it will be fitted to the data."""
     if task in LANGUAGE or task == EMBEDDING or config.teacher.finetune is not None:
         return None
     return head_labels(teacher, task)
 
 
-def check_teaching(config: DistillationConfig, task: str, teacher: ModelArtifact, rows: Rows) -> None:
+def check_labels(config: OneTeacher, task: str, teacher: ModelArtifact, rows: Rows) -> None:
+    """Whether another teacher tells the classes apart that the first one does, in the same order."""
+    names = known_labels(config, task, teacher)
+    if names is not None and names != rows.label_names:
+        theirs = _listed(rows.label_names or ())
+        raise ModelError(
+            f"{teacher.reference} tells apart {_listed(names)}, and the first teacher {theirs}",
+            "take teachers of the same classes in the same order, or fit this one: `finetune: {method: probe}`",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def require_masked_head(teacher: ModelArtifact) -> None:
+    """A head for masked tokens, where these are told."""
+    if not predicts_masked(teacher):
+        raise ModelError(f"{teacher.reference} {NO_MASKED_HEAD[0]}", NO_MASKED_HEAD[1])
+
+
+def check_teaching(config: OneTeacher, task: str, teacher: ModelArtifact, rows: Rows) -> None:
     """Whether the teacher knows the classes or can be fitted to them, and there are labels where some are learnt."""
     if task == EMBEDDING:
         return
@@ -144,7 +179,7 @@ def _learns_labels(section: DistillationSection) -> bool:
     return not all(term.needs_teacher for term in terms_of(section))
 
 
-def longest(config: DistillationConfig, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:
+def longest(config: OneTeacher, teacher: ModelArtifact, student: ModelArtifact | None, both: bool) -> int:
     """`dataset.max_length`, which must fit the positions of the models that read the tokens."""
     readers = [artifact for artifact in (student or teacher, teacher if both else None) if artifact is not None]
     for artifact in readers:

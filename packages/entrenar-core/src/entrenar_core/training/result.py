@@ -1,5 +1,6 @@
 """The result folder: a student that transformers loads, with its card, its curves and its report."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -50,11 +51,22 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
     write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
     files = tuple(sorted(names | {"loss.svg", "metrics.jsonl", "README.md", REPORT, "run.json"}))
     report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
-    settings = yaml.safe_dump(prepared.config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     write_text(folder / "README.md", model_card(report, settings))
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return report
+
+
+def describe_student(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:
+    """Writes what transformers needs beside the weights of a checkpoint: the configuration and the tokenizer."""
+    config = copy.deepcopy(student.config)
+    config.architectures = [type(student).__name__]
+    with quietly():
+        config.save_pretrained(folder)
+        prepared.tokenizer.save_pretrained(folder)
+    if prepared.poolings is not None:
+        _write_pooling(folder, prepared, student)
 
 
 def _write_pooling(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:

@@ -16,7 +16,10 @@ from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING, TAGGING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
-from entrenar_core.teachers.assembly import ReadyTeacher, make_teacher
+from entrenar_core.teachers.assembly import make_teacher
+from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.moving_average import AverageOfStudent
+from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import SentenceTeacher, judge
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.assembly import make_batches, make_student, student_name
@@ -30,7 +33,7 @@ from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Objective
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.ranks import on_main, seed_rank
-from entrenar_core.training.result import write_result
+from entrenar_core.training.result import describe_student, write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
@@ -66,12 +69,41 @@ class Run:
         self.callbacks = callbacks if accelerator.is_main_process else ()
         self.training = self.config.training
         self.phase = ""
+        self.average: AverageOfStudent | None = None
         if self.training.trackers:
             settings = flat(self.config.model_dump(mode="json"))
             accelerator.init_trackers("entrenar", config={name: str(value) for name, value in settings.items()})
 
     def run(self) -> RunReport:
         """Does everything, in order, each part going on from where it stopped if the run is resumed."""
+        ready, student = self._models()
+        teacher = ready.source
+        objective = make_objective(self.prepared.terms, self.prepared, student, teacher)
+        on_main(self.accelerator, self.folder.begin)
+        before = self._before(student, teacher)
+        progress = self._train(student, teacher, objective, "student")
+        scores = self._final(student, teacher, progress)
+        if self.average is not None:
+            self._phase("the student's average")
+            ready = dataclasses.replace(ready, scores=self._evaluate(self.average.model, None))
+        baseline = self._baseline(ready.model) if self.training.baseline else None
+        self._phase("result")
+        report = self._report(progress, before, scores, baseline, ready, student)
+        report = on_main(self.accelerator, lambda: self._write(student, report))
+        if self.training.trackers:
+            self.accelerator.end_training()
+        return report
+
+    def _models(self) -> tuple[ReadyTeacher, "PreTrainedModel"]:
+        """The teacher, and the student before training."""
+        if (settings := self.prepared.moving_average) is not None:
+            self._phase("student")
+            student = make_student(self.prepared)
+            self.average = AverageOfStudent(student, settings)
+            output = self.prepared.output_layer(self.average.model)
+            source = LiveTeacher(self.average.model, self.accelerator, self.prepared.counting, output)
+            scores = self._evaluate(self.average.model, None)
+            return ReadyTeacher(source, scores, parameter_count(student), None), student
         self._phase("teacher")
         ready = make_teacher(
             self.prepared,
@@ -81,20 +113,7 @@ class Run:
             evaluate=lambda model: self._evaluate(model, None),
             on_batch=self._watch,
         )
-        teacher = ready.source
-        student = make_student(self.prepared, ready.model)
-        objective = make_objective(self.prepared.terms, self.prepared, student, teacher)
-        on_main(self.accelerator, self.folder.begin)
-        before = self._before(student, teacher)
-        progress = self._train(student, teacher, objective, "student")
-        scores = self._final(student, teacher, progress)
-        baseline = self._baseline(ready.model) if self.training.baseline else None
-        self._phase("result")
-        report = self._report(progress, before, scores, baseline, ready, student)
-        report = on_main(self.accelerator, lambda: self._write(student, report))
-        if self.training.trackers:
-            self.accelerator.end_training()
-        return report
+        return ready, make_student(self.prepared, ready.model)
 
     def _write(self, student: "PreTrainedModel", report: RunReport) -> RunReport:
         written = write_result(self.folder.path, self.prepared, student, report)
@@ -190,11 +209,13 @@ class Run:
             evaluate=lambda: self._evaluate(student, teacher, on_batch=lambda _done, _total: None),
             score=lambda scores: quality(scores, language=self.prepared.over_tokens),
             name=name,
+            describe=lambda folder: describe_student(folder, self.prepared, student),
         )
         said = teacher.listening(objective.wants(1)) if teacher else None
         step = DistillationStep(student, objective, self.prepared.output_layer(student))
         looks = self._diagnostics(step, teacher, settings.folder) if main else ()
-        loop = Loop(step, batches, said, self.accelerator, settings, (*self.callbacks, *looks), self.stop)
+        average = self.average if main else None
+        loop = Loop(step, batches, said, self.accelerator, settings, (*self.callbacks, *looks), self.stop, average)
         self._phase(name, steps, (newest_step(settings.folder) or 0) if self.resume else 0)
         progress = loop.run(resume=self.resume)
         self.accelerator.free_memory()
@@ -249,9 +270,7 @@ class Run:
             selected_step=best or progress.step,
             initial_loss=progress.initial_loss,
             final_loss=progress.final_loss,
-            teacher=ModelFacts(
-                str(self.prepared.teacher.reference), teacher.parameters, self.prepared.teacher.weight_bytes
-            ),
+            teacher=ModelFacts(self.prepared.teacher_name, teacher.parameters, self.prepared.teacher_bytes),
             student=ModelFacts(student_name(self.config), parameter_count(student), 0),
             teacher_scores=teacher.scores,
             student_before=before,

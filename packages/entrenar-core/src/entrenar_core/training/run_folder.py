@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import OutputError, Problem, UsageError
 from entrenar_core.training.files import remove_folder, write_json, writing
@@ -175,7 +176,11 @@ def check_usable(path: Path, *, resume: bool, force: bool) -> None:
 
 def named_models(config: DistillationConfig) -> dict[str, str | None]:
     """What a configuration calls its models, by the names of the settings."""
-    return {"teacher.model_id": config.teacher.model_id, "student.model_id": config.student.model_id}
+    teachers = each_teacher(config)
+    found: dict[str, str | None] = {"student.model_id": config.student.model_id}
+    for place, one in enumerate(teachers):
+        found[f"teacher.members[{place}].model_id" if len(teachers) > 1 else "teacher.model_id"] = one.teacher.model_id
+    return found
 
 
 def check_apart(path: Path, models: Mapping[str, str | None]) -> list[Problem]:

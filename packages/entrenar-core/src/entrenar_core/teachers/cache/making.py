@@ -11,7 +11,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from entrenar_core.config.one_teacher import OneTeacher, each_teacher
 from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.data.library import stored
 from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.reproducibility import environment
@@ -62,10 +64,27 @@ def build_cache(
         EntrenarError: of the kind that fits; what is built is kept.
     """
     accelerator = make_accelerator(config)
-    alone = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": None})})
+    one = _asked(config, settings.member)
+    alone = one.model_copy(update={"teacher": one.teacher.model_copy(update={"cache": None})})
     prepared = at_hand(prepare(alone, download_progress))
     with StopRequest() as stop:
         return _Build(prepared, accelerator, folder, settings, callbacks, stop).build(force, on_forecast)
+
+
+def _asked(config: DistillationConfig, member: int | None) -> OneTeacher:
+    """The teacher whose cache is built."""
+    if isinstance(config.teacher, MovingAverageTeacher):
+        raise UsageError("the student's own average says something else in every step", "train with it as it is")
+    teachers = each_teacher(config)
+    several = isinstance(config.teacher, EnsembleTeacher)
+    if several and member is None:
+        raise UsageError(
+            f"the configuration has {len(teachers)} teachers, and a cache is of one of them",
+            f"say which one: --member 0 to {len(teachers) - 1}, as they stand in `teacher.members`",
+        )
+    if not 0 <= (member or 0) < len(teachers) or (not several and member is not None):
+        raise UsageError(f"there is no teacher {member}: the configuration has {len(teachers)}", "leave --member out")
+    return teachers[member or 0]
 
 
 def at_hand(prepared: Preparation) -> Preparation:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from entrenar_core.config.schema import CacheUse
+from entrenar_core.config.teachers import CacheUse
 from entrenar_core.errors import ConfigError, DataError, Problem
 from entrenar_core.losses.head import Head
 from entrenar_core.teachers.cache.building import shard_file

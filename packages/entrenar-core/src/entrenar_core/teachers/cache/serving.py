@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from entrenar_core.config.schema import CacheUse
+from entrenar_core.config.teachers import CacheUse
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.assembly import LoadedTeacher, ReadyTeacher, precomputed, sound
+from entrenar_core.teachers.assembly import LoadedTeacher, precomputed
 from entrenar_core.teachers.cache.keeping import Keeping, make_keeping, make_reader
 from entrenar_core.teachers.cache.opening import OpenCache, open_cache
 from entrenar_core.teachers.cache.planning import plan_cache, planned_rows
@@ -27,6 +27,7 @@ from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.cache.store import MemoryStore
 from entrenar_core.teachers.cache.teacher import CachedSentences, CachedTeacher
 from entrenar_core.teachers.cache.texts import kept_of_texts
+from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import SentenceTeacher, precomputed_sentences, require_numbers
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.teachers.texts import texts_of

@@ -13,7 +13,8 @@ class CacheSettings:
     encoder, else hidden states.
 
     `precision` is of hidden states, and of the layers that losses compare; `top_k` tokens are kept of a top-k cache,
-    and `samples` drawn of a sampled one. A shard has about `shard_bytes`: as much is lost when a build is killed.
+    and `samples` drawn of a sampled one. A shard has about `shard_bytes`: as much is lost when a build is killed. Of
+    several teachers, `member` says whose cache it is, counted from 0.
     """
 
     kind: KindName | None = None
@@ -21,6 +22,7 @@ class CacheSettings:
     top_k: int = 100
     samples: int = 50
     shard_bytes: int = 64_000_000
+    member: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""A configuration with one teacher that is a model, as most of the program reads it.
+
+Several teachers are as many of these configurations. Where the student's own average teaches, the student stands in.
+"""
+
+from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher, TeacherConfig
+
+
+class OneTeacher(DistillationConfig):
+    """A distillation from one model."""
+
+    teacher: TeacherConfig
+
+
+def each_teacher(config: DistillationConfig) -> tuple[OneTeacher, ...]:
+    """The configurations of the teachers, the first one of which decides what a student is made of."""
+    match config.teacher:
+        case EnsembleTeacher(members=members):
+            return tuple(_with(config, member) for member in members)
+        case MovingAverageTeacher():
+            student = config.student
+            assert student.model_id is not None, "a rule of the configuration"
+            names = ("revision", "format", "files", "allow_pickle", "trust_remote_code", "pooling")
+            given = {name: getattr(student, name) for name in names}
+            return (_with(config, TeacherConfig(model_id=student.model_id, **given)),)
+        case TeacherConfig() as model:
+            return (_with(config, model),)
+
+
+def _with(config: DistillationConfig, teacher: TeacherConfig) -> OneTeacher:
+    """Its parts were validated."""
+    parts = {name: getattr(config, name) for name in DistillationConfig.model_fields} | {"teacher": teacher}
+    return OneTeacher.model_construct(set(config.model_fields_set), **parts)

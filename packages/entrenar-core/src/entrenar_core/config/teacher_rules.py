@@ -1,0 +1,124 @@
+"""What crosses the settings of teachers, and these and others; as `rules.py`, over plain values."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from entrenar_core.config.broken import Broken
+from entrenar_core.config.yaml_source import Path
+from entrenar_core.losses.table import LOSSES
+
+NO_PROBE = (
+    "`teacher.finetune.method: probe` reads one vector of a whole text, and words are tagged",
+    "train a head with `method: head`, or all of the teacher with `method: full`",
+)
+"""What is wrong with a probe for tags, and what to do."""
+_BETWEEN_LAYERS = ("progressive", "attention", "relations")
+_NO_LAYERS = "compares layers, and several teachers have no layers together"
+
+
+def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
+    """The rules that `values` break."""
+    teacher, column = _mapping(values.get("teacher")), _mapping(values.get("dataset")).get("route_column")
+    yield from _model(("teacher",), teacher, values.get("task"))
+    if "moving_average" in teacher:
+        yield from _moving_average(values)
+    if isinstance(teacher.get("members"), list | tuple):
+        yield from _ensemble(teacher, column, values)
+    elif column is not None:
+        message = "`dataset.route_column` says which of several teachers teaches a row, and there is one"
+        yield Broken(("dataset", "route_column"), message, "list teachers as `teacher.members`, or remove it")
+
+
+def _model(where: Path, teacher: Mapping[str, Any], task: object) -> Iterator[Broken]:
+    yield from _finetune((*where, "finetune"), teacher.get("finetune"), task)
+    if isinstance(teacher.get("cache"), Mapping):
+        yield from _cache((*where, "cache"), _mapping(teacher["cache"]))
+
+
+def _ensemble(teacher: Mapping[str, Any], column: object, values: Mapping[str, Any]) -> Iterator[Broken]:
+    members, weighting = [_mapping(member) for member in teacher["members"]], teacher.get("weighting", "fixed")
+    for place, member in enumerate(members):
+        yield from _model(("teacher", "members", place), member, values.get("task"))
+        yield from _member(place, member, column, weighting)
+    if column is not None:
+        yield from _routes(members, weighting, values)
+    yield from _layers(_mapping(values.get("distillation")))
+    if values.get("task") == "embedding":
+        message = "`teacher.members` are teachers whose probabilities are averaged, and sentence encoders give none"
+        yield Broken(("teacher", "members"), message, "keep one teacher")
+
+
+def _member(place: int, member: Mapping[str, Any], column: object, weighting: object) -> Iterator[Broken]:
+    name, where = f"teacher.members[{place}]", ("teacher", "members", place)
+    if column is None and "rows" in member:
+        message = f"`{name}.rows` are values of a column, and none is named"
+        yield Broken((*where, "rows"), message, "name it as `dataset.route_column`")
+    if column is not None and "rows" not in member:
+        message = f"`{name}` does not say which rows it teaches"
+        yield Broken(where, message, "give values of `dataset.route_column` as `rows`")
+    if "weight" in member and (column is not None or weighting == "learned"):
+        why = "each row has one teacher" if column is not None else "weights are learned"
+        yield Broken((*where, "weight"), f"`{name}.weight` means nothing: {why}", "remove it")
+
+
+def _routes(members: Sequence[Mapping[str, Any]], weighting: object, values: Mapping[str, Any]) -> Iterator[Broken]:
+    if weighting != "fixed":
+        message = f"`teacher.weighting: {weighting}` means nothing: each row has one teacher"
+        yield Broken(("teacher", "weighting"), message, "remove it, or `dataset.route_column`")
+    if _mapping(values.get("dataset")).get("streaming") is True:
+        message = "`dataset.route_column` needs all rows at hand"
+        yield Broken(("dataset", "route_column"), message, "remove `dataset.streaming`")
+    seen: dict[object, int] = {}
+    for place, member in enumerate(members):
+        for value in member["rows"] if isinstance(member.get("rows"), list | tuple) else ():
+            if (first := seen.setdefault(str(value), place)) != place:
+                message = f"`teacher.members[{place}].rows`: {value!r} is taught by `teacher.members[{first}]`"
+                yield Broken(("teacher", "members", place, "rows"), message, "each value has one teacher")
+
+
+def _layers(distillation: Mapping[str, Any]) -> Iterator[Broken]:
+    for name in _BETWEEN_LAYERS:
+        if isinstance(settings := distillation.get(name), Mapping) and settings.get("enabled", True):
+            yield Broken(("distillation", name), f"`distillation.{name}` {_NO_LAYERS}", "remove it")
+    entries = distillation.get("losses")
+    for place, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+        row = LOSSES.get(str(entry.get("name"))) if isinstance(entry, Mapping) else None
+        if row is not None and row.family in ("hidden", "attention", "relations"):
+            message = f"`distillation.losses[{place}]` {_NO_LAYERS}"
+            yield Broken(("distillation", "losses", place), message, "remove it, or keep one teacher")
+
+
+def _moving_average(values: Mapping[str, Any]) -> Iterator[Broken]:
+    if _mapping(values.get("student")).get("model_id") is None:
+        message = "`teacher.moving_average` is of a student that can do something, and `student.model_id` is not given"
+        yield Broken(("student",), message, "name a pretrained student")
+    if values.get("task") == "embedding":
+        message = "`teacher.moving_average` teaches by probabilities, and sentence encoders give none"
+        yield Broken(("teacher", "moving_average"), message, "take another teacher")
+
+
+def _finetune(where: Path, finetune: object, task: object) -> Iterator[Broken]:
+    if finetune is not None and task in ("causal-lm", "masked-lm"):
+        message = f"`teacher.finetune` fits a classifier, and `task` is {task}"
+        yield Broken(where, message, "remove one of the two")
+    if isinstance(finetune, Mapping) and finetune.get("method") == "probe" and task == "token-classification":
+        yield Broken((*where, "method"), *NO_PROBE)
+
+
+def _cache(where: Path, cache: Mapping[str, Any]) -> Iterator[Broken]:
+    """On disk or in memory, each with settings of its own."""
+    if "dir" not in cache and "memory" not in cache:
+        yield Broken(where, "`teacher.cache` does not say where it is", "give a folder as `dir`, or a size as `memory`")
+    elif "dir" in cache and "memory" in cache:
+        message = "`teacher.cache.dir` and `teacher.cache.memory` are two places"
+        yield Broken((*where, "memory"), message, "keep one of the two")
+    elif "precision" in cache and "dir" in cache:
+        message = "`teacher.cache.precision` is of what is held in memory, and a folder has its own"
+        yield Broken((*where, "precision"), message, "remove it, and build the folder with `cache build --precision`")
+    elif "missing" in cache and "memory" in cache:
+        message = "`teacher.cache.missing` is about a folder, and memory holds every row"
+        yield Broken((*where, "missing"), message, "remove it")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else {}

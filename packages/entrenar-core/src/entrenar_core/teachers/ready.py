@@ -1,0 +1,39 @@
+"""A teacher that is ready to teach, and what it is worth."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from entrenar_core.errors import ModelError
+from entrenar_core.reports import Scores
+from entrenar_core.teachers.sentences import SentenceTeacher
+from entrenar_core.teachers.source import TeacherSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrenar_core.training.preparation import Preparation
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyTeacher:
+    """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
+
+    source: TeacherSource | SentenceTeacher
+    scores: Scores
+    parameters: int
+    model: "PreTrainedModel | None"
+
+
+def sound(scores: Scores, prepared: "Preparation") -> Scores:
+    """The scores of a teacher, which are numbers.
+
+    Raises:
+        ModelError: they are none.
+    """
+    if scores.cross_entropy is None or not math.isfinite(scores.cross_entropy):
+        raise ModelError(
+            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
+            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
+        )
+    return scores
