@@ -18,6 +18,7 @@ from entrenar_core.config.losses import LayerLoss, VectorLoss
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import IGNORED, Collator
 from entrenar_core.data.masking import Masking
+from entrenar_core.data.packing import Packing
 from entrenar_core.losses import LOSSES, Core, layer_pairs
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.models.heads import EMBEDDING
@@ -140,9 +141,10 @@ def gradients(
     pool: Any = None,
     tiled: bool = True,
     dtype: torch.dtype = torch.float32,
+    capacity: int | None = None,
     **training: Any,
 ) -> Gradients:
-    """Those of the first step; of a language model, in tiles if wanted.
+    """Those of the first step; of a language model, in tiles if wanted; with a `capacity`, of packed rows.
 
     `entries` are losses between layers or vectors in place of those on logits; their projections have gradients too.
     """
@@ -163,10 +165,11 @@ def gradients(
         batch_size=cut[0], gradient_accumulation=cut[1], max_steps=1, max_grad_norm=None, **training
     )
     grouped = max((found.get("group_size", 1) for found in entries), default=1)
+    examples = Dataset.from_list(ragged_rows(task))
+    packing = None if capacity is None else Packing(examples["length"], capacity)
     batches = StoredBatches(
-        Dataset.from_list(ragged_rows(task)), collator(side), settings, accelerator.process_index,
-        accelerator.num_processes, grouped,
-    )  # fmt: skip
+        examples, collator(side), settings, accelerator.process_index, accelerator.num_processes, grouped, packing
+    )
     step = DistillationStep(student, objective, outputs[1])
     loop = Loop(
         step,
@@ -201,21 +204,32 @@ def difference(actual: Gradients, expected: Gradients) -> float:
 
 
 def of_the_table(
-    name: str, folders: Mapping[str, Folders], out: Path, cut: tuple[int, int], dtype: torch.dtype = torch.float64
+    name: str,
+    folders: Mapping[str, Folders],
+    out: Path,
+    cut: tuple[int, int],
+    dtype: torch.dtype = torch.float64,
+    capacity: int | None = None,
 ) -> Gradients:
     """Those of one loss of the table alone."""
     row = LOSSES[name]
     if row.family in ("labels", "logits"):
         soft = row.family == "logits"
         terms = (RowTerm(name, 1.0, row.make(), 2.0, power=row.power) if soft else RowTerm(name),)
-        return gradients("causal-lm", folders["causal-lm"], out, cut=cut, rows=terms, dtype=dtype)
+        return gradients("causal-lm", folders["causal-lm"], out, cut=cut, rows=terms, dtype=dtype, capacity=capacity)
     task, pool = ("embedding", "mean") if row.family == "vectors" else ("causal-lm", None)
-    return gradients(task, folders[task], out, cut=cut, entries=[entry(name, task)], pool=pool, dtype=dtype)
+    entries = [entry(name, task)]
+    return gradients(task, folders[task], out, cut=cut, entries=entries, pool=pool, dtype=dtype, capacity=capacity)
 
 
 def cut_of(name: str) -> tuple[int, int]:
     """Between ranks: batches of 3, 3 and 2 rows, of which they have 2 and 1; groups of four rows stay whole."""
     return (8, 1) if LOSSES[name].scope == "group" else (3, 3)
+
+
+PACKED_TASKS = {"causal-lm": (20, (2, 2)), "masked-lm": (20, (3, 1)), "token-classification": (60, (1, 1))}
+"""Packed rows for two ranks: three in two batches, of which the second has one; three in one; and one, of which a rank
+has nothing."""
 
 
 def take_part(rank: int, port: int, folders: Mapping[str, Folders], out: Path) -> None:
@@ -227,4 +241,7 @@ def take_part(rank: int, port: int, folders: Mapping[str, Folders], out: Path) -
     for name in LOSSES:
         found = of_the_table(name, folders, out / "together" / name, cut_of(name))
         save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}-{rank}.safetensors")
+    for task, (capacity, cut) in PACKED_TASKS.items():
+        found = gradients(task, folders[task], out / "together" / task, cut=cut, capacity=capacity, dtype=torch.float64)
+        save_file({key: value.contiguous() for key, value in found.items()}, out / f"{task}-{rank}.safetensors")
     torch.distributed.destroy_process_group()

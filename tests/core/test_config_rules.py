@@ -6,6 +6,7 @@ import pytest
 
 from entrenar_core.config import parse_config
 from entrenar_core.errors import ConfigError
+from entrenar_core.losses.table import LOSSES
 
 SIZES = {"hidden_size": 64, "num_layers": 2, "num_heads": 4}
 
@@ -86,7 +87,29 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
             {"dataset": {"name": "d", "streaming": True, key: value}},
             f"`dataset.{key}` cannot go with `dataset.streaming`",
         )
-        for key, value in {"eval_fraction": 0.1, "labelled_rows": 5, "num_proc": 2}.items()
+        for key, value in {"eval_fraction": 0.1, "labelled_rows": 5, "num_proc": 2, "packing": True}.items()
+    ),
+    *(
+        (
+            {"dataset": {"name": "d", "packing": True}, "task": task},
+            f"`dataset.packing` puts several examples into a row, and models of the task {task} read a row as one",
+        )
+        for task in ("sequence-classification", "embedding")
+    ),
+    *(
+        (
+            {"dataset": {"name": "d", "packing": True}, "distillation": {"losses": [{"name": name}]}},
+            f"`distillation.losses[0]`: {name} compares the rows of a group, and packed rows hold several examples",
+        )
+        for name, row in LOSSES.items()
+        if row.scope == "group"
+    ),
+    *(
+        (
+            {"dataset": {"name": "d", "packing": True}, "distillation": {section: {"loss": loss}}},
+            f"`distillation.{section}.loss`: {loss} compares the rows of a group",
+        )
+        for section, loss in (("progressive", "cka"), ("relations", "rkd_angle"))
     ),
     *(
         (
@@ -166,6 +189,16 @@ def test_a_broken_rule_is_the_one_mistake(changed: dict[str, Any], message: str)
         {"dataset": {"path": "p"}},
         {"dataset": {"name": "d", "path": "p", "source": "local"}},
         {"dataset": {"name": "d", "subset": "x", "revision": "main"}},
+        {"dataset": {"name": "d", "packing": True}, "task": "masked-lm"},
+        {"dataset": {"name": "d", "packing": False}, "task": "embedding"},
+        *(
+            {"dataset": {"name": "d", "packing": True}, "distillation": {"losses": [{"name": name}]}}
+            for name in ("forward_kl", "patient", "attention_maps", "attention_kl", "minilm", "hidden_cosine")
+        ),
+        {
+            "dataset": {"name": "d", "packing": True},
+            "distillation": {"relations": {"loss": "rkd_angle", "enabled": False}, "progressive": {}},
+        },
         {"dataset": {"name": "d", "streaming": True, "eval_rows": 5, "num_proc": 1}},
         {
             "dataset": {"name": "d", "streaming": True},

@@ -102,6 +102,7 @@ SHOWN_BY = {
     "dataset.completion_weight": f"{TOKENIZING}::test_a_reasoning_is_learnt_with_a_weight_of_its_own",
     "dataset.messages_column": f"{TOKENIZING}::test_only_what_the_assistant_says_in_a_chat_is_learnt",
     "dataset.max_length": f"{TOKENIZING}::test_what_is_longer_than_a_limit_is_cut_and_has_no_end",
+    "dataset.packing": "integration/test_packing.py::test_a_run_of_packed_rows_is_the_run_of_its_examples",
     "dataset.num_proc": f"{TOKENIZING}::test_num_proc_is_how_many_processes_tokenise",
     "training.epochs": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
     "training.max_steps": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",

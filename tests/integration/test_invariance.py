@@ -3,6 +3,7 @@
 import itertools
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from entrenar_core.training.objective import Objective
 from entrenar_core.training.step import DistillationStep
 from first_steps import (
     HEADS,
+    PACKED_TASKS,
     WORLD,
     Folders,
     Side,
@@ -182,7 +184,7 @@ def test_no_relation_of_vectors_depends_on_how_a_step_is_cut(
 @pytest.mark.slow
 @pytest.mark.long
 def test_no_loss_depends_on_how_many_processes_share_a_step(models: dict[str, Folders], tmp_path: Path) -> None:
-    """Every loss of the table, alone; of 3 rows one rank has 2 and the other 1."""
+    """Every loss of the table, alone; of 3 rows one rank has 2 and the other 1. And packed rows."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -192,7 +194,64 @@ def test_no_loss_depends_on_how_many_processes_share_a_step(models: dict[str, Fo
         alone = of_the_table(name, models, tmp_path / "alone" / name, cut_of(name))
         both = [load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in range(WORLD)]
         apart[name] = max(difference(found, alone) for found in both)
+    for task in PACKED_TASKS:
+        alone = gradients(task, models[task], tmp_path / "alone" / task, cut=(8, 1), dtype=torch.float64)
+        both = [load_file(tmp_path / f"{task}-{rank}.safetensors") for rank in range(WORLD)]
+        apart[task] = max(difference(found, alone) for found in both)
     assert {name: value for name, value in apart.items() if value > 1e-6} == {}
+
+
+# Eight examples of 58 tokens in one row, in three that are full, or in four; all of a step at once, or row by row.
+PACKINGS = [(60, (1, 1)), (60, (8, 1)), (20, (1, 8)), (20, (2, 4)), (19, (3, 2))]
+
+
+@pytest.mark.parametrize(("task", "side"), [case for case in CASES if case[0] != "sequence-classification"])
+def test_how_examples_share_rows_does_not_reach_the_gradient(
+    models: dict[str, Folders], tmp_path: Path, task: str, side: Side
+) -> None:
+    alone = gradients(task, models[task], tmp_path / "alone", cut=(8, 1))
+    for capacity, cut in PACKINGS:
+        out = tmp_path / f"{capacity}{cut}"
+        packed = gradients(task, models[task], out, cut=cut, side=side, capacity=capacity)
+        assert difference(packed, alone) <= (1e-6 if side == "right" else 2e-6), (capacity, cut)
+    again = gradients(
+        task, models[task], tmp_path / "again", cut=(2, 4), side=side, capacity=20, gradient_checkpointing=True
+    )
+    assert difference(again, alone) <= (1e-6 if side == "right" else 2e-6)
+
+
+# Those of groups, and of the vectors of sentences, are refused beside a packing.
+IN_PACKED_ROWS = [name for name, row in LOSSES.items() if row.scope != "group" and row.family != "vectors"]
+
+
+@pytest.mark.parametrize("name", IN_PACKED_ROWS)
+def test_no_loss_depends_on_how_examples_share_rows(models: dict[str, Folders], tmp_path: Path, name: str) -> None:
+    """Every loss of the table that goes with a packing, alone, in 64 bits; also those that compare whole examples."""
+    alone = of_the_table(name, models, tmp_path / "alone", (8, 1))
+    for capacity, cut in ((60, (1, 1)), (20, (2, 4))):
+        packed = of_the_table(name, models, tmp_path / str(capacity), cut, capacity=capacity)
+        assert difference(packed, alone) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["hidden_mse", "patient", "attention_maps", "attention_kl", "minilm"])
+def test_no_loss_between_layers_of_an_encoder_depends_on_how_examples_share_rows(
+    models: dict[str, Folders], tmp_path: Path, name: str
+) -> None:
+    alone, packed = (
+        gradients("masked-lm", models["masked-lm"], tmp_path / str(capacity), cut=cut, capacity=capacity,
+                  dtype=torch.float64, entries=[entry(name, "masked-lm")])
+        for capacity, cut in ((None, (8, 1)), (20, (2, 4)))
+    )  # fmt: skip
+    assert difference(packed, alone) <= 1e-6
+
+
+def test_a_packing_without_positions_or_a_mask_of_its_own_would_not_pass(
+    models: dict[str, Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = gradients("masked-lm", models["masked-lm"], tmp_path / "alone", cut=(8, 1))
+    monkeypatch.setattr("entrenar_core.models.calling.kept_apart", lambda _packed: nullcontext())
+    mixed = gradients("masked-lm", models["masked-lm"], tmp_path / "mixed", cut=(8, 1), capacity=60)
+    assert difference(mixed, alone) > 1e-2
 
 
 def test_the_side_of_the_padding_does_not_reach_the_gradient(models: dict[str, Folders], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tiny_jobs import build_models, language, write_config
 from tiny_runs import log, losses, manifest, run, start, wait_until, weights, write_job, write_models
 
 # 36 training rows in batches of 5: the ranks' parts are of 2 and 3 rows, and of the last row one rank has nothing.
@@ -87,6 +88,27 @@ def test_two_ranks_with_uneven_and_empty_parts_equal_one_process(tmp_path: Path)
     moved = 0.003 * len(losses(one))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=0.01 * moved)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_ranks_share_packed_rows_as_one_process_takes_them(tmp_path: Path) -> None:
+    """Each step has three rows of several examples: one rank takes one of them, the other two."""
+    models = build_models(tmp_path / "models")
+    training = {"epochs": 3, "batch_size": 3, "log_every": 1, "learning_rate": 0.001}
+    jobs = []
+    for name in ("one", "two"):
+        job = language(models, tmp_path / name, dataset={"packing": True, "max_length": 48}, training=training)
+        jobs.append(write_config(tmp_path / name / "job.json", job))
+    one, two = jobs
+    assert run(one) == 0, log(one)
+    done = torchrun(two)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(one)) > 5
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    alone, together = (load_file(job.parent / "out" / "model.safetensors") for job in jobs)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=0.01 * 0.001 * len(losses(one)))
 
 
 @pytest.mark.nightly

@@ -84,7 +84,11 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do, found out without training or writing anything."""
+    """What a run would do, found out without training or writing anything.
+
+    Where examples share rows, `examples_per_step` is what a step has on average, and `fill` the share of a row's places
+    that hold a token.
+    """
 
     task: str
     teacher: str
@@ -100,3 +104,4 @@ class Plan:
     loss: str
     output_dir: Path
     resumes_from_step: int | None = None
+    fill: float | None = None

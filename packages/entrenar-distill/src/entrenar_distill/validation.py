@@ -13,6 +13,7 @@ from entrenar_core.config import DistillationConfig
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.loading import in_order
 from entrenar_core.config.one_teacher import OneTeacher, each_teacher
+from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DatasetConfig
 from entrenar_core.config.sentences import check_task, for_task
@@ -87,7 +88,7 @@ def _models(
         models |= {part: model} if model else {}
     task = task_of(config, models, problems)
     checks += told(config, task)
-    problems += [*check_task(config, task), *check_teaching(config, task, models)]
+    problems += [*check_task(config, task), *check_packing(config, task), *check_teaching(config, task, models)]
     config = for_task(config, task)
     if task == EMBEDDING:
         checks += check_poolings(config, models, problems)

@@ -146,6 +146,7 @@ def _labelled(rows: int | None) -> str:
 def plan(report: Plan) -> Table:
     """What a run would do."""
     begins = "the beginning" if report.resumes_from_step is None else f"step {report.resumes_from_step:,}"
+    packed = "" if report.fill is None else f" on average, in rows that are {report.fill:.1%} full"
     return key_values(
         "Plan",
         {
@@ -155,7 +156,7 @@ def plan(report: Plan) -> Table:
             "Data": f"{report.dataset}: {_rows(report.train_rows, 'training')}{_labelled(report.labelled_rows)}, "
             f"{report.eval_rows:,} for evaluation",
             "Loss": report.loss,
-            "Steps": f"{report.steps:,} of {report.examples_per_step} examples, from {begins}",
+            "Steps": f"{report.steps:,} of {report.examples_per_step} examples{packed}, from {begins}",
             "Output": str(report.output_dir),
         },
         notes=("nothing was trained or written",),

@@ -11,6 +11,7 @@ from entrenar_core.architectures import families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.loss_rules import loss_rules
+from entrenar_core.config.packing import packing_rules
 from entrenar_core.config.teacher_rules import teacher_rules
 
 SIZES = ("hidden_size", "num_layers", "num_heads")
@@ -30,6 +31,8 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     yield from loss_rules(_section(values, "distillation"), training)
     yield from _training(training)
     yield from _streaming(dataset, training)
+    if dataset.get("packing") is True:
+        yield from packing_rules(_section(values, "distillation"), values.get("task"))
     if training.get("baseline") is True and _is_zero(_section(values, "distillation").get("alpha")):
         yield Broken(
             ("training", "baseline"),
@@ -187,6 +190,7 @@ def _streaming(dataset: Mapping[str, Any], training: Mapping[str, Any]) -> Itera
     for section, key, used, why in (
         ("dataset", "eval_fraction", "eval_fraction" in dataset, "a stream has no share to hold out: use `eval_rows`"),
         ("dataset", "labelled_rows", "labelled_rows" in dataset, "which rows keep labels is drawn from all rows"),
+        ("dataset", "packing", dataset.get("packing") is True, "which examples share a row hangs on all lengths"),
         ("dataset", "num_proc", _exceeds(dataset.get("num_proc"), 1), "rows are tokenised as they are read"),
         ("training", "group_by_length", training.get("group_by_length") is True, "lengths are known once all is read"),
         (

@@ -151,6 +151,9 @@ class DatasetConfig(Section):
         None, description="Column that says which of several teachers teaches a row (`teacher.members[].rows`)."
     )
     max_length: Count = Field(512, description="Tokens of a row; what is longer is cut.")
+    packing: Switch = Field(
+        False, description="Put several examples into each training row of `max_length` tokens, kept apart."
+    )
     num_proc: Count = Field(1, description="Processes that tokenise.")
 
 
@@ -169,7 +172,11 @@ class TrainingConfig(Section):
         description="Passes over the training rows. A stream is read on for as many usable rows as it has rows.",
     )
     max_steps: Count | None = Field(None, description="Stop after this many optimiser steps, whatever `epochs` says.")
-    batch_size: Count = Field(32, description="Rows in a forward and backward pass, over all processes together.")
+    batch_size: Count = Field(
+        32,
+        description="Rows in a forward and backward pass, over all processes together; with `dataset.packing`, rows "
+        "of several examples.",
+    )
     gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")
     eval_batch_size: Count | None = Field(None, description="Rows in an evaluation pass; `batch_size` if not given.")
     learning_rate: Rate = Field(1e-4, description="Peak learning rate of AdamW.")

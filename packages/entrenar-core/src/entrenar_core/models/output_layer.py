@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from entrenar_core.data.collating import Packed
 from entrenar_core.losses.head import Head, logits_of_rows
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.token_map import TokenMap
@@ -70,11 +71,17 @@ def output_layer_of(model: PreTrainedModel, input_ids_BT: Tensor, attention_mask
     return layer if float(error) <= max(_TOLERANCE, 4 * torch.finfo(expected_BTV.dtype).eps) else None
 
 
-def hidden_states(model: nn.Module, layer: OutputLayer, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+def hidden_states(
+    model: nn.Module,
+    layer: OutputLayer,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    packed: Packed | None = None,
+) -> Tensor:
     """What the output layer reads, (B, T, H); no logits are made."""
     found: list[Tensor] = []
     with instead_of_logits(layer, lambda hidden_BTH: found.append(hidden_BTH)):
-        logits_of(model, input_ids_BT, attention_mask_BT)
+        logits_of(model, input_ids_BT, attention_mask_BT, packed)
     assert len(found) == 1, "one forward pass reads the output layer once"
     return found[0]
 

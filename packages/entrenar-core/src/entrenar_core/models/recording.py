@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from entrenar_core.architectures import Family, family_of
 from entrenar_core.errors import ModelError
 from entrenar_core.losses.attention import scaled_products
+from entrenar_core.models.segments import mask_apart
 
 _OWN_CODE = "take a model of a family that entrenar knows, or train without losses on hidden states and attention"
 
@@ -178,12 +179,19 @@ def _require_interface(body: PreTrainedModel, layers: Iterable[nn.Module]) -> No
     name = type(body).__name__
     if not all(any(map(_asks_the_interface, layer.modules())) for layer in layers):
         raise ModelError(f"{name} computes attention in code of its own, so its attention cannot be read", _OWN_CODE)
-    for config in _configs(body):
-        if config._attn_implementation.removeprefix(_PREFIX) not in _IMPLEMENTATIONS:
-            raise ModelError(
-                f"{name} computes attention by `{config._attn_implementation}`, of which nothing can be read",
-                "load the model with `attn_implementation` sdpa or eager",
-            )
+    if (implementation := other_implementation(body)) is not None:
+        raise ModelError(
+            f"{name} computes attention by `{implementation}`, of which nothing can be read",
+            "load the model with `attn_implementation` sdpa or eager",
+        )
+
+
+def other_implementation(model: nn.Module) -> str | None:
+    """By what the model computes attention, where it is neither `eager` nor `sdpa`."""
+    found = (
+        str(config._attn_implementation or _IMPLEMENTATIONS[0]).removeprefix(_PREFIX) for config in _configs(model)
+    )
+    return next((name for name in found if name not in _IMPLEMENTATIONS), None)
 
 
 def _asks_the_interface(module: nn.Module) -> bool:
@@ -235,27 +243,37 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
 
 for _name in _IMPLEMENTATIONS:
     AttentionInterface.register(_PREFIX + _name, partial(_attend, _name))
-    AttentionMaskInterface.register(_PREFIX + _name, AttentionMaskInterface()[_name])
+    AttentionMaskInterface.register(_PREFIX + _name, partial(mask_apart, AttentionMaskInterface()[_name]))
 
 
 @contextmanager
-def _listening(body: PreTrainedModel, listeners: Mapping[nn.Module, Listener]) -> Iterator[None]:
-    """Sends the body's attention through `_attend`, and sets it back. The encoder of a T5 has a config of its own."""
-    assert not _listeners.keys() & listeners.keys(), "a layer in two recordings at once"
-    before = [(config, config._attn_implementation) for config in _configs(body)]
-    _listeners.update(listeners)
+def through_interface(model: nn.Module) -> Iterator[None]:
+    """Sends the model's attention through `_attend` and its masks through `mask_apart`, and sets it back. The encoder
+    of a T5 has a config of its own.
+    """
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         for config, implementation in before:
-            config._attn_implementation = _PREFIX + implementation.removeprefix(_PREFIX)
+            config._attn_implementation = _PREFIX + (implementation or _IMPLEMENTATIONS[0]).removeprefix(_PREFIX)
         yield
     finally:
         for config, implementation in before:
             config._attn_implementation = implementation
+
+
+@contextmanager
+def _listening(body: PreTrainedModel, listeners: Mapping[nn.Module, Listener]) -> Iterator[None]:
+    assert not _listeners.keys() & listeners.keys(), "a layer in two recordings at once"
+    _listeners.update(listeners)
+    try:
+        with through_interface(body):
+            yield
+    finally:
         for module in listeners:
             del _listeners[module]
 
 
-def _configs(body: PreTrainedModel) -> list[PreTrainedConfig]:
+def _configs(body: nn.Module) -> list[PreTrainedConfig]:
     """Every configuration that the body's modules look at."""
     found = (getattr(module, "config", None) for module in body.modules())
     return list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())

@@ -48,8 +48,8 @@ Rows = Logits | HeadRows
 def read_rows(model: nn.Module, batch: Batch, counting: Counting, output: OutputLayer | None = None) -> Rows:
     """What a model says of a batch. With its `output` layer, no logits are made before they are asked for."""
     if output is None:
-        logits = logits_of(model, batch.input_ids_BT, batch.attention_mask_BT)
+        logits = logits_of(model, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
         return Logits(counting.rows(logits[..., : counting.vocabulary], batch))
-    hidden_BTH = hidden_states(model, output, batch.input_ids_BT, batch.attention_mask_BT)
+    hidden_BTH = hidden_states(model, output, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
     vocabulary = counting.vocabulary or output.module.out_features
     return HeadRows(counting.rows(hidden_BTH, batch), output.head, vocabulary)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from entrenar_core.data.collating import Packed
 from entrenar_core.models.calling import logits_of
 
 
@@ -66,9 +67,9 @@ class MappedTeacher(nn.Module):
         self.over_tokens = over_tokens
         self.register_buffer("teacher_ids_V", token_map.teacher_ids_V, persistent=False)  # moves with the model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, packed: Packed | None = None) -> Answer:
         """Ids and mask (B, T) of the student to logits (B, T, V) in its order, or (B, C)."""
         token_map = TokenMap(self.teacher_ids_V)
-        logits = logits_of(self.model, token_map.to_teacher(input_ids), attention_mask)
+        logits = logits_of(self.model, token_map.to_teacher(input_ids), attention_mask, packed)
         made = logits.shape[-1] > 0  # else they are made from hidden states, by whoever called
         return Answer(token_map.logits_to_student(logits) if self.over_tokens and made else logits)

@@ -95,12 +95,11 @@ class RoutedTeachers:
     def _split(self, batch: Batch) -> tuple[list[tuple[int, Batch]], Tensor]:
         """The members that have rows here, with these; and of every position that counts, whose it is among them."""
         members, place_B = torch.unique(self.whose.of(batch).squeeze(-1), return_inverse=True)
-        positions_B = batch.targets.reshape(len(place_B), -1).sum(-1)
         parts = [
             (member, batch.of((place_B == place).nonzero().squeeze(-1).tolist()))
             for place, member in enumerate(members.tolist())
         ]
-        return parts, place_B.repeat_interleave(positions_B)
+        return parts, place_B.repeat_interleave(batch.counted)
 
 
 def routes(prepared: "Preparation", ensemble: EnsembleTeacher) -> ByRow:

@@ -21,6 +21,7 @@ from entrenar_core.models.student import build_student
 from entrenar_core.models.student_rules import known_sizes
 from entrenar_core.models.widths import WIDTHS, is_measured
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
+from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation
 
 SAMPLED_ROWS = 32
@@ -121,7 +122,8 @@ def make_batches(prepared: Preparation, tokens: Any, max_steps: int | None, rank
     sizes = (getattr(term.entry, "group_size", 1) for term in prepared.terms)
     group_size = math.lcm(*sizes)
     if not prepared.config.dataset.streaming:
-        return StoredBatches(tokens, prepared.collator, training, rank, world_size, group_size)
+        packing = packing_of(prepared, tokens)
+        return StoredBatches(tokens, prepared.collator, training, rank, world_size, group_size, packing)
 
     def rows_of(epoch: int) -> Iterator[dict[str, Any]]:
         return iter(shuffled(tokens, seed=training.seed, epoch=epoch))

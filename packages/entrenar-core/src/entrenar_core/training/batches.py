@@ -7,7 +7,7 @@ the same batches, however many ranks there are.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.ordering import epoch_batches, share
+from entrenar_core.data.packing import Packing
 from entrenar_core.errors import DataError
 
 
@@ -28,34 +29,36 @@ class Batches(Protocol):
         ...
 
 
+class _Share(NamedTuple):
+    """A rank's part of a batch: the examples of each row, by index. One that does not count fills an empty part."""
+
+    rows: list[list[int]]
+    counts: bool
+
+
 class _RankRows:
-    """Rows by index, a whole batch at a time, which Arrow reads several times faster than row by row.
+    """Examples by index, a whole batch at a time, which Arrow reads several times faster than row by row."""
 
-    An index below 0 is a row that fills a rank's empty share: it must not count.
-    """
-
-    def __init__(self, rows: Any, collator: Collator) -> None:
-        self.rows, self.collator = rows, collator
+    def __init__(self, rows: Any, collator: Collator, *, packed: bool) -> None:
+        self.rows, self.collator, self.is_packed = rows, collator, packed
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        counts = indices[0] >= 0
-        columns = self.rows[list(indices) if counts else [-1 - index for index in indices]]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return _collated(rows, counts=counts, collator=self.collator)
-
-
-def _collated(rows: Sequence[dict[str, Any]], *, counts: bool, collator: Collator) -> Batch:
-    batch = collator(rows)
-    return batch if counts else batch.blanked()
+    def __getitems__(self, share: _Share) -> Batch:
+        columns = self.rows[[index for row in share.rows for index in row]]
+        examples = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        if self.is_packed:
+            batch = self.collator.packed([[next(examples) for _ in row] for row in share.rows])
+        else:
+            batch = self.collator(list(examples))
+        return batch if share.counts else batch.blanked()
 
 
 class StoredBatches:
     """Batches of rows that are all at hand: a fresh permutation every epoch, reachable at any step at once.
 
-    Ranks cut a batch between groups of `group_size` rows.
+    Ranks cut a batch between groups of `group_size` rows. With a `packing`, a row holds several examples.
     """
 
     def __init__(
@@ -66,11 +69,17 @@ class StoredBatches:
         rank: int = 0,
         world_size: int = 1,
         group_size: int = 1,
+        packing: Packing | None = None,
     ) -> None:
-        self.rows, self.collator = rows, collator
+        self.rows, self.collator, self.packing = rows, collator, packing
         self.training, self.rank, self.world_size, self.group_size = training, rank, world_size, group_size
-        self.lengths: Sequence[int] | None = list(rows["length"]) if training.group_by_length else None
-        self.steps_per_epoch = math.ceil(math.ceil(len(rows) / training.batch_size) / training.gradient_accumulation)
+        self.lengths: Sequence[int] | None = None
+        if training.group_by_length:
+            self.lengths = list(rows["length"]) if packing is None else packing.filled
+        self.num_rows = len(rows) if packing is None else len(packing)
+        self.steps_per_epoch = math.ceil(
+            math.ceil(self.num_rows / training.batch_size) / training.gradient_accumulation
+        )
         self.total_steps = training.max_steps or training.epochs * self.steps_per_epoch
 
     def steps(self, first: int) -> Iterator[list[Batch]]:
@@ -86,17 +95,20 @@ class StoredBatches:
     def _epoch(self, epoch: int, skipped_steps: int) -> Iterator[list[Batch]]:
         size = self.training.gradient_accumulation
         batches = epoch_batches(
-            len(self.rows),
+            self.num_rows,
             batch_size=self.training.batch_size,
             seed=self.training.seed,
             epoch=epoch,
             lengths=self.lengths,
         )[skipped_steps * size :]
-        parts = (share(batch, self.rank, self.world_size, self.group_size) for batch in batches)
-        shares = [part or [-1 - batch[0]] for part, batch in zip(parts, batches, strict=True)]
+        held = None if self.packing is None else self.packing.rows(seed=self.training.seed, epoch=epoch)
+        shares = []
+        for batch in batches:
+            part = share(batch, self.rank, self.world_size, self.group_size)
+            shares.append(_Share([[row] if held is None else held[row] for row in part or batch[:1]], bool(part)))
         loader: DataLoader[Any] = DataLoader(
-            _RankRows(self.rows, self.collator.of_epoch(epoch)),  # type: ignore[arg-type]
-            batch_sampler=shares,
+            _RankRows(self.rows, self.collator.of_epoch(epoch), packed=held is not None),  # type: ignore[arg-type]
+            batch_sampler=shares,  # type: ignore[arg-type]
             collate_fn=_as_it_is,
             num_workers=self.training.dataloader_workers,
             generator=torch.Generator(),  # it draws a seed for workers, which must not move the run's random state
@@ -147,7 +159,8 @@ class StreamedBatches:
         rows, collator = self.epoch_rows(epoch), self.collator.of_epoch(epoch)
         while batch := list(itertools.islice(rows, self.training.batch_size)):
             mine = share(range(len(batch)), self.rank, self.world_size, self.group_size)
-            yield _collated([batch[i] for i in mine] or batch[:1], counts=bool(mine), collator=collator)
+            made = collator([batch[i] for i in mine] or batch[:1])
+            yield made if mine else made.blanked()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -13,6 +13,7 @@ from entrenar_core.reports import Plan, RunReport
 from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import read_report
@@ -109,6 +110,8 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
     student = make_student(prepared)
     training = config.training
     batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
+    packing = packing_of(prepared, prepared.train_tokens)
+    in_a_row = 1.0 if packing is None else len(prepared.train_tokens) / len(packing)
     return Plan(
         task=prepared.task,
         teacher=prepared.teacher_name,
@@ -119,11 +122,12 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         train_rows=prepared.rows.num_train_rows,
         labelled_rows=prepared.rows.num_labelled_rows,
         eval_rows=len(prepared.rows.evaluation),
-        examples_per_step=training.batch_size * training.gradient_accumulation,
+        examples_per_step=round(training.batch_size * training.gradient_accumulation * in_a_row),
         steps=batches.total_steps,
         loss=formula(prepared.config.distillation),
         output_dir=config.output.dir,
         resumes_from_step=newest_step(config.output.dir) if resume else None,
+        fill=None if packing is None else packing.fill,
     )
 
 

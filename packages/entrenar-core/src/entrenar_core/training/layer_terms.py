@@ -3,7 +3,7 @@
 Each averages over its pairs of layers. Projections and learnt weights are theirs: they train with the student and are
 not saved with it.
 
-Shapes: B rows, T positions, H student's width, K teacher's width.
+Shapes: B rows, T positions, E examples, L positions of the longest, H student's width, K teacher's width.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ class HiddenTerm(LayerTerm):
         self.compare, self.projections, self.counted = compare, projections, count
 
     def count(self, batch: Batch) -> int:
-        return self.counted(batch.real)
+        return self.counted(batch.real if (apart := self._apart(batch)) is None else apart[1])
 
     def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
         student_BTH, teacher_BTK = (
@@ -91,7 +91,14 @@ class HiddenTerm(LayerTerm):
         )
         if self.projections is not None:
             student_BTH = self.projections[index](student_BTH)
-        return self.compare(student_BTH, teacher_BTK, batch.real)
+        if (apart := self._apart(batch)) is None:
+            return self.compare(student_BTH, teacher_BTK, batch.real)
+        places_EL, real_EL = apart
+        return self.compare(student_BTH.flatten(0, 1)[places_EL], teacher_BTK.flatten(0, 1)[places_EL], real_EL)
+
+    def _apart(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Where each example is of those that share a row, for what is compared is of examples, and not of tokens."""
+        return None if batch.packed is None or self.counted is _tokens else batch.packed.apart(batch.real)
 
 
 class AttentionTerm(LayerTerm):
@@ -207,6 +214,6 @@ def _vectors(inputs: AttentionInputs, relation: str) -> Tensor:
 
 
 def _both_allowed(batch: Batch, student: AttentionInputs, teacher: AttentionInputs) -> Tensor:
-    """(B, T, T): which keys a query may see in both models."""
+    """(B, T, T): which keys a query may see in both models, of its own example."""
     ours, theirs = (allowed_keys(batch.real, inputs.causal, inputs.window) for inputs in (student, teacher))
-    return ours & theirs
+    return ours & theirs if batch.packed is None else ours & theirs & batch.packed.together()

@@ -10,6 +10,7 @@ from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.one_teacher import OneTeacher
+from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schema import Task
 from entrenar_core.config.sentences import check_task
 from entrenar_core.config.teacher_rules import NO_PROBE
@@ -42,7 +43,8 @@ _SHOWN = 5
 
 def check_models(config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
     """Whether the models can do the task, and the student can be built."""
-    problems = [*check_task(config, task), *check_student(config.student, teacher.architecture, task=task)]
+    problems = [*check_task(config, task), *check_packing(config, task)]
+    problems += check_student(config.student, teacher.architecture, task=task)
     problems += check_kinds(task, teacher.architecture, student.architecture if student else None)
     if problems:
         raise ConfigError(problems)

@@ -31,6 +31,7 @@ from entrenar_core.training.journal import Journal
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Objective
+from entrenar_core.training.packing import packing_of, require_packing
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.ranks import on_main, seed_rank
 from entrenar_core.training.result import describe_student, write_result
@@ -79,6 +80,8 @@ class Run:
         ready, student = self._models()
         teacher = ready.source
         objective = make_objective(self.prepared.terms, self.prepared, student, teacher)
+        if (packing := packing_of(self.prepared, self.prepared.train_tokens)) is not None:
+            self._note(require_packing(self.prepared, packing, student.to(self.accelerator.device), teacher))
         on_main(self.accelerator, self.folder.begin)
         before = self._before(student, teacher)
         progress = self._train(student, teacher, objective, "student")

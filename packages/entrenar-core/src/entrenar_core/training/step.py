@@ -88,7 +88,7 @@ class DistillationStep(nn.Module):
         if self.output is not None:
             return self._from_hidden(self.output, batch, teacher, now)
         counting = self.objective.counting
-        logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
+        logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
         student_NV = counting.rows(logits[..., : counting.vocabulary], batch)
         return self._from_logits(student_NV, batch, teacher, now)
 
@@ -115,7 +115,7 @@ class DistillationStep(nn.Module):
         found: list[StepLoss] = []
         tiled = partial(self._tiled, output=output, batch=batch, teacher=teacher, now=now)
         with instead_of_logits(output, lambda hidden_BTH: found.append(tiled(hidden_BTH))):
-            logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT)
+            logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
         return found[0]
 
     def _tiled(

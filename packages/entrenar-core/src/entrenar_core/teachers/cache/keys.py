@@ -28,8 +28,14 @@ def row_key(ids: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray
 
 
 def keys_of(batch: Batch) -> Iterator[bytes]:
-    """Of the rows of a batch, in their order. The class of a text counts once, whatever its tokens."""
+    """Of the rows of a batch, in their order, or of the examples that share them, one after another. The class of a
+    text counts once, whatever its tokens.
+    """
     ids_BT, real_BT = batch.input_ids_BT.cpu().numpy(), batch.attention_mask_BT.cpu().numpy().astype(bool)
     targets = batch.targets.cpu().numpy()
-    for ids_T, real_T, counts in zip(ids_BT, real_BT, targets, strict=True):
-        yield row_key(ids_T[real_T], counts[real_T] if targets.ndim > 1 else ())
+    begins_BT = None if batch.packed is None else batch.packed.positions_BT.cpu().numpy() == 0
+    for row, (ids_T, real_T) in enumerate(zip(ids_BT, real_BT, strict=True)):
+        starts = np.flatnonzero(begins_BT[row][real_T])[1:] if begins_BT is not None else np.zeros(0, dtype=int)
+        counts = targets[row][real_T] if targets.ndim > 1 else np.zeros(0, dtype=bool)
+        for ids, of_ids in zip(np.split(ids_T[real_T], starts), np.split(counts, starts), strict=True):
+            yield row_key(ids, of_ids)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -66,7 +65,7 @@ class Reader:
         self._require_finite(values)
         real_BT, start = batch.attention_mask_BT.bool(), 0
         kept: list[Arrays] = []
-        for row, (key, positions) in enumerate(zip(keys_of(batch), _positions(batch), strict=True)):
+        for row, (key, positions) in enumerate(zip(keys_of(batch), batch.counted.tolist(), strict=True)):
             places = slice(start, start + positions)
             arrays = dict(self.kind.kept(TaughtRow(_part(values, places), labels_N[places], key)))
             if self.layers is not None:
@@ -112,12 +111,6 @@ def _values(said: Said) -> Rows:
         return Logits(said.vectors_BK)
     assert isinstance(said.rows, Logits | HeadRows), "a live teacher says all it knows"
     return said.rows
-
-
-def _positions(batch: Batch) -> list[int]:
-    """How many positions of each row count."""
-    targets = batch.targets.cpu().numpy()
-    return [int(np.count_nonzero(row)) for row in targets]
 
 
 def _part(said: Rows, places: slice) -> Rows:
