@@ -233,13 +233,19 @@ def test_no_loss_depends_on_how_examples_share_rows(models: dict[str, Folders], 
         assert difference(packed, alone) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["hidden_mse", "patient", "attention_maps", "attention_kl", "minilm"])
+# What is pooled, or weighed, over a whole example, also.
+OF_ENCODERS = [{"name": name} for name in ("hidden_mse", "patient", "attention_maps", "attention_kl", "minilm")]
+OF_ENCODERS += [{"name": "patient", "pool": pool} for pool in ("last", "mean", "tokens")]
+OF_ENCODERS += [{"name": "attention_kl", "head_weights": weights} for weights in ("entropy", "variance", "learned")]
+
+
+@pytest.mark.parametrize("wanted", OF_ENCODERS, ids=lambda wanted: "-".join(wanted.values()))
 def test_no_loss_between_layers_of_an_encoder_depends_on_how_examples_share_rows(
-    models: dict[str, Folders], tmp_path: Path, name: str
+    models: dict[str, Folders], tmp_path: Path, wanted: dict[str, str]
 ) -> None:
     alone, packed = (
         gradients("masked-lm", models["masked-lm"], tmp_path / str(capacity), cut=cut, capacity=capacity,
-                  dtype=torch.float64, entries=[entry(name, "masked-lm")])
+                  dtype=torch.float64, entries=[entry(wanted["name"], "masked-lm") | wanted])
         for capacity, cut in ((None, (8, 1)), (20, (2, 4)))
     )  # fmt: skip
     assert difference(packed, alone) <= 1e-6

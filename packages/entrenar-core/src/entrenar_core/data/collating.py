@@ -34,10 +34,6 @@ class Packed:
         """The same on a device."""
         return type(self)(*(part.to(device, non_blocking=True) for part in (self.positions_BT, self.segments_BT)))
 
-    def together(self) -> Tensor:
-        """Which tokens are of one example, (B, T, T)."""
-        return self.segments_BT[:, :, None] == self.segments_BT[:, None, :]
-
     def apart(self, real_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The places of the tokens of each example in the flattened batch, (E, L), and which of these are real."""
         places_N = real_BT.flatten().nonzero()[:, 0]

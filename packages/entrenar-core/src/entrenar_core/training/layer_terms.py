@@ -6,6 +6,7 @@ not saved with it.
 Shapes: B rows, T positions, E examples, L positions of the longest, H student's width, K teacher's width.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -111,11 +112,9 @@ class AttentionTerm(LayerTerm):
         self.compare, self.head_weights = compare, weights
 
     def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
-        ours, theirs = (
-            record.attention[layer] for record, layer in zip((student, teacher), self.pairs[index], strict=True)
-        )
+        ours, theirs, allowed_BTT = _attention(self.pairs[index], student, teacher, batch)
         learnt = {} if self.head_weights is None else {"weights": self.head_weights[index]()}
-        return self.compare(ours.scores(), theirs.scores().detach(), _both_allowed(batch, ours, theirs), **learnt)
+        return self.compare(ours.scores(), theirs.scores().detach(), allowed_BTT, **learnt)
 
 
 class MinilmTerm(LayerTerm):
@@ -128,10 +127,7 @@ class MinilmTerm(LayerTerm):
         self.relations, self.relation_heads = relations, relation_heads
 
     def _pair(self, index: int, student: Record, teacher: Record, batch: Batch) -> LossSum:
-        ours, theirs = (
-            record.attention[layer] for record, layer in zip((student, teacher), self.pairs[index], strict=True)
-        )
-        allowed_BTT = _both_allowed(batch, ours, theirs)
+        ours, theirs, allowed_BTT = _attention(self.pairs[index], student, teacher, batch)
         found = [
             relation_kl(_vectors(ours, name), _vectors(theirs, name), allowed_BTT, relation_heads=self.relation_heads)
             for name in self.relations
@@ -213,7 +209,32 @@ def _vectors(inputs: AttentionInputs, relation: str) -> Tensor:
     return {"query": inputs.queries_BHTd, "key": inputs.keys_BGTd, "value": inputs.values_BGTd}[relation]
 
 
-def _both_allowed(batch: Batch, student: AttentionInputs, teacher: AttentionInputs) -> Tensor:
-    """(B, T, T): which keys a query may see in both models, of its own example."""
-    ours, theirs = (allowed_keys(batch.real, inputs.causal, inputs.window) for inputs in (student, teacher))
-    return ours & theirs if batch.packed is None else ours & theirs & batch.packed.together()
+def _attention(
+    pair: tuple[int, int], student: Record, teacher: Record, batch: Batch
+) -> tuple[AttentionInputs, AttentionInputs, Tensor]:
+    """What enters the attention of a pair of layers, and which keys a query may see in both, (B, T, T). Of packed rows,
+    each example is taken for a row, since heads are weighed row by row.
+    """
+    ours, theirs = (record.attention[layer] for record, layer in zip((student, teacher), pair, strict=True))
+    real_BT = batch.real
+    if batch.packed is not None:
+        places_EL, real_BT = batch.packed.apart(real_BT)
+        ours, theirs = _of_examples(ours, places_EL), _of_examples(theirs, places_EL)
+    seen = (allowed_keys(real_BT, inputs.causal, inputs.window) for inputs in (ours, theirs))
+    return ours, theirs, next(seen) & next(seen)
+
+
+def _of_examples(inputs: AttentionInputs, places_EL: Tensor) -> AttentionInputs:
+    """The same of each example by itself. A bias of positions is one of their distances."""
+
+    def taken(of_heads_BHTd: Tensor) -> Tensor:
+        return of_heads_BHTd.transpose(1, 2).flatten(0, 1)[places_EL].transpose(1, 2)
+
+    bias, longest = inputs.position_bias, places_EL.shape[1]
+    return dataclasses.replace(
+        inputs,
+        queries_BHTd=taken(inputs.queries_BHTd),
+        keys_BGTd=taken(inputs.keys_BGTd),
+        values_BGTd=taken(inputs.values_BGTd),
+        position_bias=None if bias is None else bias[..., :longest, :longest],
+    )
