@@ -117,8 +117,22 @@ def test_a_cache_of_masked_texts_serves_packed_rows(sure: Models, tmp_path: Path
     assert [step.loss for step in cached.steps] == pytest.approx([step.loss for step in live.steps], rel=5e-3)
 
 
+def test_a_rival_on_the_labels_alone_reads_packed_rows_of_what_is_labelled(sure: Models, tmp_path: Path) -> None:
+    file = job(sure, tmp_path, "token-classification", training={"baseline": True})
+    tagged = [{"tokens": WORDS[: 1 + at % 9], "tags": ["O"] * (1 + at % 9) if at % 3 else None} for at in range(60)]
+    write_rows(tmp_path / "rows.jsonl", tagged)
+    alone, together = run(file)[0].baseline_scores, run(packed(file))[0].baseline_scores
+    assert alone is not None
+    assert together is not None
+    assert together.cross_entropy == pytest.approx(alone.cross_entropy, rel=1e-3)
+
+
 def test_packed_rows_are_counted_before_a_run_and_shown(sure: Models, tmp_path: Path) -> None:
-    file = job(sure, tmp_path, training={"batch_size": 4, "gradient_accumulation": 2, "group_by_length": True})
+    file = job(
+        sure,
+        tmp_path,
+        training={"batch_size": 4, "gradient_accumulation": 2, "group_by_length": True, "diagnose_every": 2},
+    )
     alone, together = plan(parse_config(file)), plan(parse_config(packed(file)))
     assert (alone.examples_per_step, alone.fill) == (8, None)
     assert together.fill is not None
