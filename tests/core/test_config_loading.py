@@ -196,7 +196,10 @@ def test_a_section_without_settings_has_its_defaults(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_with_what_it_is_for(tmp_path: Path) -> None:
     assert [(p.message, p.hint) for p in problems("teacher:\nstudent: {model_id: s}\n", tmp_path)] == [
         ("`dataset` is missing", "the rows to learn from and the rows to be judged on"),
-        ("`teacher.model_id` is missing", "`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`"),
+        (
+            "`teacher.model_id` is missing",
+            "`org/name[@revision]`, a folder, a `.gguf` or `.onnx` file, or `pkg://package/path`",
+        ),
     ]
 
 

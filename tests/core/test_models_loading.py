@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from entrenar_core.artifact import ModelArtifact, inspect_folder
 from entrenar_core.errors import ModelError
 from entrenar_core.models.facts import parameter_count, saved_bytes
 from entrenar_core.models.loading import head_labels, infer_task, load_model
+from entrenar_core.models.weights import StoredWeight, open_weights
 from tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 
 CAUSAL, CLASSES = "causal-lm", "sequence-classification"
@@ -222,7 +224,8 @@ def test_weights_that_only_another_library_reads_are_refused(copy: Any) -> None:
 
 def test_onnx_is_refused_by_name(copy: Any) -> None:
     folder = copy("llama")
-    (folder / "model.safetensors").rename(folder / "model.onnx")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.onnx").write_bytes(bytes([7 << 3 | 2, 0]))  # one graph with nothing in it
     with pytest.raises(ModelError, match="is ONNX"):
         load_model(inspect_folder(folder), CAUSAL)
 
@@ -378,3 +381,31 @@ def test_a_gguf_classifies_with_a_new_head(models: Path, tmp_path: Path) -> None
     one, same = (load_model(artifact, CLASSES, label_names=["a", "b", "c"], seed=3) for _ in range(2))
     assert one.score.weight.shape == (3, 32)
     assert torch.equal(one.score.weight, same.score.weight)
+
+
+def test_weights_are_read_when_they_are_asked_for_and_are_then_the_readers_own(copy: Any) -> None:
+    folder = copy("llama")
+    file, expected = folder / "model.safetensors", load_file(folder / "model.safetensors")
+    opened = open_weights(inspect_folder(folder))
+    found = {name: weight[...] for name, weight in opened.items()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    before = found["model.norm.weight"].clone()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(found["model.norm.weight"], before)
+    last = max((weight for weight in opened.values() if isinstance(weight, StoredWeight)), key=lambda one: one.start)
+    with pytest.raises(ValueError, match="shorter"):
+        last[...]
+
+
+def test_sixteen_bit_shards_load_at_32_bits_without_a_second_copy(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "llama", max_shard_size="2MB", hidden_size=256, intermediate_size=1024)
+    for shard in folder.glob("*.safetensors"):
+        save_file({name: value.bfloat16() for name, value in load_file(shard).items()}, shard, {"format": "pt"})
+    load_model(inspect_folder(folder), CAUSAL)  # what the first call imports and keeps
+    tracemalloc.start()
+    model = load_model(inspect_folder(folder), CAUSAL)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = sum(weight.numel() for weight in model.parameters()) * 2
+    assert peak < whole / 2, "numpy's memory, in which files are read, is that of a few weights"

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from entrenar_core.architectures import Architecture, architecture_of, architect
 from entrenar_core.errors import ModelError, NotFoundError, UsageError
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, format_of, read_json, shards_of
 from entrenar_core.formats.gguf import SkippedArray, read_header
+from entrenar_core.formats.onnx import external_files
 from entrenar_core.references import PathReference, Reference
 
 __all__ = ["Architecture", "ModelArtifact", "WeightFormat", "inspect_folder"]
@@ -102,7 +103,8 @@ def inspect_folder(
     if path.is_file():
         if files:
             raise UsageError(f"{reference} is one file, and {', '.join(files)} are asked for", "name the folder")
-        path, files = path.parent, (path.name,)
+        folder = _folder_of(path)
+        path, files = folder, (path.relative_to(folder).as_posix(),)
     weights = choose_weights(
         _names(path, files or ()), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
     )
@@ -123,6 +125,13 @@ def inspect_folder(
     )
 
 
+def _folder_of(file: Path) -> Path:
+    """Where the config of a weight file lies: beside it, or above the folder `onnx`."""
+    above = file.parent.parent
+    inside = file.parent.name == "onnx" and format_of(file.name) is WeightFormat.ONNX
+    return above if inside and (above / "config.json").is_file() else file.parent
+
+
 def _names(folder: Path, files: Sequence[str]) -> set[str]:
     """The files on top of a folder and in its `onnx`, with those asked for by a longer name."""
     if not folder.is_dir():
@@ -139,15 +148,23 @@ def _names(folder: Path, files: Sequence[str]) -> set[str]:
 
 def _weight_files(folder: Path, weights: Weights) -> tuple[Path, ...]:
     names = [name for name in weights.names if name not in weights.indices]
-    for index in weights.indices:
-        for shard in shards_of(folder, index):
-            file = folder / shard
+    for lister, listed in _listed(folder, weights):
+        for name in listed:
+            file = folder / name
             if not file.is_file():
-                raise ModelError(f"{folder} lacks {shard}, which {index} lists", "fetch or export the model again")
+                raise ModelError(f"{folder} lacks {name}, which {lister} lists", "fetch or export the model again")
             if not file.resolve().is_relative_to(_root(folder)):
-                raise ModelError(f"{file} is a link that leads out of its folder", "put the shard itself there")
-            names.append(shard)
+                raise ModelError(f"{file} is a link that leads out of its folder", "put the file itself there")
+            names.append(name)
     return tuple(folder / name for name in dict.fromkeys(names))
+
+
+def _listed(folder: Path, weights: Weights) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The files that list others, with what they list: the shards of an index, and where an ONNX graph has weights."""
+    for index in weights.indices:
+        yield index, shards_of(folder, index)
+    for name in weights.names if weights.format is WeightFormat.ONNX else ():
+        yield name, external_files(folder / name, folder)
 
 
 def _root(folder: Path) -> Path:

@@ -28,6 +28,7 @@ from entrenar_core.models.logit_rules import check_logits, selects
 from entrenar_core.models.reading import reads_tokens
 from entrenar_core.models.sentence_rules import check_sentences, poolings_of
 from entrenar_core.models.student_rules import check_kinds, check_student
+from entrenar_core.models.teacher_rules import told as told_formats
 from entrenar_core.models.wants import Wants
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_distill.reports import Check, Vocabulary
@@ -58,7 +59,8 @@ def look_at(
         return Check(part, "skipped", f"what {model_id} is shows when its weights are fetched"), None
     architecture = model.architecture
     family = architecture.family or architecture.model_type
-    return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}"), model
+    loaded = f"; {said}" if (said := told_formats(model.format, source)) else ""
+    return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}{loaded}"), model
 
 
 def _described(source: ModelSource, model_id: str, hub: bool) -> ModelArtifact | None:

@@ -24,6 +24,7 @@ from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
 from entrenar_core.models.heads import EMBEDDING
+from entrenar_core.models.teacher_rules import check_loading
 from entrenar_distill.model_checks import (
     check_fit,
     check_layers_of,
@@ -93,6 +94,7 @@ def _models(
     if task == EMBEDDING:
         checks += check_poolings(config, models, problems)
     checks += check_fit(config, task, models, problems)
+    problems += check_loading(config, task, models.get("teacher"), models.get("student"))
     problems += check_layers_of(config, models)
     vocabulary = None
     if "teacher" in models and ("student" in models or config.student.model_id is None):
@@ -120,6 +122,7 @@ def _beside(
         return
     both = {**models, "teacher": teacher}
     problems += check_teaching(config, task, both)
+    problems += (found for found in check_loading(config, task, teacher, None) if found.where != "student.init_from")
     student = models.get("student") if config.student.model_id is not None else models.get("teacher")
     if student is not None:
         check, _ = compare(config, task, teacher, student, problems)

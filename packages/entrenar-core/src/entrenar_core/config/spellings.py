@@ -23,8 +23,6 @@ RENAMED: dict[str, str] = {
 ABSENT: dict[str, str] = {
     "teacher.endpoint": "the teacher is a model that is loaded",
     "teacher.model": "the teacher is a model that is loaded",
-    "teacher.load_in": "the teacher is loaded at `teacher.dtype`",
-    "teacher.device_map": "the teacher is loaded on one device",
     "student.lora": "all weights of the student are trained",
     "distillation.on_policy": "the student learns from the data set's texts",
     "distillation.cross_tokenizer": "losses over tokens need one vocabulary",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from entrenar_core.config.broken import Broken
+from entrenar_core.config.wording import dotted
 from entrenar_core.config.yaml_source import Path
 from entrenar_core.losses.table import LOSSES
 
@@ -31,6 +32,7 @@ def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
 
 def _model(where: Path, teacher: Mapping[str, Any], task: object) -> Iterator[Broken]:
     yield from _finetune((*where, "finetune"), teacher.get("finetune"), task)
+    yield from _placing(where, teacher)
     if isinstance(teacher.get("cache"), Mapping):
         yield from _cache((*where, "cache"), _mapping(teacher["cache"]))
 
@@ -103,6 +105,27 @@ def _finetune(where: Path, finetune: object, task: object) -> Iterator[Broken]:
         yield Broken(where, message, "remove one of the two")
     if isinstance(finetune, Mapping) and finetune.get("method") == "probe" and task == "token-classification":
         yield Broken((*where, "method"), *NO_PROBE)
+
+
+def _placing(where: Path, teacher: Mapping[str, Any]) -> Iterator[Broken]:
+    """Weights that are quantised, or lie on several devices, are not trained; those on disk are not quantised."""
+    finetune, places, name = teacher.get("finetune"), teacher.get("device_map"), dotted(where)
+    method = finetune.get("method") if isinstance(finetune, Mapping) else None
+    for key in ("load_in", "device_map"):
+        if method in ("head", "full") and key in teacher:
+            yield Broken(
+                (*where, key),
+                f"`{name}.{key}` and `{name}.finetune.method: {method}` cannot go together: the teacher is trained "
+                "whole, on one device",
+                "remove one of the two, or take `method: probe`",
+            )
+    devices = set(places.values()) if isinstance(places, Mapping) else set()
+    if "load_in" in teacher and ("disk" in devices or ("cpu" in devices and devices != {"cpu"})):
+        yield Broken(
+            (*where, "device_map"),
+            f"`{name}.device_map` puts parts in main memory or on disk, and with `{name}.load_in` none can be there",
+            f"name GPUs alone, or remove `{name}.load_in`",
+        )
 
 
 def _cache(where: Path, cache: Mapping[str, Any]) -> Iterator[Broken]:

@@ -1,8 +1,10 @@
 """The `teacher` section: a model, several of them, a server, or the student's own past."""
 
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from entrenar_core.config.losses import RowPool
 from entrenar_core.config.types import (
@@ -19,8 +21,10 @@ from entrenar_core.config.types import (
 )
 from entrenar_core.teachers.cache.settings import Precision
 
-WeightFormatName = Literal["safetensors", "gguf", "pytorch"]
+WeightFormatName = Literal["safetensors", "gguf", "pytorch", "onnx"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+LoadIn = Literal["nf4", "fp4", "int8"]
+DeviceMapName = Literal["auto", "balanced", "sequential", "cpu"]
 
 
 class ProbeFinetuning(Section):
@@ -54,6 +58,27 @@ class ModelSource(Section):
     trust_remote_code: Switch = Field(False, description="Run the Python code that comes with the model.")
 
 
+_DEVICE = re.compile(r"cpu|disk|mps|(?:cuda|xpu)(?::\d+)?")
+
+
+def _device_map(value: object) -> object:
+    """One message for both forms, where a union would report the failure of each."""
+    named = isinstance(value, str) and value in get_args(DeviceMapName)
+    table = isinstance(value, Mapping) and value and all(map(_is_place, value.items()))
+    if not (named or table):
+        raise ValueError(
+            "should be auto, balanced, sequential, cpu, or a table of modules, each with the number of a GPU, cpu or "
+            "disk"
+        )
+    return value
+
+
+def _is_place(entry: tuple[object, object]) -> bool:
+    module, device = entry
+    number = type(device) is int and device >= 0
+    return isinstance(module, str) and (number or (isinstance(device, str) and _DEVICE.fullmatch(device) is not None))
+
+
 class CacheUse(Section):
     """What the teacher said once, on disk or in memory, in place of asking it in every epoch."""
 
@@ -74,8 +99,25 @@ class TeacherConfig(ModelSource):
 
     TAG: ClassVar = "model"
 
-    model_id: Text = Field(description="`org/name[@revision]`, a folder, a `.gguf` file, or `pkg://package/path`.")
+    model_id: Text = Field(
+        description="`org/name[@revision]`, a folder, a `.gguf` or `.onnx` file, or `pkg://package/path`."
+    )
     dtype: DtypeName = Field("float32", description="Precision of the teacher's weights in memory.")
+    load_in: LoadIn | None = Field(
+        None,
+        description="Quantise the teacher's linear layers with bitsandbytes as it is loaded; its head, embeddings and "
+        "norms stay at `dtype`, which is what it computes in.",
+    )
+    device_map: Annotated[DeviceMapName | dict[str, int | str], BeforeValidator(_device_map)] | None = Field(
+        None,
+        title="auto, balanced, sequential, cpu, or a table of modules and devices",
+        description="Where the teacher's parts are: spread over the GPUs, and what does not fit in main memory and on "
+        "disk, or as a table says, such as `{model.layers.0: 0, model.layers.1: cpu}`. If not given, the teacher is on "
+        "one device, the student's.",
+    )
+    batch_size: Count | None = Field(
+        None, description="Rows that the teacher reads at once; those that the student reads, if not given."
+    )
     finetune: Finetuning | None = Field(None, description="Fit the teacher to the labelled rows before it teaches.")
     pooling: RowPool | None = Field(
         None,

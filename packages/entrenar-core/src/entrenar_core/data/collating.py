@@ -6,7 +6,7 @@ Padding is known by its place, not by its token: a pad token may be the EOS toke
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -33,6 +33,10 @@ class Packed:
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
         return type(self)(*(part.to(device, non_blocking=True) for part in (self.positions_BT, self.segments_BT)))
+
+    def of(self, rows: slice) -> Self:
+        """Of some of the rows."""
+        return type(self)(self.positions_BT[rows], self.segments_BT[rows])
 
     def apart(self, real_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The places of the tokens of each example in the flattened batch, (E, L), and which of these are real."""
@@ -88,6 +92,31 @@ class Batch:
     def real(self) -> Tensor:
         """Which tokens, (B, T), are a row's own and count."""
         return self.attention_mask_BT.bool() & (not self.blank)
+
+    def parts(self, size: int) -> Iterator[Self]:
+        """The same rows, at most `size` of them in a batch."""
+        if size >= len(self.input_ids_BT):
+            yield self
+            return
+        ends = torch.arange(1, len(self.input_ids_BT) + 1) if self.packed is None else self._ends_of_rows(self.packed)
+        for start in range(0, len(self.input_ids_BT), size):
+            rows = slice(start, start + size)
+            examples = slice(int(ends[start - 1]) if start else 0, int(ends[rows][-1]))
+            yield type(self)(
+                self.input_ids_BT[rows],
+                self.attention_mask_BT[rows],
+                self.labels[rows],
+                self.targets[rows],
+                self.rows_B[examples],
+                None if self.weights is None else self.weights[rows],
+                self.blank,
+                None if self.packed is None else self.packed.of(rows),
+            )
+
+    def _ends_of_rows(self, packed: Packed) -> Tensor:
+        """How many examples there are up to the end of each row, (B,)."""
+        begins_BT = (packed.positions_BT == 0) & self.attention_mask_BT.bool()
+        return begins_BT.sum(-1).cumsum(0)
 
     @property
     def counted(self) -> Tensor:

@@ -20,8 +20,9 @@ from entrenar_core.diagnosis.layers import compare_layers
 from entrenar_core.diagnosis.sentences import collapse, describe
 from entrenar_core.diagnosis.troubles import flatness
 from entrenar_core.errors import DataError, ModelError
+from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import CLASSIFICATION, EMBEDDING
-from entrenar_core.models.loading import load_model
+from entrenar_core.models.placing import placed
 from entrenar_core.models.rows import Rows, read_rows
 from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.token_map import MappedTeacher, TokenMap
@@ -31,6 +32,7 @@ from entrenar_core.models.vocabulary import diagnose as compare_vocabularies
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.assembly import make_teacher
 from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.loading import load_whole, placing_of
 from entrenar_core.teachers.precomputed import PrecomputedTeacher
 from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
@@ -197,6 +199,8 @@ class _Looking:
         if finding.difference is not None:
             return None, "the vocabularies differ, so the models do not read the same tokens"
         prepared = self.prepared
+        if prepared.teacher.format is WeightFormat.ONNX:
+            return None, "the teacher is ONNX, which shows none"
         count = range(min(_SAMPLED, len(prepared.eval_tokens)))
         batch = prepared.collator([prepared.eval_tokens[index] for index in count])
         try:
@@ -212,17 +216,8 @@ class _Looking:
             return ready.source.model
         prepared, model = self.prepared, ready.model
         if model is None:  # of a probe, the body; its layers are those of the model that was loaded for it
-            settings = prepared.config.teacher
-            model = load_model(
-                prepared.teacher,
-                prepared.task,
-                dtype=settings.dtype,
-                label_names=prepared.label_names,
-                trust_remote_code=settings.trust_remote_code,
-                seed=prepared.config.training.seed,
-                pad_token_id=prepared.teacher_tokenizer.pad_token_id,
-            )
-        reader: nn.Module = model.to(self.accelerator.device).eval()
+            model = load_whole(prepared, placing_of(prepared, self.accelerator))
+        reader = placed(model, self.accelerator.device).eval()
         ids = finding.teacher_ids
         if ids is None:
             return reader
@@ -233,7 +228,7 @@ class _Looking:
     def _sound(self, model: nn.Module) -> Scores:
         """Of one row: whether the teacher gives numbers. All rows are read once, beside the student."""
         return evaluate(
-            model.to(self.accelerator.device),
+            placed(model, self.accelerator.device),
             self.prepared.eval_tokens.select([0]),
             collator=self.prepared.collator,
             batch_size=1,

@@ -16,7 +16,7 @@ from entrenar_core.errors import ModelError, NotFoundError
 
 
 class WeightFormat(StrEnum):
-    """How weights are stored. ONNX is recognised, so that whoever would train from it can refuse it by name."""
+    """How weights are stored. An ONNX file runs and says logits; its weights are not for a student to start from."""
 
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
@@ -150,7 +150,7 @@ def shards_of(folder: Path, index: str) -> tuple[str, ...]:
     if not shards:
         raise ModelError(f"{folder / index} lists no shards", "fetch or export the model again")
     for shard in shards:
-        if not isinstance(shard, str) or not _stays_below(shard) or format_of(shard) is not format_of(index):
+        if not isinstance(shard, str) or not stays_below(shard) or format_of(shard) is not format_of(index):
             raise ModelError(
                 f"{folder / index} names the shard {shard!r}, which is no weight file of its folder",
                 "such an index is broken or hostile: fetch the model from where you trust it",
@@ -159,8 +159,11 @@ def shards_of(folder: Path, index: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((above / shard).as_posix() for shard in shards))
 
 
-def _stays_below(name: str) -> bool:
-    return not (name.startswith("/") or {"\\", "\0", ":"} & set(name) or ".." in name.split("/"))
+def stays_below(name: str) -> bool:
+    """Whether a path that a model names is a plain one, of a file in its folder or below it. A `*` is in none: to
+    onnxruntime one with it is a place in memory.
+    """
+    return not (name.startswith("/") or {"\\", "\0", ":", "*"} & set(name) or ".." in name.split("/"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from entrenar_core.architectures import Architecture, architecture_of
 from entrenar_core.artifact import SENTENCE_FILES, TOKENIZER_FILES, ModelArtifact, inspect_folder
 from entrenar_core.errors import ModelError, NotFoundError
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, read_json, shards_of
+from entrenar_core.formats.onnx import external_files
 from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
 from entrenar_core.hub.progress import Progress
 from entrenar_core.hub.transfer import RemoteFile, cached_snapshot, fetch_files, listing
@@ -70,15 +71,22 @@ def _needed(
     weights: Weights,
     code: Sequence[str],
 ) -> list[RemoteFile]:
-    """The chosen weights with what belongs to them; an index is fetched to know its shards."""
+    """The chosen weights with what belongs to them; an index is fetched to know its shards, and an ONNX graph to know
+    where its weights are.
+    """
     names = [] if weights.format is WeightFormat.GGUF else [name for name in COMPANIONS if name in remote]
     names += [*code, *weights.names]
     for index in weights.indices:
         folder = fetch_files(client, repository, commit, [remote[index]])
         names += shards_of(folder, index)
+    for graph in weights.names if weights.format is WeightFormat.ONNX else ():
+        folder = fetch_files(client, repository, commit, [remote[graph]])
+        names += external_files(folder / graph, folder)
     absent = [name for name in names if name not in remote]
     if absent:
-        raise ModelError(f"{repository} lacks {absent[0]}, which its index lists", "try another revision of it")
+        raise ModelError(
+            f"{repository} lacks {absent[0]}, which another of its files lists", "try another revision of it"
+        )
     return [remote[name] for name in dict.fromkeys(names)]
 
 

@@ -5,11 +5,11 @@ pooler below it) may be random; any other weight that is missing, left over or o
 """
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,11 @@ from entrenar_core.models.heads import (
     head_labels,
     infer_task,
 )
-from entrenar_core.models.quiet import explaining, without_gguf_bar
-from entrenar_core.models.weights import read_weights
+from entrenar_core.models.quiet import explaining, quietly, without_gguf_bar
+from entrenar_core.models.weights import Weight, open_weights
+
+if TYPE_CHECKING:
+    from entrenar_core.models.placing import Placing
 
 __all__ = [
     "head_labels",
@@ -75,8 +78,10 @@ def load_model(
     trust_remote_code: bool = False,
     seed: int | None = None,
     pad_token_id: int | None = None,
+    placing: "Placing | None" = None,
 ) -> PreTrainedModel:
-    """The model of an artifact with the head of a task, on the CPU, in evaluation mode, ready to be saved again.
+    """The model of an artifact with the head of a task, in evaluation mode: without `placing`, on the CPU and ready to
+    be saved again.
 
     A trained classification head is kept when it tells `label_names` apart, in this order, or as many classes without
     names; else a new one is drawn under `seed`, or from torch's generator without one. `pad_token_id` is for a config
@@ -88,7 +93,7 @@ def load_model(
     """
     if artifact.format is WeightFormat.ONNX:
         raise ModelError(
-            f"{artifact.reference} is ONNX, which runs but has no weights that can be trained or taught from",
+            f"{artifact.reference} is ONNX, which runs but has no weights that can be trained or copied",
             "take the same model in safetensors or GGUF",
         )
     config, weights = _read(artifact, task, dtype, trust_remote_code)
@@ -100,6 +105,9 @@ def load_model(
         weights = {name: tensor for name, tensor in weights.items() if _top(name) not in CLASSIFICATION_HEADS}
     if label_names is not None:
         set_labels(config, label_names)
+    placed = {}
+    if placing is not None:
+        placed = placing.arguments(_empty(kind, config), getattr(torch, dtype), artifact.reference)
     with explaining("weights", artifact.reference, _AGAIN), seeded(seed):
         model, report = kind.from_pretrained(
             None,
@@ -109,11 +117,14 @@ def load_model(
             attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else "eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **placed,
         )
     if task == EMBEDDING:
         drop_pooler(model)
     _require_whole(artifact, model, report, keeps_head)
     _keep_generation_settings(artifact, model)
+    if placing is not None:
+        placing.finish(model, artifact.reference)
     return model.eval()
 
 
@@ -169,6 +180,11 @@ def model_class(config: PreTrainedConfig, task: str, *, trust_remote_code: bool 
         return type(_AUTO[task].from_config(config, trust_remote_code=trust_remote_code))
 
 
+def _empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    with quietly(), torch.device("meta"):
+        return kind._from_config(config)
+
+
 def drop_pooler(model: PreTrainedModel) -> None:
     """Takes the layer away that some encoders have for classifiers: no vector of a sentence is made from it, so it
     would stay random or grow stale, and get no gradient.
@@ -199,10 +215,10 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 def _read(
     artifact: ModelArtifact, task: str, dtype: str, trust_remote_code: bool
-) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+) -> tuple[PreTrainedConfig, Mapping[str, Weight | Tensor]]:
     config = load_config(artifact, trust_remote_code=trust_remote_code)
     if artifact.format is not WeightFormat.GGUF:
-        return config, read_weights(artifact)
+        return config, open_weights(artifact)
     # transformers marks what it read from a GGUF as quantised and refuses to save it, although nothing is: so only
     # the numbers are taken from it.
     with explaining("weights", artifact.reference, _AGAIN), seeded(0), without_gguf_bar():

@@ -12,10 +12,11 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
@@ -69,6 +70,37 @@ class Record:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, AttentionInputs] = field(default_factory=dict)
     embeddings: Tensor | None = None
+
+    @classmethod
+    def joined(cls, records: "Sequence[Record]", device: torch.device) -> "Record":
+        """What calls on the parts of a batch left, as if they had been one, on one device."""
+        first, *_ = records
+        return cls(
+            {layer: _whole([record.hidden[layer] for record in records], device) for layer in first.hidden},
+            {
+                layer: _whole_inputs([record.attention[layer] for record in records], device)
+                for layer in first.attention
+            },
+            _whole([record.embeddings for record in records if record.embeddings is not None], device)
+            if first.embeddings is not None
+            else None,
+        )
+
+
+def _whole(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    there = [part.to(device) for part in parts]
+    return there[0] if len(there) == 1 else torch.cat(there)
+
+
+def _whole_inputs(parts: Sequence[AttentionInputs], device: torch.device) -> AttentionInputs:
+    bias = parts[0].position_bias
+    return replace(
+        parts[0],
+        queries_BHTd=_whole([part.queries_BHTd for part in parts], device),
+        keys_BGTd=_whole([part.keys_BGTd for part in parts], device),
+        values_BGTd=_whole([part.values_BGTd for part in parts], device),
+        position_bias=None if bias is None else bias.to(device),
+    )
 
 
 def require_recordable(model: nn.Module, *, hidden: Iterable[int] = (), attention: Iterable[int] = ()) -> None:

@@ -13,7 +13,8 @@ from entrenar_core.config.teachers import ProbeFinetuning
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING
-from entrenar_core.models.loading import load_model
+from entrenar_core.models.onnx_model import OnnxModel
+from entrenar_core.models.placing import placed
 from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.token_map import MappedTeacher
 from entrenar_core.reports import Scores
@@ -24,6 +25,7 @@ from entrenar_core.teachers.finetuning import (
     readable_length,
 )
 from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.loading import LoadedTeacher, load_teacher, load_whole, placing_of
 from entrenar_core.teachers.precomputed import PrecomputedTeacher, classify
 from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, precomputed_sentences, require_numbers
@@ -43,9 +45,9 @@ ReadTexts = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedTeacher:
+class FittedTeacher:
     """A teacher's model, ready to read. `reader` takes the student's tokens, and `forward` those of its own tokenizer.
-    `model` is what a student may copy layers from, None under a probe.
+    `model` is what a student may copy layers from, None under a probe and of a model that has no such layers.
     """
 
     reader: nn.Module
@@ -84,24 +86,24 @@ def make_teacher(
             looking=looking,
         )
         return several_teachers(prepared, [make(one) for one in prepared.members], accelerator, callbacks, on_batch)
-    load = partial(load_teacher, prepared, accelerator, callbacks, stop, on_batch, looking=looking)
+    load = partial(fitted_teacher, prepared, accelerator, callbacks, stop, on_batch, looking=looking)
     if prepared.config.teacher.cache is not None and not looking:
         from entrenar_core.teachers.cache.serving import cached_teacher
 
         return cached_teacher(prepared, accelerator, callbacks, load, on_batch)
-    loaded = load()
-    read = reading_texts(prepared, loaded, accelerator, on_batch)
+    fitted = load()
+    read = reading_texts(prepared, fitted, accelerator, on_batch)
     if prepared.task == EMBEDDING:
-        source, scores = _sentences(prepared, loaded, accelerator, read, looking=looking)
-        return ReadyTeacher(source, scores, loaded.parameters, loaded.model)
+        source, scores = _sentences(prepared, fitted, accelerator, read, looking=looking)
+        return ReadyTeacher(source, scores, fitted.parameters, fitted.model)
     if prepared.teacher_reads_tokens:
-        live = live_teacher(prepared, loaded, accelerator)
-        return ReadyTeacher(live, sound(evaluate(loaded.reader), prepared), loaded.parameters, loaded.model)
+        live = live_teacher(prepared, fitted, accelerator)
+        return ReadyTeacher(live, sound(evaluate(fitted.reader), prepared), fitted.parameters, fitted.model)
     teacher, scores = precomputed(prepared, read, looking=looking)
-    return ReadyTeacher(teacher, sound(scores, prepared), loaded.parameters, loaded.model)
+    return ReadyTeacher(teacher, sound(scores, prepared), fitted.parameters, fitted.model)
 
 
-def load_teacher(
+def fitted_teacher(
     prepared: "Preparation",
     accelerator: Accelerator,
     callbacks: Sequence[Callback],
@@ -109,14 +111,14 @@ def load_teacher(
     on_batch: OnBatch,
     *,
     looking: bool = False,
-) -> LoadedTeacher:
+) -> FittedTeacher:
     """The model, fitted if asked; arguments and errors are those of `make_teacher`."""
     settings = prepared.config.teacher.finetune
     if isinstance(settings, ProbeFinetuning):
-        body = _model(prepared).base_model.to(accelerator.device)
+        body = placed(load_whole(prepared, placing_of(prepared, accelerator)).base_model, accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator, on_batch, keep=not looking)
         _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
-        return LoadedTeacher(_mapped(prepared, classifier), classifier, parameter_count(classifier), None)
+        return FittedTeacher(_mapped(prepared, classifier), classifier, parameter_count(classifier), None)
     if settings is not None:
         model, kept = (
             (already_finetuned(prepared, accelerator), True)
@@ -125,31 +127,34 @@ def load_teacher(
         )
         if kept:
             _note(callbacks, "reusing the teacher fitted before")
+        loaded = LoadedTeacher(model, parameter_count(model), model)
     else:
-        model = _model(prepared)
-    model.to(accelerator.device).eval().requires_grad_(False)
-    forward: Callable[..., Tensor] = partial(_logits, model)
-    inner: nn.Module = model
+        loaded = load_teacher(prepared, accelerator)
+    for note in loaded.notes:
+        _note(callbacks, note)
+    inner = placed(loaded.model, accelerator.device).eval().requires_grad_(False)
+    forward: Callable[..., Tensor] = partial(_logits, inner)
     if prepared.task == EMBEDDING:
-        assert prepared.poolings is not None
-        inner = forward = SentenceEncoder(model, prepared.poolings[0])
-    return LoadedTeacher(_mapped(prepared, inner).to(accelerator.device), forward, parameter_count(model), model)
+        inner = forward = _encoder(prepared, inner)
+    reader = placed(_mapped(prepared, inner), accelerator.device)
+    return FittedTeacher(reader, forward, loaded.parameters, loaded.copyable)
 
 
-def live_teacher(prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator) -> LiveTeacher:
+def live_teacher(prepared: "Preparation", fitted: FittedTeacher, accelerator: Accelerator) -> LiveTeacher:
     """A teacher that reads the student's batches."""
-    return LiveTeacher(loaded.reader, accelerator, prepared.counting, prepared.output_layer(loaded.reader))
+    output, size = prepared.output_layer(fitted.reader), prepared.config.teacher.batch_size
+    return LiveTeacher(fitted.reader, accelerator, prepared.counting, output, size)
 
 
 def reading_texts(
-    prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator, on_batch: OnBatch
+    prepared: "Preparation", fitted: FittedTeacher, accelerator: Accelerator, on_batch: OnBatch
 ) -> ReadTexts:
     """Reads texts with the teacher's own tokenizer, in batches fixed by the texts alone."""
     return lambda texts: classify(
-        loaded.forward,
+        fitted.forward,
         prepared.teacher_tokenizer,
         texts,
-        batch_size=prepared.config.training.evaluation_batch_size,
+        batch_size=prepared.teacher_batch_size,
         max_length=readable_length(prepared),
         accelerator=accelerator,
         on_batch=on_batch,
@@ -170,13 +175,21 @@ def precomputed(
 
 
 def _sentences(
-    prepared: "Preparation", loaded: LoadedTeacher, accelerator: Accelerator, read: ReadTexts, *, looking: bool
+    prepared: "Preparation", fitted: FittedTeacher, accelerator: Accelerator, read: ReadTexts, *, looking: bool
 ) -> tuple[SentenceTeacher, Scores]:
     if not prepared.teacher_reads_tokens:
         return precomputed_sentences(prepared, read, looking=looking)
     judged_NK = read(prepared.questions.texts)
     require_numbers(judged_NK, prepared)
-    return LiveSentences(loaded.reader, accelerator, judged_NK), score_sentences(judged_NK, prepared.questions)
+    live = LiveSentences(fitted.reader, accelerator, judged_NK, prepared.config.teacher.batch_size)
+    return live, score_sentences(judged_NK, prepared.questions)
+
+
+def _encoder(prepared: "Preparation", model: nn.Module) -> nn.Module:
+    """What makes vectors of sentences: some graphs do so by themselves."""
+    assert prepared.poolings is not None
+    pools = isinstance(model, OnnxModel) and model.gives_sentences
+    return model if pools else SentenceEncoder(model, prepared.poolings[0])
 
 
 def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -192,16 +205,3 @@ def _mapped(prepared: "Preparation", model: nn.Module) -> nn.Module:
 def _note(callbacks: Sequence[Callback], text: str) -> None:
     for callback in callbacks:
         callback.on_note(text)
-
-
-def _model(prepared: "Preparation") -> "PreTrainedModel":
-    settings = prepared.config.teacher
-    return load_model(
-        prepared.teacher,
-        prepared.task,
-        dtype=settings.dtype,
-        label_names=prepared.label_names,
-        trust_remote_code=settings.trust_remote_code,
-        seed=prepared.config.training.seed,
-        pad_token_id=prepared.teacher_tokenizer.pad_token_id,
-    )

@@ -67,6 +67,8 @@ def finetuned_key(prepared: "Preparation", processes: int) -> str:
         "processes": processes,
         "precision": prepared.config.training.mixed_precision,
     }
+    if prepared.config.teacher.load_in is not None:
+        made_of["load_in"] = prepared.config.teacher.load_in
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Batch
 from entrenar_core.errors import ModelError, TrainingError
 from entrenar_core.models.calling import logits_of
-from entrenar_core.models.recording import recording
+from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
@@ -45,8 +45,11 @@ class PrecomputedSentences:
 class LiveSentences:
     """An encoder that reads the student's batches, at the same autocast as the student."""
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, judged_NK: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, judged_NK: Tensor, batch_size: int | None = None
+    ) -> None:
         self.model, self.accelerator, self.judged_NK = model, accelerator, judged_NK
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def vectors(self, batch: Batch) -> Tensor:
@@ -58,11 +61,18 @@ class LiveSentences:
         """What it says in training: also what passes in the layers that are wanted."""
 
         def says(batch: Batch) -> Said:
-            with recording(self.model, **wants.arguments()) as record:
-                vectors_BK = self.vectors(batch)
-            return Said(None, record, vectors_BK)
+            vectors, records = [], []
+            for part in batch.parts(self.batch_size or len(batch.rows_B)):
+                with recording(self.model, **wants.arguments()) as record:
+                    vectors.append(self.vectors(part))
+                records.append(record)
+            return Said(None, Record.joined(records, batch.input_ids_BT.device), torch.cat(vectors))
 
-        return says if wants.anything else lambda batch: Said(None, vectors_BK=self.vectors(batch))
+        def vectors_of(batch: Batch) -> Said:
+            parts = batch.parts(self.batch_size or len(batch.rows_B))
+            return Said(None, vectors_BK=torch.cat([self.vectors(part) for part in parts]))
+
+        return says if wants.anything else vectors_of
 
 
 SentenceTeacher = PrecomputedSentences | LiveSentences | CachedSentences

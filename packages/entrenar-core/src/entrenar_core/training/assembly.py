@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
+from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig, InitFrom
 from entrenar_core.data.streams import shuffled
 from entrenar_core.errors import UsageError
@@ -87,7 +88,23 @@ def make_accelerator(config: DistillationConfig) -> Accelerator:
             f"launched for {accelerator.distributed_type.value}, and training runs in one process or under DDP",
             "launch with torchrun, or with an accelerate configuration without FSDP and DeepSpeed",
         )
+    if any(
+        shares_gpus(one.teacher.device_map, accelerator.num_processes, torch.cuda.device_count())
+        for one in each_teacher(config)
+    ):
+        raise UsageError(
+            f"`teacher.device_map` puts parts of the teacher on GPUs by their numbers, and {accelerator.num_processes} "
+            "processes would each put theirs on the same ones",
+            "train with one process, or remove it: each process then holds the teacher on its own GPU",
+        )
     return accelerator
+
+
+def shares_gpus(device_map: str | Mapping[str, int | str] | None, processes: int, gpus: int) -> bool:
+    """Whether processes would put their copies of a teacher on GPUs that others use, too."""
+    if device_map is None or processes == 1 or gpus == 0:
+        return False
+    return not set(device_map.values() if isinstance(device_map, Mapping) else [device_map]) <= {"cpu", "disk"}
 
 
 def make_student(prepared: Preparation, teacher_model: PreTrainedModel | None = None) -> PreTrainedModel:

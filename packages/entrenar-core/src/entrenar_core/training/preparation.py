@@ -37,6 +37,7 @@ from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
 from entrenar_core.training.requirements import (
+    check_beside,
     check_labels,
     check_losses,
     check_models,
@@ -99,6 +100,11 @@ class Preparation:
         """How the student's own average teaches, if it does: the teacher's files are then the student's."""
         teacher = self.given.teacher
         return teacher.moving_average if isinstance(teacher, MovingAverageTeacher) else None
+
+    @property
+    def teacher_batch_size(self) -> int:
+        """Rows that the teacher reads at once, where batches are its own."""
+        return self.config.teacher.batch_size or self.config.training.evaluation_batch_size
 
     @property
     def teacher_name(self) -> str:
@@ -173,11 +179,12 @@ class Preparation:
         from transformers import PreTrainedModel
 
         from entrenar_core.models.output_layer import output_layer_of
+        from entrenar_core.models.placing import is_spread
         from entrenar_core.models.token_map import MappedTeacher
 
         inner = model.model if isinstance(model, MappedTeacher) else model
-        if self.vocabulary is None or not isinstance(inner, PreTrainedModel):
-            return None
+        if self.vocabulary is None or not isinstance(inner, PreTrainedModel) or is_spread(inner):
+            return None  # of a model whose parts have places of their own, the head is where its weights are
         batch = self.collator([self.eval_tokens[0]]).to(inner.device)
         ids_BT, mask_BT = batch.input_ids_BT[:, :_TRIED], batch.attention_mask_BT[:, :_TRIED]
         if inner is model or self.token_map is None:
@@ -276,6 +283,7 @@ def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparatio
     task, student = first.task, first.student
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
     check_models(config, task, teacher, student)
+    check_beside(config, task, teacher)
     tokenizer = _tokenizer(teacher, config.teacher)
     if task == MASKED_LM:
         require_masked_head(teacher)

@@ -32,6 +32,7 @@ from entrenar_core.models.logit_rules import check_thresholds, check_top_k
 from entrenar_core.models.reading import way_out
 from entrenar_core.models.sentence_rules import check_sentences
 from entrenar_core.models.student_rules import check_kinds, check_student
+from entrenar_core.models.teacher_rules import check_loading
 from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
 
@@ -55,6 +56,16 @@ def check_losses(config: OneTeacher, task: Task, teacher: ModelArtifact, student
     shape = student.architecture if student else planned_student(config.student, teacher.architecture)
     problems = check_layers(config.distillation, teacher.architecture, shape)
     problems += check_sentences(config, teacher.architecture, shape) if task == EMBEDDING else []
+    problems += check_loading(config, task, teacher, student)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact) -> None:
+    """Whether another teacher than the first, which a student may be made of, can be loaded as it should."""
+    problems = [
+        problem for problem in check_loading(config, task, teacher, None) if problem.where != "student.init_from"
+    ]
     if problems:
         raise ConfigError(problems)
 

@@ -15,6 +15,7 @@ from entrenar_core.data.tags import flat_labels
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING, TAGGING
+from entrenar_core.models.placing import placed
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import make_teacher
 from entrenar_core.teachers.live import LiveTeacher
@@ -113,7 +114,7 @@ class Run:
             self.accelerator,
             self.callbacks,
             self.stop,
-            evaluate=lambda model: self._evaluate(model, None),
+            evaluate=lambda model: self._evaluate(model, None, batch_size=self.config.teacher.batch_size),
             on_batch=self._watch,
         )
         return ready, make_student(self.prepared, ready.model)
@@ -136,15 +137,19 @@ class Run:
             raise Interrupted(f"stopped during {self.phase}; what was saved before is kept")
 
     def _evaluate(
-        self, model: torch.nn.Module, teacher: TeacherSource | SentenceTeacher | None, on_batch: OnBatch | None = None
+        self,
+        model: torch.nn.Module,
+        teacher: TeacherSource | SentenceTeacher | None,
+        on_batch: OnBatch | None = None,
+        batch_size: int | None = None,
     ) -> Scores:
         if isinstance(teacher, SentenceTeacher):
             return judge(self.prepared, model, teacher, self.accelerator, on_batch or self._watch)
         return evaluate(
-            model.to(self.accelerator.device),
+            placed(model, self.accelerator.device),
             self.prepared.eval_tokens,
             collator=self.prepared.collator,
-            batch_size=self.training.evaluation_batch_size,
+            batch_size=batch_size or self.training.evaluation_batch_size,
             counting=self.prepared.counting,
             accelerator=self.accelerator,
             output=self.prepared.output_layer(model),

@@ -27,6 +27,7 @@ class Identity:
     teacher: str
     weights: str
     dtype: str
+    load_in: str | None
     precision: str
     finetune: str | None
     tokenizer: str
@@ -46,6 +47,7 @@ _NAMES = {
     "task": "the task",
     "weights": "the teacher's weights",
     "dtype": "`teacher.dtype`",
+    "load_in": "`teacher.load_in`",
     "precision": "`training.mixed_precision`",
     "finetune": "`teacher.finetune`, or what the teacher was fitted to",
     "tokenizer": "the tokenizer",
@@ -69,6 +71,7 @@ def identity_of(prepared: "Preparation") -> Identity:
         teacher=str(prepared.teacher.reference),
         weights=prepared.teacher.fingerprint(tokenizer=False),
         dtype=config.teacher.dtype,
+        load_in=config.teacher.load_in,
         precision=config.training.mixed_precision,
         finetune=None
         if finetune is None

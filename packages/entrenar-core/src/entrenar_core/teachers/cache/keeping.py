@@ -10,7 +10,7 @@ from entrenar_core.config.losses import SoftLoss
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.wants import Wants
-from entrenar_core.teachers.assembly import LoadedTeacher, live_teacher
+from entrenar_core.teachers.assembly import FittedTeacher, live_teacher
 from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import temperatures_of
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
@@ -20,7 +20,9 @@ from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.live import LiveTeacher
+from entrenar_core.teachers.reading import TextBatch
 from entrenar_core.teachers.sentences import LiveSentences
+from entrenar_core.teachers.texts import ids_of
 
 if TYPE_CHECKING:
     from entrenar_core.training.preparation import Preparation
@@ -40,7 +42,7 @@ class Keeping:
 
 
 def make_keeping(
-    prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings
+    prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, settings: CacheSettings
 ) -> Keeping:
     """How a teacher is kept.
 
@@ -50,7 +52,7 @@ def make_keeping(
     return Keeping(_kind(prepared, accelerator, loaded, settings), _layers(prepared, accelerator, loaded, settings))
 
 
-def make_reader(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, keeping: Keeping) -> Reader:
+def make_reader(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, keeping: Keeping) -> Reader:
     """Who asks the teacher."""
     says = None
     if prepared.teacher_reads_tokens:
@@ -59,14 +61,14 @@ def make_reader(prepared: "Preparation", accelerator: Accelerator, loaded: Loade
     return Reader(prepared, accelerator, keeping.kind, keeping.layers, says, loaded.forward)
 
 
-def _live(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher) -> LiveTeacher | LiveSentences:
+def _live(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher) -> LiveTeacher | LiveSentences:
     if prepared.task == EMBEDDING:
-        return LiveSentences(loaded.reader, accelerator, torch.empty(0, 0))
+        return LiveSentences(loaded.reader, accelerator, torch.empty(0, 0), prepared.config.teacher.batch_size)
     return live_teacher(prepared, loaded, accelerator)
 
 
 def _layers(
-    prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings
+    prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, settings: CacheSettings
 ) -> Layers | None:
     """Those that the losses of the configuration compare, in the form that a row shows."""
     wants = wanted(prepared)
@@ -83,7 +85,7 @@ def _layers(
     return Layers.of(said.record, settings.precision)
 
 
-def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeacher, settings: CacheSettings) -> Kind:
+def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, settings: CacheSettings) -> Kind:
     vocabulary, name = prepared.vocabulary, settings.kind
     if vocabulary is None:
         only = "vectors" if prepared.task == EMBEDDING else "logits"
@@ -91,8 +93,7 @@ def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeach
             what = "a sentence encoder has vectors" if only == "vectors" else "a classifier has few logits"
             raise UsageError(f"{what}: --kind {name} is not for it", "leave --kind out")
         if only == "vectors":
-            assert loaded.model is not None, "no probe makes vectors"
-            return Values(int(loaded.model.config.hidden_size), only)
+            return Values(_width_of_vectors(prepared, accelerator, loaded), only)
         return Values(len(prepared.label_names or ()), only)
     lowest, highest = temperatures_of(prepared.terms)
     match name or "hidden":
@@ -110,6 +111,13 @@ def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: LoadedTeach
             return Sampled(settings.samples, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
         case _:
             raise UsageError(f"--kind {name} is not for language models", "keep --kind hidden, topk or sampled")
+
+
+def _width_of_vectors(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher) -> int:
+    ids = ids_of(prepared, prepared.questions.texts[:1])
+    batch = TextBatch((0,), tuple(map(tuple, ids)), prepared.teacher_tokenizer.pad_token_id or 0)
+    with torch.no_grad():
+        return int(loaded.forward(**batch.inputs(accelerator.device)).shape[-1])
 
 
 def _one_temperature(prepared: "Preparation") -> float:

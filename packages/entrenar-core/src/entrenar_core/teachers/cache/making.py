@@ -17,7 +17,7 @@ from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.data.library import stored
 from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.reproducibility import environment
-from entrenar_core.teachers.assembly import LoadedTeacher, load_teacher
+from entrenar_core.teachers.assembly import FittedTeacher, fitted_teacher
 from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
 from entrenar_core.teachers.cache.identity import identity_of
 from entrenar_core.teachers.cache.keeping import Keeping, make_keeping, make_reader
@@ -110,14 +110,14 @@ class _Build:
     def build(self, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
         prepared, accelerator = self.prepared, self.accelerator
         self._phase("teacher")
-        loaded = load_teacher(prepared, accelerator, self.callbacks, self.stop, self._on_batch)
+        loaded = fitted_teacher(prepared, accelerator, self.callbacks, self.stop, self._on_batch)
         keeping = make_keeping(prepared, accelerator, loaded, self.settings)
         self._phase("rows")
         texts = texts_of(prepared)
         plan = plan_cache(
             prepared,
             keeping.costs,
-            batch_size=prepared.config.training.evaluation_batch_size,
+            batch_size=prepared.teacher_batch_size,
             shard_bytes=self.settings.shard_bytes,
         )
         manifest = self._manifest(keeping, plan, loaded)
@@ -152,7 +152,7 @@ class _Build:
         on_main(accelerator, lambda: whole.write(self.folder))
         return whole
 
-    def _manifest(self, keeping: Keeping, plan: CachePlan, loaded: LoadedTeacher) -> Manifest:
+    def _manifest(self, keeping: Keeping, plan: CachePlan, loaded: FittedTeacher) -> Manifest:
         """As it is before anything is read."""
         prepared = self.prepared
         return Manifest(

@@ -16,7 +16,7 @@ from entrenar_core.config.teachers import CacheUse
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.assembly import LoadedTeacher, precomputed
+from entrenar_core.teachers.assembly import FittedTeacher, precomputed
 from entrenar_core.teachers.cache.keeping import Keeping, make_keeping, make_reader
 from entrenar_core.teachers.cache.opening import OpenCache, open_cache
 from entrenar_core.teachers.cache.planning import plan_cache, planned_rows
@@ -39,7 +39,7 @@ from entrenar_core.units import size
 if TYPE_CHECKING:
     from entrenar_core.training.preparation import Preparation
 
-Load = Callable[[], LoadedTeacher]
+Load = Callable[[], FittedTeacher]
 
 
 def cached_teacher(
@@ -77,7 +77,7 @@ def serve(
         DataError: a row is damaged, or not there and nobody reads it.
         ModelError: what was kept are no numbers.
     """
-    batch_size = prepared.config.training.evaluation_batch_size
+    batch_size = prepared.teacher_batch_size
 
     def read(texts: Sequence[str]) -> torch.Tensor:
         of_texts = None if reader is None else reader.of_texts
@@ -105,7 +105,7 @@ class _Live:
     load: Load
 
     @cached_property
-    def teacher(self) -> LoadedTeacher:
+    def teacher(self) -> FittedTeacher:
         return self.load()
 
     @property
@@ -142,7 +142,7 @@ def _in_memory(
     """
     settings = CacheSettings(precision=use.precision)
     keeping = make_keeping(prepared, accelerator, live.teacher, settings)
-    batch_size = prepared.config.training.evaluation_batch_size
+    batch_size = prepared.teacher_batch_size
     plan, limit = plan_cache(prepared, keeping.costs, batch_size=batch_size, shard_bytes=1), use.memory or 0
     if plan.bytes > limit:
         raise UsageError(
