@@ -18,6 +18,7 @@ RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
 SEVERAL = "integration/test_several_teachers.py"
+SERVED = "integration/test_endpoint_teachers.py"
 SENTENCES = "integration/test_sentences.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
 
@@ -37,6 +38,11 @@ SHOWN_BY = {
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
     "teacher.cache.precision": "integration/test_cached_signals.py::"
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
+    "teacher.endpoint": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
+    "teacher.model": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
+    "teacher.top_logprobs": f"{SERVED}::test_with_fewer_tokens_it_is_the_loss_of_the_selection",
+    "teacher.concurrency": "core/test_endpoint_protocols.py::test_rows_are_asked_for_at_once_and_answered_in_order",
+    "teacher.api_key_env": "core/test_endpoint_client.py::test_the_key_is_sent_and_told_to_no_one",
     "teacher.members.weight": f"{SEVERAL}::test_members_weigh_what_they_say",
     "teacher.members.rows": f"{SEVERAL}::test_rows_are_taught_by_the_teacher_of_their_kind",
     "teacher.weighting": f"{SEVERAL}::test_weights_are_learnt_from_labels",

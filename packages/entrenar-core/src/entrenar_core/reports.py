@@ -41,11 +41,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model's name, number of parameters (tied ones once) and bytes of its weight files."""
+    """A model's name, number of parameters (tied ones once) and bytes of its weight files; None of a teacher that is
+    served elsewhere.
+    """
 
     name: str
-    parameters: int
-    weight_bytes: int
+    parameters: int | None
+    weight_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 from entrenar_common.config import parse_overrides
 from entrenar_core.config.loading import Loaded, Override, load_with_places
 from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.spellings import OF_OTHER_TEACHERS
 from entrenar_core.config.teachers import ModelSource
 from entrenar_core.errors import UsageError
 
@@ -39,4 +40,6 @@ def _dropped(flags: Sequence[Override]) -> Iterator[Override]:
     for path, _, flag in flags:
         if path[-1] == "model_id":
             section = str(path[0])
+            if section == "teacher":
+                yield from (((section, name), None, flag) for name in OF_OTHER_TEACHERS)
             yield from (((section, name), field.default, flag) for name, field in _OF_THE_MODEL[section].items())

@@ -6,11 +6,13 @@ from pathlib import Path
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.one_teacher import OneTeacher
+from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.teacher_rules import NO_PROBE
-from entrenar_core.config.teachers import ModelSource, ProbeFinetuning
+from entrenar_core.config.teachers import EndpointTeacher, ModelSource, ProbeFinetuning
 from entrenar_core.errors import EntrenarError, FetchError, ModelError, Problem
 from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import (
+    CAUSAL_LM,
     CLASSIFICATION,
     EMBEDDING,
     LANGUAGE,
@@ -31,6 +33,7 @@ from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.models.teacher_rules import told as told_formats
 from entrenar_core.models.wants import Wants
 from entrenar_core.references import HubReference, parse_reference
+from entrenar_core.teachers.endpoint.fitting import check_losses
 from entrenar_distill.reports import Check, Vocabulary
 
 Models = Mapping[str, ModelArtifact]
@@ -184,6 +187,16 @@ def check_logits_of(
             return [Problem(error.message, error.hint, "teacher.model_id")]
         return check_logits(config.distillation, len(labels), "classes") if labels else []
     return []
+
+
+def served(given: DistillationConfig, config: OneTeacher, task: str | None) -> Iterator[Problem]:
+    """What a teacher behind an endpoint does not tell; whether it answers, a run finds out."""
+    if not isinstance(given.teacher, EndpointTeacher):
+        return
+    if config.teacher.cache is None:
+        yield from check_losses(config, given.teacher.top_logprobs)
+    if task not in (None, CAUSAL_LM):
+        yield Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None, "teacher.endpoint")
 
 
 def check_lengths(config: OneTeacher, task: str | None, models: Models) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DatasetConfig
 from entrenar_core.config.sentences import check_task, for_task
-from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
+from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.config.wording import path_of, place_given
 from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
@@ -34,6 +34,7 @@ from entrenar_distill.model_checks import (
     check_teaching,
     look_at,
     named,
+    served,
     task_of,
     told,
     wanted_of,
@@ -62,8 +63,9 @@ def validate(
     checks = [Check("settings", "ok", "every setting is known and has a value that it can have")]
     first, *others = each_teacher(config)
     task, models, vocabulary, found = _models(first, hub, problems)
-    checks += found
+    checks += [_of_kind(check, config) for check in found]
     checks += _cache(first, models, problems)
+    problems += served(config, first, task)
     problems = [_of_teacher(problem, config, 0) for problem in problems]
     for place, one in enumerate(others, start=1):
         own: list[Problem] = []
@@ -132,16 +134,29 @@ def _beside(
     yield from _cache(config, both, problems)
 
 
+def _of_kind(check: Check, config: DistillationConfig) -> Check:
+    """What is said of the teacher, where the student stands in for it."""
+    match config.teacher:
+        case EndpointTeacher(endpoint=url, model=model) if check.name == "teacher":
+            return Check("teacher", "skipped", f"{model} at {url}: a run finds out whether it answers")
+        case MovingAverageTeacher() if check.name == "teacher":
+            return Check("teacher", "ok", "the moving average of the student")
+    return check
+
+
+_OF_THE_SERVER = ("teacher.endpoint", "teacher.cache")
+
+
 def _of_teacher(problem: Problem, config: DistillationConfig, place: int) -> Problem:
     """A problem of one of several teachers at its place in the list; of the student's own average, at the student's."""
     match config.teacher:
         case EnsembleTeacher():
             there = f"teacher.members[{place}]."
-        case MovingAverageTeacher():
+        case MovingAverageTeacher() | EndpointTeacher():
             there = "student."
         case _:
             return problem
-    if problem.where is None or not problem.where.startswith("teacher."):
+    if problem.where is None or not problem.where.startswith("teacher.") or problem.where in _OF_THE_SERVER:
         return problem
     return Problem(problem.message.replace("`teacher.", f"`{there}"), problem.hint, there + problem.where[8:])
 

@@ -128,6 +128,8 @@ def _facts(report: RunReport) -> Table:
 
 
 def _model(facts: ModelFacts) -> str:
+    if facts.parameters is None or facts.weight_bytes is None:
+        return facts.name
     return f"{facts.name}, {count(facts.parameters)} parameters, {size(facts.weight_bytes)} on disk"
 
 
@@ -176,7 +178,7 @@ def cache(report: CacheReport) -> Table:
     facts = {
         "Folder": str(report.folder),
         "Kept": _kept(report.kind),
-        "Teacher": f"{report.teacher['reference']}, {count(report.teacher['parameters'])} parameters",
+        "Teacher": f"{report.teacher['reference']}{_parameters(report.teacher['parameters'])}",
         "Rows": f"{report.rows:,}, {count(report.positions)} positions",
         "Size": f"{size(report.bytes)} in {report.shards} shards, {report.bytes_per_position:,.0f} bytes a position",
     }
@@ -193,10 +195,16 @@ def cache(report: CacheReport) -> Table:
     for name, what in (("error", "Error"), ("layers_error", "Error of layers")):
         if measured is not None and name in measured:
             facts[what] = f"{measured[name]:.2g} of what the live teacher says, root of mean squares"
+    if measured is not None and "left_out" in measured:
+        facts["Left out"] = f"{measured['left_out']:.2%} of the probability, on average"
     if not report.complete:
         facts["State"] = "not complete: the same `cache build` goes on with it"
     notes = ("every checksum is right",) if report.verified else ()
     return key_values("Cache", facts, notes=notes)
+
+
+def _parameters(number: int | None) -> str:
+    return "" if number is None else f", {count(number)} parameters"
 
 
 def _layers(layers: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """A configuration with one teacher that is a model, as most of the program reads it.
 
-Several teachers are as many of these configurations. Where the student's own average teaches, the student stands in.
+Several teachers are as many of these configurations. Where the student's own average teaches, or a server whose model
+is not here, the student stands in.
 """
 
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher, TeacherConfig
+from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, MovingAverageTeacher, TeacherConfig
 
 
 class OneTeacher(DistillationConfig):
@@ -19,13 +20,18 @@ def each_teacher(config: DistillationConfig) -> tuple[OneTeacher, ...]:
         case EnsembleTeacher(members=members):
             return tuple(_with(config, member) for member in members)
         case MovingAverageTeacher():
-            student = config.student
-            assert student.model_id is not None, "a rule of the configuration"
-            names = ("revision", "format", "files", "allow_pickle", "trust_remote_code", "pooling")
-            given = {name: getattr(student, name) for name in names}
-            return (_with(config, TeacherConfig(model_id=student.model_id, **given)),)
+            return (_with(config, _student_as_teacher(config)),)
+        case EndpointTeacher(cache=cache):
+            return (_with(config, _student_as_teacher(config).model_copy(update={"cache": cache})),)
         case TeacherConfig() as model:
             return (_with(config, model),)
+
+
+def _student_as_teacher(config: DistillationConfig) -> TeacherConfig:
+    student = config.student
+    assert student.model_id is not None, "a rule of the configuration"
+    names = ("revision", "format", "files", "allow_pickle", "trust_remote_code", "pooling")
+    return TeacherConfig(model_id=student.model_id, **{name: getattr(student, name) for name in names})
 
 
 def _with(config: DistillationConfig, teacher: TeacherConfig) -> OneTeacher:

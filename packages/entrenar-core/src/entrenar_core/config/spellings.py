@@ -20,9 +20,18 @@ RENAMED: dict[str, str] = {
     "output.format": "output.formats",
 }
 
+OF_OTHER_TEACHERS = (
+    "members",
+    "weighting",
+    "moving_average",
+    "endpoint",
+    "model",
+    "top_logprobs",
+    "concurrency",
+    "api_key_env",
+)  # of teachers that are no model; a test compares them
+
 ABSENT: dict[str, str] = {
-    "teacher.endpoint": "the teacher is a model that is loaded",
-    "teacher.model": "the teacher is a model that is loaded",
     "student.lora": "all weights of the student are trained",
     "distillation.on_policy": "the student learns from the data set's texts",
     "distillation.cross_tokenizer": "losses over tokens need one vocabulary",
@@ -46,6 +55,7 @@ def respell(values: dict[str, Any], places: dict[Path, str]) -> list[Problem]:
             settings[new_key] = settings[old_key]
             _move(places, (section, old_key), (section, new_key))
         del settings[old_key]
+    _one_kind_of_teacher(values)
     _list_of_formats(values, places)
     _folder_of_cache(values, places)
     for name, instead in ABSENT.items():
@@ -65,6 +75,14 @@ def _list_of_formats(values: dict[str, Any], places: dict[Path, str]) -> None:
         output["formats"] = [output["formats"]]
         if ("output", "formats") in places:
             places["output", "formats", 0] = places["output", "formats"]
+
+
+def _one_kind_of_teacher(values: dict[str, Any]) -> None:
+    """Settings of another kind of teacher that are null, as a flag that names a model makes them, are not given."""
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict):
+        others = {key for key in OF_OTHER_TEACHERS if key in teacher and teacher[key] is None}
+        values["teacher"] = {key: value for key, value in teacher.items() if key not in others}
 
 
 def _folder_of_cache(values: dict[str, Any], places: dict[Path, str]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.wording import dotted
 from entrenar_core.config.yaml_source import Path
+from entrenar_core.errors import UsageError
 from entrenar_core.losses.table import LOSSES
+from entrenar_core.teachers.endpoint.settings import EndpointSettings
 
 NO_PROBE = (
     "`teacher.finetune.method: probe` reads one vector of a whole text, and words are tagged",
@@ -23,6 +25,8 @@ def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     yield from _model(("teacher",), teacher, values.get("task"))
     if "moving_average" in teacher:
         yield from _moving_average(values)
+    if "endpoint" in teacher:
+        yield from _endpoint(teacher, values)
     if isinstance(teacher.get("members"), list | tuple):
         yield from _ensemble(teacher, column, values)
     elif column is not None:
@@ -97,6 +101,19 @@ def _moving_average(values: Mapping[str, Any]) -> Iterator[Broken]:
     if values.get("task") == "embedding":
         message = "`teacher.moving_average` teaches by probabilities, and sentence encoders give none"
         yield Broken(("teacher", "moving_average"), message, "take another teacher")
+
+
+def _endpoint(teacher: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Broken]:
+    if isinstance(teacher["endpoint"], str):
+        try:
+            EndpointSettings(teacher["endpoint"], "")
+        except UsageError as error:
+            yield Broken(("teacher", "endpoint"), f"`teacher.endpoint`: {error.message}", error.hint)
+    if _mapping(values.get("student")).get("model_id") is None:
+        message = "`teacher.endpoint` is asked by the ids of tokens, and no `student.model_id` says of which tokenizer"
+        yield Broken(("student",), message, "name a pretrained student")
+    if (task := values.get("task")) not in (None, "causal-lm"):
+        yield Broken(("teacher", "endpoint"), f"`teacher.endpoint` predicts the next token, and `task` is {task}", None)
 
 
 def _finetune(where: Path, finetune: object, task: object) -> Iterator[Broken]:

@@ -150,6 +150,22 @@ class EnsembleTeacher(Section):
     )
 
 
+class EndpointTeacher(Section):
+    """A model that a server runs, which tells the log-probabilities of the likeliest tokens."""
+
+    TAG: ClassVar = "endpoint"
+    endpoint: Text = Field(description="Where its `/completions` is: `http://127.0.0.1:8080/v1`.")
+    model: Text = Field(description="Which of the models that it serves.")
+    top_logprobs: Count = Field(20, description="How many of the likeliest tokens it is asked for at each position.")
+    concurrency: Count = Field(4, description="How many rows it is asked for at once.")
+    api_key_env: Text | None = Field(
+        None,
+        description="Environment variable that holds its key; `OPENAI_API_KEY` where it is set, and only to this "
+        "machine or over https, if not given.",
+    )
+    cache: CacheUse | None = Field(None, description="As of a model.")
+
+
 class MovingAverage(Section):
     """How slowly the average follows the student."""
 
@@ -166,7 +182,7 @@ class MovingAverageTeacher(Section):
 
 def _kind(value: Any) -> str:
     """Which of them a section means, by the setting that it alone has."""
-    for kind in (EnsembleTeacher, MovingAverageTeacher):
+    for kind in (EnsembleTeacher, EndpointTeacher, MovingAverageTeacher):
         own = next(iter(kind.model_fields))
         if isinstance(value, kind) or (isinstance(value, dict) and own in value):
             return str(kind.TAG)
@@ -176,6 +192,7 @@ def _kind(value: Any) -> str:
 Teacher = Annotated[
     Annotated[TeacherConfig, Tag(TeacherConfig.TAG)]
     | Annotated[EnsembleTeacher, Tag(EnsembleTeacher.TAG)]
+    | Annotated[EndpointTeacher, Tag(EndpointTeacher.TAG)]
     | Annotated[MovingAverageTeacher, Tag(MovingAverageTeacher.TAG)],
     Discriminator(_kind),
 ]

@@ -13,13 +13,14 @@ from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.teachers import TeacherConfig
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TeacherStudy
 from entrenar_core.diagnosis.findings import Diagnosis, Layers, OnLabels, SentenceDiagnosis, Trouble
 from entrenar_core.diagnosis.layers import compare_layers
 from entrenar_core.diagnosis.sentences import collapse, describe
 from entrenar_core.diagnosis.troubles import flatness
-from entrenar_core.errors import DataError, ModelError
+from entrenar_core.errors import DataError, ModelError, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import CLASSIFICATION, EMBEDDING
 from entrenar_core.models.placing import placed
@@ -73,6 +74,11 @@ def look(
     """
     if rows < 1:
         raise ValueError(f"rows must be positive, got {rows}")
+    if not isinstance(config.teacher, TeacherConfig):
+        raise UsageError(
+            "`diagnose` looks into one teacher that is a model here, and the configuration has another kind",
+            "name the model with --teacher",
+        )
     accelerator = make_accelerator(config)
     prepared = _first_rows(prepare(config, download_progress), rows)
     return _Looking(prepared, accelerator, callbacks).look()

@@ -3,6 +3,7 @@
 Shapes: V vocabulary, K known tokens of a row, J temperatures, N rows that count.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,13 @@ class TopKRows:
         return _Likeliest(self)
 
     def log_rest(self, rows: slice, temperature: float) -> Tensor:
-        """log Σ p^(1/T) of the tokens that are not known, (rows, 1)."""
+        """log Σ p^(1/T) of the tokens that are not known, (rows, 1).
+
+        Raises:
+            ValueError: it is known at another temperature alone.
+        """
+        if len(self.betas) == 1 and not math.isclose(self.betas[0], 1 / temperature):
+            raise ValueError(f"what the other tokens have is known at temperature {1 / self.betas[0]:g} alone")
         weights_J = self.log_rest_NJ.new_tensor(interpolation(self.betas, 1 / temperature))
         return (self.log_rest_NJ[rows].clamp_min(_NOTHING) @ weights_J).unsqueeze(-1)
 

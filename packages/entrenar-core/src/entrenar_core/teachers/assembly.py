@@ -88,9 +88,13 @@ def make_teacher(
         return several_teachers(prepared, [make(one) for one in prepared.members], accelerator, callbacks, on_batch)
     load = partial(fitted_teacher, prepared, accelerator, callbacks, stop, on_batch, looking=looking)
     if prepared.config.teacher.cache is not None and not looking:
+        from entrenar_core.teachers.cache.keeping import AskedTeacher
         from entrenar_core.teachers.cache.serving import cached_teacher
 
-        return cached_teacher(prepared, accelerator, callbacks, load, on_batch)
+        def asked() -> AskedTeacher:
+            return AskedTeacher(prepared, accelerator, load())
+
+        return cached_teacher(prepared, accelerator, callbacks, asked, on_batch)
     fitted = load()
     read = reading_texts(prepared, fitted, accelerator, on_batch)
     if prepared.task == EMBEDDING:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReadyTeacher:
-    """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded."""
+    """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded;
+    `parameters` are not known of a model that a server runs.
+    """
 
     source: TeacherSource | SentenceTeacher
     scores: Scores
-    parameters: int
+    parameters: int | None
     model: "PreTrainedModel | None"
 
 

@@ -49,7 +49,7 @@ def several_teachers(
         tags=prepared.label_names if prepared.task == TAGGING else None,
         on_batch=on_batch,
     )
-    return ReadyTeacher(source, sound(scores, prepared), sum(made.parameters for made in ready), ready[0].model)
+    return ReadyTeacher(source, sound(scores, prepared), sum(made.parameters or 0 for made in ready), ready[0].model)
 
 
 def _together(

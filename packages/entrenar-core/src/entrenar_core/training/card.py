@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from entrenar_core.reports import RunReport, Scores
+from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.units import count, perplexity, size
 
 _LOADERS = {
@@ -34,6 +34,12 @@ vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "anot
 """
 
 
+def _size(model: ModelFacts) -> str:
+    if model.parameters is None or model.weight_bytes is None:
+        return "unknown size, which a server ran"
+    return f"{count(model.parameters)} parameters ({size(model.weight_bytes)})"
+
+
 def model_card(report: RunReport, settings: str) -> str:
     """Markdown with the front matter that the Hub reads. `settings` is the configuration as YAML."""
     loader = _LOADERS[report.task]
@@ -47,8 +53,8 @@ pipeline_tag: {_PIPELINES[report.task]}
 
 # {report.student.name}, distilled from {report.teacher.name}
 
-A student of {count(report.student.parameters)} parameters ({size(report.student.weight_bytes)}), trained by entrenar on
-the outputs of a teacher of {count(report.teacher.parameters)} parameters ({size(report.teacher.weight_bytes)}).
+A student of {_size(report.student)}, trained by entrenar on
+the outputs of a teacher of {_size(report.teacher)}.
 
 ## Scores
 

@@ -13,7 +13,7 @@ from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.one_teacher import OneTeacher, each_teacher
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import for_task
-from entrenar_core.config.teachers import ModelSource, MovingAverage, MovingAverageTeacher
+from entrenar_core.config.teachers import EndpointTeacher, ModelSource, MovingAverage, MovingAverageTeacher
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
@@ -36,6 +36,7 @@ from entrenar_core.models.sentence_rules import poolings_of
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
+from entrenar_core.teachers.endpoint.settings import EndpointSettings, endpoint_settings
 from entrenar_core.training.requirements import (
     check_beside,
     check_labels,
@@ -44,6 +45,7 @@ from entrenar_core.training.requirements import (
     check_pad_token,
     check_room,
     check_selections,
+    check_served,
     check_teaching,
     known_labels,
     longest,
@@ -102,6 +104,12 @@ class Preparation:
         return teacher.moving_average if isinstance(teacher, MovingAverageTeacher) else None
 
     @property
+    def endpoint(self) -> EndpointSettings | None:
+        """The server that teaches, if one does: the teacher's files are then the student's."""
+        teacher = self.given.teacher
+        return endpoint_settings(teacher) if isinstance(teacher, EndpointTeacher) else None
+
+    @property
     def teacher_batch_size(self) -> int:
         """Rows that the teacher reads at once, where batches are its own."""
         return self.config.teacher.batch_size or self.config.training.evaluation_batch_size
@@ -111,12 +119,14 @@ class Preparation:
         """What reports call the teacher."""
         if self.moving_average is not None:
             return f"moving average of {self.teacher.reference}"
+        if self.endpoint is not None:
+            return f"{self.endpoint.model} at {self.endpoint.url}"
         return " + ".join(str(one.teacher.reference) for one in self.members or (self,))
 
     @property
-    def teacher_bytes(self) -> int:
-        """Of the weight files of all teachers."""
-        return sum(one.teacher.weight_bytes for one in self.members or (self,))
+    def teacher_bytes(self) -> int | None:
+        """Of the weight files of all teachers; None where they are not here."""
+        return None if self.endpoint is not None else sum(one.teacher.weight_bytes for one in self.members or (self,))
 
     @property
     def over_tokens(self) -> bool:
@@ -196,7 +206,7 @@ class Preparation:
         """SHA-256 of all that the run is made from."""
         several = {f"teacher {place}": one.teacher.fingerprint() for place, one in enumerate(self.members[1:], start=2)}
         return {
-            "teacher": self.teacher.fingerprint(),
+            "teacher": self.teacher.fingerprint() if self.endpoint is None else f"served: {self.endpoint.model}",
             **several,
             "student": self.student.fingerprint() if self.student else None,
             "data": self.rows.fingerprint,
@@ -241,6 +251,7 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Pr
     check_models(config, task, teacher, student)
     config = for_task(config, task)
     check_losses(config, task, teacher, student)
+    check_served(given, config, task)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
     teacher_tokenizer = _tokenizer(teacher, config.teacher)
     tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer

@@ -11,10 +11,10 @@ from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.one_teacher import OneTeacher
 from entrenar_core.config.packing import check_packing
-from entrenar_core.config.schema import Task
+from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import check_task
 from entrenar_core.config.teacher_rules import NO_PROBE
-from entrenar_core.config.teachers import ProbeFinetuning
+from entrenar_core.config.teachers import EndpointTeacher, ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
 from entrenar_core.models.heads import (
@@ -35,6 +35,7 @@ from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.models.teacher_rules import check_loading
 from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
+from entrenar_core.teachers.endpoint.fitting import check_losses as check_endpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +67,17 @@ def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact) -> None
     problems = [
         problem for problem in check_loading(config, task, teacher, None) if problem.where != "student.init_from"
     ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_served(given: DistillationConfig, config: OneTeacher, task: Task) -> None:
+    """Whether a teacher behind an endpoint tells what the task and the losses ask for."""
+    if not isinstance(given.teacher, EndpointTeacher):
+        return
+    problems = check_endpoint(config, given.teacher.top_logprobs) if config.teacher.cache is None else []
+    if task != CAUSAL_LM:
+        problems = [Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None), *problems]
     if problems:
         raise ConfigError(problems)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from entrenar_core.models.heads import EMBEDDING, TAGGING
 from entrenar_core.models.placing import placed
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.assembly import make_teacher
+from entrenar_core.teachers.endpoint.ready import connected, endpoint_teacher
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.moving_average import AverageOfStudent
 from entrenar_core.teachers.ready import ReadyTeacher
@@ -78,7 +80,10 @@ class Run:
 
     def run(self) -> RunReport:
         """Does everything, in order, each part going on from where it stopped if the run is resumed."""
-        ready, student = self._models()
+        with ExitStack() as connections:
+            return self._run(*self._models(connections))
+
+    def _run(self, ready: ReadyTeacher, student: "PreTrainedModel") -> RunReport:
         teacher = ready.source
         objective = make_objective(self.prepared.terms, self.prepared, student, teacher)
         if (packing := packing_of(self.prepared, self.prepared.train_tokens)) is not None:
@@ -98,8 +103,8 @@ class Run:
             self.accelerator.end_training()
         return report
 
-    def _models(self) -> tuple[ReadyTeacher, "PreTrainedModel"]:
-        """The teacher, and the student before training."""
+    def _models(self, connections: ExitStack) -> tuple[ReadyTeacher, "PreTrainedModel"]:
+        """The teacher, and the student before training. Connections are to be ended with the run."""
         if (settings := self.prepared.moving_average) is not None:
             self._phase("student")
             student = make_student(self.prepared)
@@ -109,6 +114,10 @@ class Run:
             scores = self._evaluate(self.average.model, None)
             return ReadyTeacher(source, scores, parameter_count(student), None), student
         self._phase("teacher")
+        if self.prepared.endpoint is not None:
+            endpoint = connections.enter_context(connected(self.prepared, self.callbacks, self.stop))
+            ready = endpoint_teacher(self.prepared, endpoint, self.accelerator, self.callbacks, self._watch)
+            return ready, make_student(self.prepared)
         ready = make_teacher(
             self.prepared,
             self.accelerator,
@@ -292,7 +301,7 @@ class Run:
             files=(),
             warnings=(
                 *self.prepared.warnings,
-                *larger(parameter_count(student), teacher.parameters),
+                *larger(parameter_count(student), teacher.parameters or math.inf),
                 *warnings(self.config, scores, baseline, teacher.scores, majority, before),
                 *troubles(self.config, read_metrics(self.folder.path / "metrics.jsonl")),
             ),

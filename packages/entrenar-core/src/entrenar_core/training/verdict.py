@@ -107,7 +107,7 @@ def _of_losses(config: DistillationConfig, student: Scores, majority: float | No
         yield "the student is no better than always giving the commonest class"
 
 
-def larger(student: int, teacher: int) -> Iterator[str]:
+def larger(student: int, teacher: float) -> Iterator[str]:
     """What to know of a student of so many parameters beside its teacher's."""
     if student > teacher:
         yield f"the student has {student / teacher:.2g} times the parameters of its teacher"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrenar_core.errors import DataError, Interrupted
+from entrenar_core.teachers.cache.keeping import Asks
 from entrenar_core.teachers.cache.planning import CachePlan
-from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.shards import Arrays, Shard, write_shard
 from entrenar_core.training.signals import StopRequest
 
@@ -22,7 +22,7 @@ class Builder:
     `about` says what the cache is made of: a shard of another one is written anew.
     """
 
-    reader: Reader
+    reader: Asks
     plan: CachePlan
     texts: Sequence[str]
     folder: Path

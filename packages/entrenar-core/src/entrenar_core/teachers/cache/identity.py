@@ -68,8 +68,10 @@ def identity_of(prepared: "Preparation") -> Identity:
     masked = {"probability": config.dataset.mask_probability, "seed": config.training.seed}
     return Identity(
         task=prepared.task,
-        teacher=str(prepared.teacher.reference),
-        weights=prepared.teacher.fingerprint(tokenizer=False),
+        teacher=prepared.teacher_name,
+        weights=prepared.teacher.fingerprint(tokenizer=False)
+        if prepared.endpoint is None
+        else _hash(["served", prepared.endpoint.model]),
         dtype=config.teacher.dtype,
         load_in=config.teacher.load_in,
         precision=config.training.mixed_precision,

@@ -1,12 +1,14 @@
 """What of a teacher is kept, chosen by what it can say, by the settings, and by what the losses ask for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from entrenar_core.config.losses import SoftLoss
+from entrenar_core.data.collating import Batch
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.wants import Wants
@@ -15,9 +17,10 @@ from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import temperatures_of
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
-from entrenar_core.teachers.cache.planning import Costs
+from entrenar_core.teachers.cache.planning import Costs, PlannedRow
 from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.settings import CacheSettings
+from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.reading import TextBatch
@@ -25,6 +28,8 @@ from entrenar_core.teachers.sentences import LiveSentences
 from entrenar_core.teachers.texts import ids_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from entrenar_core.training.preparation import Preparation
 
 
@@ -41,24 +46,79 @@ class Keeping:
         return Costs(self.kind.bytes_per_position(), 0 if self.layers is None else self.layers.bytes_per_token())
 
 
-def make_keeping(
-    prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, settings: CacheSettings
-) -> Keeping:
-    """How a teacher is kept.
+class Asks(Protocol):
+    """Who reads rows with a teacher, and gives what is kept of them."""
 
-    Raises:
-        UsageError: it cannot be kept so.
-    """
-    return Keeping(_kind(prepared, accelerator, loaded, settings), _layers(prepared, accelerator, loaded, settings))
+    @property
+    def kind(self) -> Kind:
+        """How it is kept."""
+        ...
+
+    def read(self, rows: Sequence[PlannedRow], texts: Sequence[str]) -> list[Arrays]:
+        """Of a batch of a plan; `texts` are all that the plan means."""
+        ...
+
+    def of_batch(self, batch: Batch) -> list[Arrays]:
+        """Of the rows of a batch, in their order."""
+        ...
+
+    def of_texts(self, texts: Sequence[str]) -> list[Arrays]:
+        """Of whole texts, in their order."""
+        ...
 
 
-def make_reader(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, keeping: Keeping) -> Reader:
-    """Who asks the teacher."""
-    says = None
-    if prepared.teacher_reads_tokens:
-        wants = Wants() if keeping.layers is None else keeping.layers.wants
-        says = _live(prepared, accelerator, loaded).listening(wants)
-    return Reader(prepared, accelerator, keeping.kind, keeping.layers, says, loaded.forward)
+class Asked(Protocol):
+    """A teacher that is at hand, wherever it runs. `model` is what a student may copy layers from."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Of its model, if that is known."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """Its model, if it is here."""
+        ...
+
+    def keeping(self, settings: CacheSettings) -> Keeping:
+        """How it is kept; raises UsageError where it cannot be kept so."""
+        ...
+
+    def reader(self, keeping: Keeping) -> Asks:
+        """Who asks it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AskedTeacher:
+    """A teacher whose model is here."""
+
+    prepared: "Preparation"
+    accelerator: Accelerator
+    fitted: FittedTeacher
+
+    @property
+    def parameters(self) -> int:
+        """As `Asked.parameters`."""
+        return self.fitted.parameters
+
+    @property
+    def model(self) -> "PreTrainedModel | None":
+        """As `Asked.model`."""
+        return self.fitted.model
+
+    def keeping(self, settings: CacheSettings) -> Keeping:
+        """As `Asked.keeping`."""
+        parts = self.prepared, self.accelerator, self.fitted, settings
+        return Keeping(_kind(*parts), _layers(*parts))
+
+    def reader(self, keeping: Keeping) -> Reader:
+        """As `Asked.reader`."""
+        says = None
+        if self.prepared.teacher_reads_tokens:
+            wants = Wants() if keeping.layers is None else keeping.layers.wants
+            says = _live(self.prepared, self.accelerator, self.fitted).listening(wants)
+        return Reader(self.prepared, self.accelerator, keeping.kind, keeping.layers, says, self.fitted.forward)
 
 
 def _live(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher) -> LiveTeacher | LiveSentences:

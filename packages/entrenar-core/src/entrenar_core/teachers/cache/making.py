@@ -11,24 +11,27 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from entrenar_core.config.one_teacher import OneTeacher, each_teacher
+from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
+from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.data.library import stored
 from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.reproducibility import environment
-from entrenar_core.teachers.assembly import FittedTeacher, fitted_teacher
+from entrenar_core.teachers.assembly import fitted_teacher
 from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
 from entrenar_core.teachers.cache.identity import identity_of
-from entrenar_core.teachers.cache.keeping import Keeping, make_keeping, make_reader
+from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping
 from entrenar_core.teachers.cache.kinds import Hidden
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
-from entrenar_core.teachers.cache.measuring import measure
+from entrenar_core.teachers.cache.measuring import ask_again, measure
 from entrenar_core.teachers.cache.opening import OpenCache, check_head, kind_settings, store_of, write_head
 from entrenar_core.teachers.cache.planning import CachePlan, plan_cache
+from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.serving import serve
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.teachers.cache.teacher import CachedTeacher
+from entrenar_core.teachers.endpoint.reading import AskedEndpoint
+from entrenar_core.teachers.endpoint.ready import connected
 from entrenar_core.teachers.texts import texts_of
 from entrenar_core.training.assembly import make_accelerator
 from entrenar_core.training.callbacks import Callback
@@ -64,17 +67,17 @@ def build_cache(
         EntrenarError: of the kind that fits; what is built is kept.
     """
     accelerator = make_accelerator(config)
-    one = _asked(config, settings.member)
-    alone = one.model_copy(update={"teacher": one.teacher.model_copy(update={"cache": None})})
-    prepared = at_hand(prepare(alone, download_progress))
+    prepared = at_hand(prepare(_asked(config, settings.member), download_progress))
     with StopRequest() as stop:
         return _Build(prepared, accelerator, folder, settings, callbacks, stop).build(force, on_forecast)
 
 
-def _asked(config: DistillationConfig, member: int | None) -> OneTeacher:
-    """The teacher whose cache is built."""
+def _asked(config: DistillationConfig, member: int | None) -> DistillationConfig:
+    """The configuration with the teacher whose cache is built, live."""
     if isinstance(config.teacher, MovingAverageTeacher):
         raise UsageError("the student's own average says something else in every step", "train with it as it is")
+    if isinstance(config.teacher, EndpointTeacher) and member is None:
+        return config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": None})})
     teachers = each_teacher(config)
     several = isinstance(config.teacher, EnsembleTeacher)
     if several and member is None:
@@ -84,7 +87,8 @@ def _asked(config: DistillationConfig, member: int | None) -> OneTeacher:
         )
     if not 0 <= (member or 0) < len(teachers) or (not several and member is not None):
         raise UsageError(f"there is no teacher {member}: the configuration has {len(teachers)}", "leave --member out")
-    return teachers[member or 0]
+    one = teachers[member or 0]
+    return one.model_copy(update={"teacher": one.teacher.model_copy(update={"cache": None})})
 
 
 def at_hand(prepared: Preparation) -> Preparation:
@@ -108,10 +112,15 @@ class _Build:
         self.settings, self.callbacks, self.stop = settings, callbacks, stop
 
     def build(self, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
-        prepared, accelerator = self.prepared, self.accelerator
         self._phase("teacher")
-        loaded = fitted_teacher(prepared, accelerator, self.callbacks, self.stop, self._on_batch)
-        keeping = make_keeping(prepared, accelerator, loaded, self.settings)
+        if self.prepared.endpoint is not None:
+            with connected(self.prepared, self.callbacks, self.stop) as endpoint:
+                return self._build(AskedEndpoint(self.prepared, endpoint()), force, on_forecast)
+        fitted = fitted_teacher(self.prepared, self.accelerator, self.callbacks, self.stop, self._on_batch)
+        return self._build(AskedTeacher(self.prepared, self.accelerator, fitted), force, on_forecast)
+
+    def _build(self, asked: Asked, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
+        prepared, accelerator, keeping = self.prepared, self.accelerator, asked.keeping(self.settings)
         self._phase("rows")
         texts = texts_of(prepared)
         plan = plan_cache(
@@ -120,12 +129,12 @@ class _Build:
             batch_size=prepared.teacher_batch_size,
             shard_bytes=self.settings.shard_bytes,
         )
-        manifest = self._manifest(keeping, plan, loaded)
+        manifest = self._manifest(keeping, plan, asked)
         about = _about(manifest)
         if (there := on_main(accelerator, lambda: self._there(about, force))) is not None:
             return there
         on_main(accelerator, lambda: self._require_room(plan))
-        reader = make_reader(prepared, accelerator, loaded, keeping)
+        reader = asked.reader(keeping)
         builder = Builder(reader, plan, texts, self.folder, about)
         missing = on_main(accelerator, builder.missing)
         forecast = _forecast(builder, missing, accelerator.num_processes)
@@ -147,12 +156,14 @@ class _Build:
             teacher={**manifest.teacher, "scores": dataclasses.asdict(scores)},
             shards=tuple(_shards(self.folder, plan)),
             built={"seconds": seconds, "positions_per_s": sum(rates), "environment": environment()},
-            measured=measure(reader, cached, plan, texts),
+            measured=measure(reader, cached, plan, texts)
+            if isinstance(reader, Reader)
+            else ask_again(reader, cached, plan),
         )
         on_main(accelerator, lambda: whole.write(self.folder))
         return whole
 
-    def _manifest(self, keeping: Keeping, plan: CachePlan, loaded: FittedTeacher) -> Manifest:
+    def _manifest(self, keeping: Keeping, plan: CachePlan, asked: Asked) -> Manifest:
         """As it is before anything is read."""
         prepared = self.prepared
         return Manifest(
@@ -163,7 +174,7 @@ class _Build:
             data=prepared.rows.fingerprint,
             rows=sum(1 for _ in plan.rows),
             positions=plan.positions,
-            teacher={"reference": str(prepared.teacher.reference), "parameters": loaded.parameters},
+            teacher={"reference": prepared.teacher_name, "parameters": asked.parameters},
         )
 
     def _begin(self, manifest: Manifest, keeping: Keeping) -> str | None:

@@ -20,12 +20,15 @@ from entrenar_core.losses.targets import HeadRows, Logits, Targets
 from entrenar_core.models.recording import Record
 from entrenar_core.models.rows import Rows
 from entrenar_core.teachers.cache.draws import Sampled
+from entrenar_core.teachers.cache.keeping import Asks
 from entrenar_core.teachers.cache.kinds import Values
 from entrenar_core.teachers.cache.planning import CachePlan, PlannedRow, collated
 from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.teacher import CachedTeacher
 
 MOST_ROWS = 32
+FEW_ROWS = 8
+"""Of a server, which may tell one position at a time."""
 NOISE = 0.5
 """The standard deviation of the noise, in nats."""
 _TILE = 64
@@ -49,6 +52,24 @@ def measure(reader: Reader, cached: CachedTeacher, plan: CachePlan, texts: Seque
     if isinstance(cached.kind, Values):
         return _of_values(reader, cached, rows, texts) | told
     return _of_distributions(reader, cached, read) | told
+
+
+def ask_again(reader: Asks, cached: CachedTeacher, plan: CachePlan) -> dict[str, Any]:
+    """Of a teacher that tells the likeliest tokens alone: on some rows, `error` of their log-probabilities when it is
+    asked once more, as of `measure`, and `left_out`, the probability that all other tokens have on average.
+    """
+    everything = list(plan.rows)
+    rows = everything[:: max(1, len(everything) // FEW_ROWS)][:FEW_ROWS]
+    pairs, left_out = [], []
+    for row in rows:
+        (again,) = reader.read([row], ())
+        place = cached.store.place(row.key)
+        assert place is not None, "just built"
+        kept = cached.store.read(place)
+        same = np.asarray(again["tokens"] == kept["tokens"])  # of which the order may be another where they are close
+        pairs.append((again["log_p"][same].astype(np.float32), kept["log_p"][same].astype(np.float32)))
+        left_out.append(np.exp(kept["rest"][:, 0]))
+    return {"rows": len(rows), "error": _error(pairs), "left_out": float(np.concatenate(left_out).mean())}
 
 
 def _of_distributions(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow]) -> dict[str, Any]:

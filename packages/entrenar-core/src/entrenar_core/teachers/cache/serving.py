@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from entrenar_core.config.teachers import CacheUse
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.reports import Scores
-from entrenar_core.teachers.assembly import FittedTeacher, precomputed
-from entrenar_core.teachers.cache.keeping import Keeping, make_keeping, make_reader
+from entrenar_core.teachers.assembly import precomputed
+from entrenar_core.teachers.cache.keeping import Asked, Asks, Keeping
 from entrenar_core.teachers.cache.opening import OpenCache, open_cache
 from entrenar_core.teachers.cache.planning import plan_cache, planned_rows
-from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.scoring import score_cached
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_core.teachers.cache.shards import Arrays
@@ -39,7 +39,7 @@ from entrenar_core.units import size
 if TYPE_CHECKING:
     from entrenar_core.training.preparation import Preparation
 
-Load = Callable[[], FittedTeacher]
+Load = Callable[[], Asked]
 
 
 def cached_teacher(
@@ -57,11 +57,11 @@ def cached_teacher(
     if use.dir is None:
         return _in_memory(prepared, use, accelerator, live, on_batch)
     opened, manifest = open_cache(use.dir, accelerator.device)
-    reader = _of_what_is_missing(prepared, use, opened, accelerator, live, callbacks)
+    reader = _of_what_is_missing(prepared, use, opened, live, callbacks)
     if prepared.config.student.init_from is not None:
         _ = live.teacher
     source, scores = serve(prepared, opened, accelerator, on_batch, reader)
-    return ReadyTeacher(source, scores, int(manifest.teacher["parameters"]), live.model)
+    return ReadyTeacher(source, scores, manifest.teacher["parameters"], live.model)
 
 
 def serve(
@@ -69,7 +69,7 @@ def serve(
     opened: OpenCache,
     accelerator: Accelerator,
     on_batch: OnBatch,
-    reader: Reader | None = None,
+    reader: Asks | None = None,
 ) -> tuple[TeacherSource | SentenceTeacher, Scores]:
     """A teacher of what was kept, and its scores on the evaluation rows; `reader` reads what is not.
 
@@ -105,7 +105,7 @@ class _Live:
     load: Load
 
     @cached_property
-    def teacher(self) -> FittedTeacher:
+    def teacher(self) -> Asked:
         return self.load()
 
     @property
@@ -118,10 +118,9 @@ def _of_what_is_missing(
     prepared: "Preparation",
     use: CacheUse,
     opened: OpenCache,
-    accelerator: Accelerator,
     live: _Live,
     callbacks: Sequence[Callback],
-) -> Reader | None:
+) -> Asks | None:
     """Who reads the rows that a folder lacks, if there are any. Of a stream, none is known before it is met."""
     if use.missing == "refuse":
         return None
@@ -130,7 +129,7 @@ def _of_what_is_missing(
     if not missing:
         return None
     _note(callbacks, f"{missing:,} rows are not in {use.dir}: the teacher reads them whenever they are met")
-    return make_reader(prepared, accelerator, live.teacher, Keeping(opened.kind, opened.layers))
+    return live.teacher.reader(Keeping(opened.kind, opened.layers))
 
 
 def _in_memory(
@@ -141,7 +140,7 @@ def _in_memory(
     So a run that is resumed finds what the run before it had, to the bit.
     """
     settings = CacheSettings(precision=use.precision)
-    keeping = make_keeping(prepared, accelerator, live.teacher, settings)
+    keeping = live.teacher.keeping(settings)
     batch_size = prepared.teacher_batch_size
     plan, limit = plan_cache(prepared, keeping.costs, batch_size=batch_size, shard_bytes=1), use.memory or 0
     if plan.bytes > limit:
@@ -151,12 +150,14 @@ def _in_memory(
             "raise it, set `teacher.cache.precision` to bfloat16 or int8, or keep it on disk: "
             "`entrenar-distill cache build`",
         )
-    reader, texts = make_reader(prepared, accelerator, live.teacher, keeping), texts_of(prepared)
+    reader, texts = live.teacher.reader(keeping), texts_of(prepared)
     kept: dict[bytes, Arrays] = {}
-    total = sum(map(len, plan.shards))
-    for done, batch in enumerate(batch for shard in plan.shards for batch in shard):
-        on_batch(done, total)
+    batches = [batch for shard in plan.shards for batch in shard]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    for done, batch in enumerate(mine):
+        on_batch(done, len(mine))
         kept |= zip((row.key for row in batch), reader.read(batch, texts), strict=True)
+    kept = dict(gather_object(list(kept.items())))
     opened = OpenCache(MemoryStore(kept), keeping.kind, keeping.layers)
     source, scores = serve(prepared, opened, accelerator, on_batch)
     return ReadyTeacher(source, scores, live.teacher.parameters, live.model)
