@@ -18,6 +18,7 @@ RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
 SEVERAL = "integration/test_several_teachers.py"
+EXITS = "integration/test_exits.py"
 SERVED = "integration/test_endpoint_teachers.py"
 SENTENCES = "integration/test_sentences.py"
 STUDENT, TOKENIZING = "core/test_models_student.py", "core/test_data_tokenizing.py"
@@ -38,6 +39,11 @@ SHOWN_BY = {
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
     "teacher.cache.precision": "integration/test_cached_signals.py::"
     "test_a_cache_in_memory_asks_the_teacher_once_for_every_row",
+    "distillation.exits.enabled": f"{EXITS}::test_exits_that_are_not_enabled_take_no_part",
+    **{
+        f"distillation.exits.{name}": f"{EXITS}::test_the_loss_of_exits_is_that_of_their_own_logits"
+        for name in ("layers", "learn_from", "divergence")
+    },
     "teacher.endpoint": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
     "teacher.model": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
     "teacher.top_logprobs": f"{SERVED}::test_with_fewer_tokens_it_is_the_loss_of_the_selection",
@@ -145,7 +151,8 @@ SHOWN_BY = {
 
 # What several settings have in common.
 SCHEDULED = [f"distillation.{name}" for name in ("temperature", "alpha", "losses.weight", "losses.temperature")]
-SCHEDULED += [f"distillation.{name}.weight" for name in ("progressive", "attention", "relations")]
+SCHEDULED += [f"distillation.{name}.weight" for name in ("progressive", "attention", "relations", "exits")]
+SCHEDULED += ["distillation.exits.temperature"]
 SHORT = {
     "progressive": ("layer_mapping", "projection", "loss"),
     "attention": ("layer_mapping", "loss", "head_mapping", "head_weighting"),

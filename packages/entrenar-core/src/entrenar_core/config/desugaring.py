@@ -1,14 +1,14 @@
 """The short spellings of `distillation` as entries of `distillation.losses`."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.losses import LabelLoss, LossEntry, SoftLoss
+from entrenar_core.config.losses import ExitLoss, LabelLoss, LossEntry, SoftLoss
 from entrenar_core.config.schedules import Remainder, Schedule, Setting
 from entrenar_core.config.yaml_source import Path
 
@@ -26,14 +26,16 @@ class Term:
     """
 
     label: str
-    entry: LossEntry
+    entry: LossEntry | ExitLoss
     weight: Setting
     temperature: float | Schedule | None
     path: Path
 
     @property
     def needs_teacher(self) -> bool:
-        """Labels alone need none."""
+        """Labels alone need none, and exits that learn from the student itself."""
+        if isinstance(self.entry, ExitLoss):
+            return self.entry.learn_from == "teacher"
         return not isinstance(self.entry, LabelLoss)
 
 
@@ -49,6 +51,22 @@ def terms_of(section: DistillationSection) -> tuple[Term, ...]:
     return tuple(labelled)
 
 
+def soft_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The divergences from the teacher's distribution, of exits too, as if these were the student."""
+    found = []
+    for term in terms:
+        if isinstance(term.entry, SoftLoss):
+            found.append(term)
+        elif isinstance(term.entry, ExitLoss) and term.entry.learn_from == "teacher":
+            found.append(replace(term, entry=soft_entry(term.entry)))
+    return tuple(found)
+
+
+def soft_entry(entry: ExitLoss) -> LossEntry:
+    """The divergence of exits as an entry of the list."""
+    return _entry(entry.divergence)
+
+
 def without_teacher(section: DistillationSection) -> tuple[Term, ...]:
     """What a rival learns that has no teacher: the labels, with the smoothing that the section gives them."""
     given = [term.entry for term in _all(section) if isinstance(term.entry, LabelLoss)]
@@ -56,9 +74,16 @@ def without_teacher(section: DistillationSection) -> tuple[Term, ...]:
 
 
 def _all(section: DistillationSection) -> Iterator[Term]:
-    if section.losses is None:
-        yield from _short(section)
-        return
+    yield from _short(section) if section.losses is None else _listed(section)
+    if (exits := section.exits) and exits.enabled:
+        entry = ExitLoss(layers=exits.layers, learn_from=exits.learn_from, divergence=exits.divergence)
+        temperature = section.temperature if exits.temperature is None else exits.temperature
+        asked = None if exits.learn_from == "labels" else temperature
+        yield Term(entry.name, entry, exits.weight, asked, ("distillation", "exits"))
+
+
+def _listed(section: DistillationSection) -> Iterator[Term]:
+    assert section.losses is not None
     for index, entry in enumerate(section.losses):
         temperature = None
         if isinstance(entry, SoftLoss):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from entrenar_core.config.losses import LAYERS, DivergenceName, Heads, HeadWeights, Layers, LossEntry, Projection
 from entrenar_core.config.schedules import ScheduledShare, ScheduledTemperature, ScheduledWeight
-from entrenar_core.config.types import Count, NonNegative, Probability, Section, Switch
+from entrenar_core.config.types import Count, Index, NonNegative, Probability, Section, Switch
 
 
 class Progressive(Section):
@@ -51,6 +51,29 @@ class Relations(Section):
     )
 
 
+class Exits(Section):
+    """Deep supervision: layers inside of the student answer too, through exits that are trained with it."""
+
+    enabled: Switch = Field(True, description="Whether they take part.")
+    layers: Annotated[tuple[Index, ...], Field(min_length=1, title="a list of layers")] | None = Field(
+        None, description="The student's layers with an exit, counted from 0; all but the last, if not given."
+    )
+    learn_from: Literal["final", "teacher", "labels"] = Field(
+        "final", description="To answer as the student's last layer does, as the teacher does, or as the labels say."
+    )
+    divergence: DivergenceName = Field("forward_kl", description="How far an exit is from what it learns.")
+    temperature: ScheduledTemperature | None = Field(
+        None,
+        title="a number from 0.01 to 1000, or a schedule",
+        description="Of the divergence; `distillation.temperature` if not given.",
+    )
+    weight: ScheduledWeight = Field(
+        0.3,
+        title="a number from 0 to 1,000,000, or a schedule",
+        description="What the mean over exits is multiplied by.",
+    )
+
+
 class DistillationSection(Section):
     """What the student learns from the teacher. loss = alpha · T² · D(teacher, student at T) + (1 − alpha) · CE, and
     what `progressive`, `attention` and `relations` add; or all of it as a list of `losses`.
@@ -82,6 +105,9 @@ class DistillationSection(Section):
     progressive: Progressive | None = Field(None, description="Also hidden states of layers.")
     attention: Attention | None = Field(None, description="Also what attention looks at.")
     relations: Relations | None = Field(None, description="Also how tokens or rows lie to each other.")
+    exits: Exits | None = Field(None, description="Also answers of layers inside of the student.")
     losses: Annotated[tuple[LossEntry, ...], Field(min_length=1)] | None = Field(
-        None, title="a list of losses", description="All losses, in place of the settings above but `temperature`."
+        None,
+        title="a list of losses",
+        description="All losses, in place of the settings above but `temperature` and `exits`.",
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
-from entrenar_core.config.losses import LabelLoss, SoftLoss
+from entrenar_core.config.losses import ExitLoss, LabelLoss, SoftLoss
 from entrenar_core.config.schedules import Remainder, Schedule, Setting
 
 
@@ -22,7 +22,7 @@ def _loss(term: Term) -> str:
 
 def _unusual(term: Term) -> list[tuple[str, Any]]:
     usual = type(term.entry).model_fields
-    shown = {"layers"} if not isinstance(term.entry, SoftLoss | LabelLoss) else set()
+    shown = {"layers"} if not isinstance(term.entry, SoftLoss | LabelLoss | ExitLoss) else set()
     return [
         (name, value)
         for name, value in term.entry

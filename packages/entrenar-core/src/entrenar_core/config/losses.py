@@ -256,6 +256,15 @@ class VectorLoss(Loss):
     )
 
 
+class ExitLoss(Loss):
+    """Answers of layers inside of the student; made of `distillation.exits`, and no entry of the list."""
+
+    name: Literal["exits"] = "exits"
+    layers: tuple[int, ...] | None = None
+    learn_from: Literal["final", "teacher", "labels"] = "final"
+    divergence: DivergenceName = "forward_kl"
+
+
 LossEntry = Annotated[
     PlainLoss
     | HardLoss

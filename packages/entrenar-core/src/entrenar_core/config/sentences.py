@@ -40,8 +40,8 @@ def for_task(config: OneTeacher, task: str | None) -> OneTeacher:
     section = config.distillation
     losses = section.losses
     if losses is None:
-        added = (term for term in terms_of(section) if isinstance(term.entry, LayerLoss))
-        more = (term.entry.model_copy(update={"weight": term.weight}) for term in added)
+        added = ((term.entry, term.weight) for term in terms_of(section))
+        more = (entry.model_copy(update={"weight": weight}) for entry, weight in added if isinstance(entry, LayerLoss))
         losses = (VectorLoss(name="embedding_cosine"), *more)
     whole = DistillationSection(losses=tuple(map(_of_vectors, losses)))
     return config.model_copy(update={"distillation": whole})
@@ -67,6 +67,9 @@ def _in_sentences(config: OneTeacher) -> Iterator[Problem]:
             where = f"distillation.{name}"
             what = f"`{where}` is about logits or labels, and the task embedding compares vectors"
             yield Problem(what, "remove it; `distillation.losses` lists what is compared", where)
+    if section.exits is not None and section.exits.enabled:
+        what = "`distillation.exits` give logits or labels, and the task embedding compares vectors"
+        yield Problem(what, "remove it", "distillation.exits")
     for index, entry in enumerate(section.losses or ()):
         where = f"distillation.losses[{index}]"
         if isinstance(entry, SoftLoss | LabelLoss):

@@ -68,7 +68,20 @@ def planned_student(config: StudentConfig, teacher: Architecture) -> Architectur
 def check_layers(section: DistillationSection, teacher: Architecture, student: Architecture) -> list[Problem]:
     """Every mistake in losses between layers; what an architecture does not say is left to the models."""
     terms = [term for term in terms_of(section) if compares_layers(term.entry)]
-    return [problem for term in terms for problem in _problems(term, teacher, student)]
+    return [*(problem for term in terms for problem in _problems(term, teacher, student)), *_exits(section, student)]
+
+
+def _exits(section: DistillationSection, student: Architecture) -> Iterator[Problem]:
+    """Exits are of layers inside of the student: its last one answers anyway."""
+    exits, depth = section.exits, student.num_layers
+    if exits is None or not exits.enabled or depth is None:
+        return
+    where = "distillation.exits.layers"
+    if depth < 2:
+        yield Problem("`distillation.exits`: the student has one layer, which answers anyway", "remove it", where)
+    for layer in (layer for layer in exits.layers or () if layer >= depth - 1):
+        what = "the last, which answers anyway" if layer == depth - 1 else f"not there: it has {depth}, counted from 0"
+        yield Problem(f"`{where}`: layer {layer} of the student is {what}", f"name layers below {depth - 1}", where)
 
 
 def wanted_layers(terms: Sequence[Term], teacher: Architecture, student: Architecture) -> Wants | None:

@@ -24,6 +24,7 @@ from entrenar_core.reports import Scores
 from entrenar_core.teachers.sentences import SentenceTeacher
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.callbacks import Callback, StepMetrics
+from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.gradients import gradient_norms, parameter_groups
 from entrenar_core.training.layer_terms import LayerTerm
 from entrenar_core.training.objective import Now, RowTerm
@@ -65,8 +66,9 @@ class Diagnostics(Callback):
         if step != 1 and step % self.every:
             return None
         objective = self.step.objective
-        modules: tuple[VectorTerm | LayerTerm, ...] = (*objective.vectors, *objective.layers)
-        weighed = [term for term, at in zip(modules, now[len(objective.rows) :], strict=True) if at.weight > 0]
+        weighed = [
+            term for term, at in zip(objective.modules, now[len(objective.rows) :], strict=True) if at.weight > 0
+        ]
         found: dict[str, Any] = {"gradient_norms": gradient_norms(parameter_groups(self.step.student, weighed))}
         counting = [batch for batch in batches if not batch.blank and batch.num_soft]
         if self.teacher is not None and counting:
@@ -96,7 +98,7 @@ class Diagnostics(Callback):
         self,
         batch: Batch,
         teacher: TeacherSource | SentenceTeacher,
-        weighed: Sequence[VectorTerm | LayerTerm],
+        weighed: Sequence[VectorTerm | LayerTerm | ExitTerm],
         now: Sequence[Now],
     ) -> dict[str, Any]:
         if isinstance(teacher, SentenceTeacher):

@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 
 from entrenar_core.architectures import family_of
 from entrenar_core.diagnosis.troubles import PROJECTIONS
+from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.layer_terms import LayerTerm
 from entrenar_core.training.vector_terms import VectorTerm
 
 Groups = Mapping[str, tuple[nn.Parameter, ...]]
 
 
-def parameter_groups(student: nn.Module, terms: Iterable[VectorTerm | LayerTerm] = ()) -> Groups:
+def parameter_groups(student: nn.Module, terms: Iterable[VectorTerm | LayerTerm | ExitTerm] = ()) -> Groups:
     """The parameters that train, by the part that they belong to, each in one: `embeddings`, `layer 0` and on, what is
     left of the body, the `head`, and the `projections of` each loss, which include learnt weights of heads.
 

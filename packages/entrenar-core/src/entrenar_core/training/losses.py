@@ -6,8 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from entrenar_core.architectures import architecture_of
-from entrenar_core.config.desugaring import Term
+from entrenar_core.config.desugaring import Term, soft_entry
 from entrenar_core.config.losses import (
+    ExitLoss,
     LabelLoss,
     LayerLoss,
     SelectiveLoss,
@@ -27,6 +28,7 @@ from entrenar_core.models.wants import EMBEDDINGS
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
 from entrenar_core.teachers.source import TeacherSource
+from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.preparation import Preparation
@@ -44,17 +46,20 @@ def make_objective(
     """
     layered = [term for term in terms if compares_layers(term.entry)]
     of_vectors = [term for term in terms if compares_vectors(term.entry)]
-    rows = tuple(_row_term(term) for term in terms if term not in (*layered, *of_vectors))
+    exits = [term for term in terms if isinstance(term.entry, ExitLoss)]
+    rows = tuple(_row_term(term) for term in terms if term not in (*layered, *of_vectors, *exits))
     vectors = tuple(_vector_terms(of_vectors, prepared, student, teacher))
     pool = None if prepared.poolings is None else prepared.poolings[1]
+    with seeded(prepared.config.training.seed):
+        out = tuple(_exit_term(term, prepared, student) for term in exits)
     if not layered:
-        return Objective(prepared.counting, rows, vectors=vectors, pool=pool)
+        return Objective(prepared.counting, rows, vectors=vectors, pool=pool, exits=out)
     model = teacher.model if isinstance(teacher, LiveTeacher | LiveSentences) else None
     with seeded(prepared.config.training.seed):
         made = tuple(_layer_term(term, prepared, student, model) for term in layered)
     for term, layer_term in zip(layered, made, strict=True):
         _require_recordable(term, layer_term, student, model)
-    return Objective(prepared.counting, rows, made, vectors, pool)
+    return Objective(prepared.counting, rows, made, vectors, pool, out)
 
 
 def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -93,6 +98,31 @@ def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: 
         return make_layer_term(term, pairs, *sizes)
     except ValueError as error:
         raise ConfigError([Problem(f"`{dotted(term.path)}`: {error}", "change it, or the student")]) from error
+
+
+def _exit_term(term: Term, prepared: Preparation, student: nn.Module) -> ExitTerm:
+    entry, sizes = term.entry, sizes_of(student)
+    assert isinstance(entry, ExitLoss)
+    layers = tuple(range(sizes.num_layers - 1)) if entry.layers is None else entry.layers
+    output = prepared.output_layer(student)
+    if output is None and prepared.over_tokens:
+        raise ModelError(
+            "`distillation.exits`: the student's logits are not made by one matrix of its last hidden states",
+            "remove it, or take another student",
+        )
+    try:
+        require_recordable(student, hidden=layers)
+    except ModelError as error:
+        raise ModelError(f"`distillation.exits` of the student: {error.message}", error.hint) from error
+    gives = len(prepared.label_names or ()) if output is None else output.head.weight_VH.shape[1]
+    soft = entry.learn_from != "labels"
+    as_entry = soft_entry(entry)
+    assert isinstance(as_entry, SoftLoss)
+    core = make_core(as_entry) if soft else None
+    temperature, power = 1.0 if term.temperature is None else term.temperature, DIVERGENCES[entry.divergence].power
+    return ExitTerm(
+        term.label, entry, term.weight, layers, (sizes.hidden_size, gives), core, temperature, power if soft else 2
+    )
 
 
 def _row_term(term: Term) -> RowTerm:

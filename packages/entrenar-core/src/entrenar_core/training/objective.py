@@ -14,6 +14,7 @@ from entrenar_core.losses import Core
 from entrenar_core.losses.pooling import Pool
 from entrenar_core.models.rows import Counting
 from entrenar_core.models.wants import Wants
+from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.layer_terms import LayerTerm
 from entrenar_core.training.schedules import moves, value_at
 from entrenar_core.training.vector_terms import VectorTerm
@@ -71,15 +72,22 @@ class Objective:
     layers: tuple[LayerTerm, ...] = ()
     vectors: tuple[VectorTerm, ...] = ()
     pool: Pool | None = None
+    exits: tuple[ExitTerm, ...] = ()
 
     @property
-    def terms(self) -> tuple[RowTerm | VectorTerm | LayerTerm, ...]:
+    def modules(self) -> tuple[VectorTerm | LayerTerm | ExitTerm, ...]:
+        """Those that may have weights of their own."""
+        return (*self.vectors, *self.layers, *self.exits)
+
+    @property
+    def terms(self) -> tuple[RowTerm | VectorTerm | LayerTerm | ExitTerm, ...]:
         """All of them, in the order in which they are told."""
-        return (*self.rows, *self.vectors, *self.layers)
+        return (*self.rows, *self.modules)
 
     def wants(self, side: int) -> Wants:
         """What must be recorded of the student (0) or the teacher (1)."""
-        return reduce(or_, (term.wants(side) for term in self.layers), Wants())
+        looking: tuple[LayerTerm | ExitTerm, ...] = (*self.layers, *self.exits)
+        return reduce(or_, (term.wants(side) for term in looking), Wants())
 
     def counts(self, batches: Sequence[Batch]) -> list[int]:
         """What each term of a rank's batches is divided by, before other ranks are added."""

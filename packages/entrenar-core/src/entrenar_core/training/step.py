@@ -5,7 +5,7 @@ Shapes: B rows, T positions, H width, V classes or vocabulary, N rows or positio
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses import HardTerm, SoftTerm, cross_entropy, divergence_from, head_loss
 from entrenar_core.losses.sums import at_least_fp32
-from entrenar_core.losses.targets import Targets
+from entrenar_core.losses.targets import HeadRows, Logits, Targets
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.output_layer import OutputLayer, instead_of_logits
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.sentences import vectors_of
 from entrenar_core.teachers.source import Said
+from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.objective import Now, Objective, RowTerm
 from entrenar_core.training.vector_terms import VectorTerm
 
@@ -42,7 +43,8 @@ class DistillationStep(nn.Module):
         self.student = student
         self.objective = objective
         self.output = output
-        self.layers = nn.ModuleList((*objective.vectors, *objective.layers))
+        self.layers = nn.ModuleList(objective.modules)
+        self.answers_itself = any(term.learn_from == "final" for term in objective.exits)
         self.wants = objective.wants(0)
 
     def forward(self, batch: Batch, said: Said | None, now: Sequence[Now]) -> StepLoss:
@@ -59,14 +61,19 @@ class DistillationStep(nn.Module):
         with recording(self.student, **self.wants.arguments()) if self.wants.anything else nullcontext() as record:
             if self.objective.pool is not None:
                 vectors_BH = vectors_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, self.objective.pool)
-                of_rows = StepLoss(vectors_BH[:, :0].sum(), vectors_BH.new_zeros(0))
+                of_rows, own = StepLoss(vectors_BH[:, :0].sum(), vectors_BH.new_zeros(0)), None
             else:
-                of_rows = self._of_rows(batch, teacher, now[:rows])
+                of_rows, own = self._of_rows(batch, teacher, now[:rows])
         loss, shares = of_rows.loss, [of_rows.terms]
         for term, present in zip(self.layers, now[rows:], strict=True):
             if present.weight > 0:
-                assert said is not None, "a loss between models needs a teacher"
-                total = self._total(term, record, vectors_BH, said, batch)
+                if isinstance(term, ExitTerm):
+                    target = own if term.learn_from == "final" else teacher
+                    assert record is not None, "it was asked for"
+                    total = term(record, batch, self.objective.counting, self.output, target, present.temperature)
+                else:
+                    assert said is not None, "a loss between models needs a teacher"
+                    total = self._total(term, record, vectors_BH, said, batch)
                 loss = loss + total * present.factor
                 shares.append(total.detach().reshape(1) / max(present.count, 1))
             else:  # DDP wants a gradient of every parameter in every step
@@ -84,13 +91,15 @@ class DistillationStep(nn.Module):
             total = term(record, said.record, batch)
         return total
 
-    def _of_rows(self, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
+    def _of_rows(self, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> tuple[StepLoss, Targets | None]:
+        """The losses of rows, and the student's own answers where its exits learn from them."""
         if self.output is not None:
             return self._from_hidden(self.output, batch, teacher, now)
         counting = self.objective.counting
         logits = logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
         student_NV = counting.rows(logits[..., : counting.vocabulary], batch)
-        return self._from_logits(student_NV, batch, teacher, now)
+        own = Logits(student_NV.detach()) if self.answers_itself else None
+        return self._from_logits(student_NV, batch, teacher, now), own
 
     def _from_logits(self, student_NV: Tensor, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
         counting = self.objective.counting
@@ -110,13 +119,26 @@ class DistillationStep(nn.Module):
             shares[index] = total.detach() / max(present.count, 1)
         return StepLoss(loss, shares)
 
-    def _from_hidden(self, output: OutputLayer, batch: Batch, teacher: Targets | None, now: Sequence[Now]) -> StepLoss:
+    def _from_hidden(
+        self, output: OutputLayer, batch: Batch, teacher: Targets | None, now: Sequence[Now]
+    ) -> tuple[StepLoss, Targets | None]:
         """In tiles, inside the output layer's own forward pass."""
-        found: list[StepLoss] = []
-        tiled = partial(self._tiled, output=output, batch=batch, teacher=teacher, now=now)
-        with instead_of_logits(output, lambda hidden_BTH: found.append(tiled(hidden_BTH))):
+        found: list[tuple[StepLoss, Targets | None]] = []
+
+        def use(hidden_BTH: Tensor) -> None:
+            own = self._own(hidden_BTH, output, batch) if self.answers_itself else None
+            found.append((self._tiled(hidden_BTH, output, batch, teacher, now), own))
+
+        with instead_of_logits(output, use):
             logits_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, batch.packed)
         return found[0]
+
+    def _own(self, hidden_BTH: Tensor, output: OutputLayer, batch: Batch) -> Targets:
+        """What the student itself says, as a target."""
+        counting, head = self.objective.counting, output.head
+        weight_VH, bias_V = head.weight_VH.detach(), None if head.bias_V is None else head.bias_V.detach()
+        kept = replace(head, weight_VH=weight_VH, bias_V=bias_V)
+        return HeadRows(counting.rows(hidden_BTH.detach(), batch), kept, counting.vocabulary)
 
     def _tiled(
         self, hidden_BTH: Tensor, output: OutputLayer, batch: Batch, teacher: Targets | None, now: Sequence[Now]

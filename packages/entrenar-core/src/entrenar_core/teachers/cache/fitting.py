@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from entrenar_core.config.desugaring import Term, terms_of
+from entrenar_core.config.desugaring import Term, soft_terms, terms_of
 from entrenar_core.config.losses import LayerLoss, SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
@@ -29,7 +29,7 @@ def check_kind(config: DistillationConfig, kind: Mapping[str, Any], wants: Wants
     if not problems and wants is not None and not wants <= has:
         problems.append(Problem(*lacking(wants, has), "teacher.cache"))
     check = {"topk": _likeliest, "sampled": _drawn}.get(kind["name"])
-    soft = [term for term in terms if isinstance(term.entry, SoftLoss)] if check else []
+    soft = soft_terms(terms) if check else ()
     if check and config.training.diagnose_every is not None:
         message = f"`training.diagnose_every` looks at the whole distribution, which a {kind['name']} cache lacks"
         problems.append(Problem(message, _LIVE, "training.diagnose_every"))
@@ -39,11 +39,11 @@ def check_kind(config: DistillationConfig, kind: Mapping[str, Any], wants: Wants
 def temperatures_of(terms: Sequence[Term]) -> tuple[float, float]:
     """The lowest and the highest at which a loss asks for the teacher; 1 is always asked for, by evaluations."""
     asked = [1.0]
-    for term in terms:
+    for term in soft_terms(terms):
         value = term.temperature
         if isinstance(value, Schedule):
             asked += [point for point in (value.start, value.end, value.warmup_from) if point is not None]
-        elif value is not None and isinstance(term.entry, SoftLoss):
+        elif value is not None:
             asked.append(value)
     return min(asked), max(asked)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from entrenar_core.config.losses import SoftLoss
+from entrenar_core.config.desugaring import soft_terms
 from entrenar_core.data.collating import Batch
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
@@ -182,7 +182,7 @@ def _width_of_vectors(prepared: "Preparation", accelerator: Accelerator, loaded:
 
 def _one_temperature(prepared: "Preparation") -> float:
     """Of all soft losses: draws are made at one."""
-    found = {term.temperature for term in prepared.terms if isinstance(term.entry, SoftLoss)}
+    found = {term.temperature for term in soft_terms(prepared.terms)}
     if len(found) != 1 or not isinstance(only := found.pop(), float | int):
         raise UsageError(
             "draws are made at one temperature, and the losses have several, or a schedule",

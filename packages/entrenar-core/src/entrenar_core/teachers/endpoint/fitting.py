@@ -6,7 +6,7 @@ temperature: that takes the sum of their powers, which no server tells.
 
 from collections.abc import Iterator
 
-from entrenar_core.config.desugaring import Term, terms_of
+from entrenar_core.config.desugaring import Term, soft_terms, terms_of
 from entrenar_core.config.losses import SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.wording import dotted
@@ -18,7 +18,9 @@ _LIVE = "remove it, or take a teacher that is loaded here"
 
 def check_losses(config: DistillationConfig, top_logprobs: int) -> list[Problem]:
     """What a training asks of a teacher that an endpoint does not tell."""
-    problems = [problem for term in terms_of(config.distillation) for problem in _problems(term, top_logprobs)]
+    terms = terms_of(config.distillation)
+    asked = [*(term for term in terms if compares_layers(term.entry)), *soft_terms(terms)]
+    problems = [problem for term in asked for problem in _problems(term, top_logprobs)]
     if config.training.diagnose_every is not None:
         message = "`training.diagnose_every` looks at the whole distribution, of which an endpoint tells the likeliest"
         problems.append(Problem(message, _LIVE, "training.diagnose_every"))
