@@ -46,7 +46,7 @@ SHOWN_BY = {
     },
     "teacher.endpoint": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
     "teacher.model": f"{SERVED}::test_a_student_learns_from_a_server_as_from_the_model",
-    "teacher.top_logprobs": f"{SERVED}::test_with_fewer_tokens_it_is_the_loss_of_the_selection",
+    "teacher.top_logprobs": f"{SERVED}::test_with_fewer_tokens_the_loss_is_that_of_the_selection",
     "teacher.concurrency": "core/test_endpoint_protocols.py::test_rows_are_asked_for_at_once_and_answered_in_order",
     "teacher.api_key_env": "core/test_endpoint_client.py::test_the_key_is_sent_and_told_to_no_one",
     "teacher.members.weight": f"{SEVERAL}::test_members_weigh_what_they_say",
