@@ -139,6 +139,7 @@ class ByHand:
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": case.training.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=case.training.learning_rate,
+            fused=True,
         )
         total = case.training.max_steps or 1
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / total)

@@ -9,13 +9,16 @@ from entrenar_core.config.schema import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains; vectors, that is norms and biases, are not decayed."""
+    """AdamW (Loshchilov & Hutter 2019) over what trains; vectors, that is norms and biases, are not decayed.
+
+    Fused: one pass over each weight, without tensors in between, which cost a CPU more than the pass.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, training: TrainingConfig) -> float:
