@@ -9,7 +9,7 @@ import json
 import statistics
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ class Job:
 
     folder: Path
     steps: int
+    length: int = LENGTH
+    batch: int = BATCH
+    warm_up: int = 2
+    """Steps before those that are measured."""
 
     @property
     def rows(self) -> Path:
@@ -89,14 +93,12 @@ def _tokenizer(texts: list[str]) -> Any:
 
 
 class Watch:
-    """Takes CPU time and peak memory of steps; the first two warm up, and set the mark of the peak back after."""
+    """Takes CPU time and peak memory of steps after the first ones, which warm up."""
 
-    WARM_UP = 2
-
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int) -> None:
         from peers.measuring import reset_peak, resident_bytes
 
-        self.reset_peak = reset_peak
+        self.warm_up, self.reset_peak = warm_up, reset_peak
         self.before_bytes = resident_bytes()
         self.cpu_s: list[float] = []
         self.wall_s: list[float] = []
@@ -111,62 +113,81 @@ class Watch:
         self.wall_s.append(time.perf_counter())
         if loss is not None:
             self.losses.append(loss)
-        if len(self.cpu_s) == self.WARM_UP:
+        if len(self.cpu_s) == self.warm_up:
             self.reset_peak()
-        elif len(self.cpu_s) > self.WARM_UP:
+        elif len(self.cpu_s) > self.warm_up:
             self.peak_bytes = peak_bytes()
 
-    def result(self) -> dict[str, Any]:
-        tokens = BATCH * LENGTH
+    def steps(self) -> tuple[list[float], list[float]]:
+        """CPU and wall seconds of each step that is measured."""
         cpu_s, wall_s = (
-            statistics.median(b - a for a, b in itertools.pairwise(times[self.WARM_UP - 1 :]))
-            for times in (self.cpu_s, self.wall_s)
+            [b - a for a, b in itertools.pairwise(times[self.warm_up - 1 :])] for times in (self.cpu_s, self.wall_s)
         )
+        return cpu_s, wall_s
+
+    def result(self, job: Job) -> dict[str, Any]:
+        """Medians of the steps, and the peak over what was there before."""
+        cpu_s, wall_s = map(statistics.median, self.steps())
         return {
             "cpu_s_per_step": cpu_s,
             "wall_s_per_step": wall_s,
-            "tokens_per_cpu_s": tokens / cpu_s,
+            "tokens_per_cpu_s": job.batch * job.length / cpu_s,
             "peak_bytes": self.peak_bytes - self.before_bytes,
             "losses": self.losses,
         }
 
 
-def entrenar(job: Job) -> dict[str, Any]:
-    """`entrenar-distill run`, in this process so that its display, which is told of each step, can be watched."""
-    import transformers.models.llama.modeling_llama  # noqa: F401 - as above
+def watched(arguments: Sequence[str], warm_up: int | None) -> Watch:
+    """`entrenar-distill run`, in this process so that its display, which is told of each step, can be watched.
+
+    Where it is not said how many steps warm up, half of them do.
+    """
+    import transformers.models.bert.modeling_bert
+    import transformers.models.llama.modeling_llama  # noqa: F401 - as below
 
     import entrenar_core.training.distillation  # noqa: F401 - memory is counted from after the imports
     from entrenar_distill import running
     from entrenar_distill.cli import main
 
-    watch = Watch()
+    watch = Watch(warm_up or 0)
 
     class Watched(running.Display):
         def on_step(self, metrics: Any) -> None:
+            watch.warm_up = metrics.total_steps // 2 if warm_up is None else warm_up
             watch.step(metrics.loss)
 
     running.Display = Watched  # type: ignore[misc]
+    status = main(["--quiet", "run", *arguments])
+    if status:
+        raise SystemExit(f"the run ended with status {status}")
+    return watch
+
+
+def entrenar(job: Job) -> dict[str, Any]:
+    """Our side."""
     file = job.folder / "distill.yaml"
     file.write_text(json.dumps({
         "task": "causal-lm",
         "teacher": {"model_id": str(job.folder / "teacher")},
         "student": {"model_id": str(job.folder / "student")},
         "distillation": {"temperature": 1.0, "alpha": 1.0, "divergence": "forward_kl"},
-        "dataset": {"path": str(job.rows.parent), "eval_split": "validation", "eval_rows": 1, "max_length": LENGTH},
+        "dataset": {"path": str(job.rows.parent), "eval_split": "validation", "eval_rows": 1, "max_length": job.length},
         "training": {
-            "max_steps": job.steps, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY,
-            "max_grad_norm": 1.0, "seed": SEED, "log_every": 1,
+            "max_steps": job.steps, "batch_size": job.batch, "learning_rate": LEARNING_RATE,
+            "weight_decay": WEIGHT_DECAY, "max_grad_norm": 1.0, "seed": SEED, "log_every": 1,
         },
         "output": {"dir": str(job.folder / "out")},
     }))  # fmt: skip
-    status = main(["--quiet", "run", str(file)])
-    if status:
-        raise SystemExit(f"the run ended with status {status}")
-    return watch.result()
+    return watched([str(file)], job.warm_up).result(job)
 
 
 def trl(job: Job) -> dict[str, Any]:
     """GKDTrainer with lmbda 0, which learns from the rows as they are, and beta 0, the forward KL."""
+    return watched_trl(job).result(job)
+
+
+def watched_trl(job: Job) -> Watch:
+    """The same, step by step."""
     import datasets
     import torch
     import transformers
@@ -175,7 +196,7 @@ def trl(job: Job) -> dict[str, Any]:
 
     from entrenar_core.data.ordering import epoch_batches
 
-    watch = Watch()
+    watch = Watch(job.warm_up)
 
     class Watched(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -191,26 +212,29 @@ def trl(job: Job) -> dict[str, Any]:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.folder / "student")
     rows = [json.loads(line)["text"] for line in job.rows.read_text().splitlines()]
-    ids = [tokenizer(rows[i])["input_ids"][:LENGTH] for i in itertools.chain(*epoch_batches(
-        len(rows), batch_size=BATCH, seed=SEED, epoch=0
-    ))]  # fmt: skip
-    assert {len(row) for row in ids} == {LENGTH}, "rows are long enough"
+    epochs = (
+        epoch_batches(len(rows), batch_size=job.batch, seed=SEED, epoch=epoch)
+        for epoch in range(job.steps * job.batch // len(rows))
+    )
+    order = itertools.chain.from_iterable(itertools.chain.from_iterable(epochs))
+    ids = [tokenizer(rows[i])["input_ids"][: job.length] for i in order]
+    assert {len(row) for row in ids} == {job.length}, "rows are long enough"
     student, teacher = (
         transformers.AutoModelForCausalLM.from_pretrained(job.folder / name) for name in ("student", "teacher")
     )
     settings = GKDConfig(
-        output_dir=str(job.folder / "trl"), max_steps=job.steps, per_device_train_batch_size=BATCH,
+        output_dir=str(job.folder / "trl"), max_steps=job.steps, per_device_train_batch_size=job.batch,
         learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=1.0, lr_scheduler_type="linear",
         warmup_steps=0, lmbda=0.0, beta=0.0, use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False,
         logging_steps=1, save_strategy="no", eval_strategy="no", report_to="none", disable_tqdm=True, seed=SEED,
-        train_sampling_strategy="sequential", max_length=LENGTH,
+        train_sampling_strategy="sequential", max_length=job.length,
     )  # fmt: skip
     trainer = GKDTrainer(
         student, teacher, settings, data_collator=collate, processing_class=tokenizer, callbacks=[Watched()],
         train_dataset=datasets.Dataset.from_dict({"input_ids": ids}),
     )  # fmt: skip
     trainer.train()
-    return watch.result()
+    return watch
 
 
 SIDES = {"entrenar": entrenar, "TRL GKD": trl}

