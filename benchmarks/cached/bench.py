@@ -30,6 +30,9 @@ class Bench:
         """What is done now."""
         print(f"  {text}", file=sys.stderr, flush=True)
 
+    def _said(self, turn: int, side: str, result: Side) -> None:
+        self.say(f"round {turn + 1} of {self.rounds}: {side}: {result['cpu_s_per_step']:.3g} CPU s a step")
+
     def ready(self) -> Path:
         """The configuration of the builds."""
         file = self.folder / "build.json"
@@ -55,8 +58,8 @@ class Bench:
             sides = [LIVE, *SPEEDY, *([PEER] if importlib.util.find_spec("trl") is not None else [])]
             for turn in range(self.rounds):
                 for side in sides:
-                    self.say(f"round {turn + 1} of {self.rounds}: {side}")
                     self.runs.setdefault(side, []).append(self._run(side))
+                    self._said(turn, side, self.runs[side][-1])
                 _require_same_losses(self.runs)
         return self.runs
 
@@ -80,10 +83,10 @@ class Bench:
                 build(write_config(file, encoder.config(self.folder / "out", None)), cache)
                 for turn in range(self.rounds):
                     for side, used in ((LIVE, None), (CACHED, cache)):
-                        self.say(f"round {turn + 1} of {self.rounds}: {encoder.name}, {side}")
                         write_config(file, encoder.config(self.folder / "out", used))
                         result = work("run", config=str(file))
                         self.encoder_runs.setdefault(encoder.name, {}).setdefault(side, []).append(result)
+                        self._said(turn, f"{encoder.name}, {side}", result)
                 _require_same_losses(self.encoder_runs[encoder.name])
         return self.encoder_runs
 
