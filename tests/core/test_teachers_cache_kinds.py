@@ -14,6 +14,7 @@ from entrenar_core.losses import DIVERGENCES, Head, HeadRows, Logits, divergence
 from entrenar_core.losses.sparse import SampledRows
 from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, Precision, TaughtRow, TopK, Values, nodes_between
+from entrenar_core.teachers.cache.precision import packed, unpacked, vector_bytes
 
 N, V, H, K = 37, 300, 16, 20
 KL = DIVERGENCES["forward_kl"].make()
@@ -195,3 +196,17 @@ def test_a_sure_teacher_is_one_draw() -> None:
     found = kind.targets(kind.kept(TaughtRow(Logits(logits), torch.tensor([17]), bytes(16))), "cpu")
     assert isinstance(found, SampledRows)
     assert (found.tokens_NK.tolist(), found.shares_NK.tolist()) == ([[17]], [[1.0]])
+
+
+def test_a_channel_that_is_far_larger_than_others_does_not_drown_them_in_8_bits() -> None:
+    """As in language models: 70 numbers, so that the last group is not full."""
+    values_NK = torch.randn(20, 70, generator=torch.Generator().manual_seed(3))
+    values_NK[:, 40] *= 300
+    kept = packed("hidden", values_NK, "int8")
+    again_NK = unpacked("hidden", kept, "int8", "cpu")
+    assert again_NK.shape == values_NK.shape
+    error_K = (again_NK - values_NK).square().mean(0).sqrt() / values_NK.square().mean(0).sqrt()
+    assert float(error_K[:32].max()) < 0.015
+    assert float(error_K[40]) < 0.01
+    stored = sum(array.nbytes for array in kept.values()) / len(values_NK)
+    assert stored == vector_bytes(70, "int8")
