@@ -61,6 +61,7 @@ def test_each_row_is_taught_by_its_own_teacher(core: object) -> None:
     torch.testing.assert_close(of_routed, of_mixed)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(routed.of(slice(3, 9)), mixed[3:9])
+    torch.testing.assert_close(routed.of(slice(1, 10, 3)), mixed[1:10:3])
     tiles = routed.tiles(TOKENS)
     for start in (0, 4, 8):
         tiles.load(slice(start, min(start + 4, ROWS)))

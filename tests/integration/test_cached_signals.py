@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from cached_jobs import FP32, Job, built, forward_passes_of_layers, job, sure_models, using, varied_rows
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, UsageError
@@ -17,6 +19,8 @@ from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_distill.cli import main
 from tiny_jobs import Models, build_models, classification, merged, write_config, write_rows
 from tiny_models import tiny_bert
+from tiny_runs import start_program, wait_until
+from tiny_vocabularies import renumbered, shuffled
 from watched_runs import run, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
@@ -263,3 +267,49 @@ def test_another_row_count_is_no_other_row(sure: Models, tmp_path: Path) -> None
     built(file, tmp_path / "cache", FP32)
     varied_rows(tmp_path, 30)
     assert run(using(file, tmp_path / "cache"))[0].train_rows == 27
+
+
+def test_a_changed_bit_of_what_says_where_rows_are_is_found(sure: Models, tmp_path: Path) -> None:
+    built(job(sure, tmp_path), tmp_path / "cache")
+    shard = tmp_path / "cache" / "shard-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b'"hidden"') + 1] ^= 1
+    shard.write_bytes(content)
+    assert main(["cache", "info", str(tmp_path / "cache"), "--verify"]) == 1
+
+
+def test_a_run_does_not_go_on_with_another_cache(sure: Models, tmp_path: Path) -> None:
+    file = job(sure, tmp_path, training={"epochs": 4}, output={"checkpoint_every": 1, "keep": 99})
+    built(file, tmp_path / "cache", CacheSettings(kind="topk", top_k=100))
+    config = write_config(tmp_path / "job.yaml", using(file, tmp_path / "cache"))
+    process = start_program(["run", str(config)], tmp_path / "log")
+    assert wait_until((tmp_path / "out" / "checkpoints" / "step-00000002").exists, process)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    built(file, tmp_path / "cache", CacheSettings(kind="topk", top_k=3), force=True)
+    assert main(["run", str(config), "--resume"]) != 0
+    assert main(["run", str(config), "--force"]) == 0
+    assert "cache" in json.loads((tmp_path / "out" / "run.json").read_text())["fingerprints"]
+
+
+def test_other_ids_of_the_teachers_tokens_are_noticed(tmp_path: Path) -> None:
+    teacher = tiny_bert(tmp_path / "teacher", head="MaskedLM", initializer_range=0.4)
+    size = len(AutoTokenizer.from_pretrained(teacher))
+    renumbered(teacher, tmp_path / "permuted", shuffled(size), rows=size)
+    student = tiny_bert(tmp_path / "student", head="MaskedLM", num_hidden_layers=1, seed=3)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"{n} the fox jumps over the dog"} for n in range(30)])
+    file: Job = {
+        "teacher": {"model_id": str(tmp_path / "permuted")},
+        "student": {"model_id": str(student)},
+        "dataset": {"path": str(rows), "max_length": 16},
+        "training": {"epochs": 1, "batch_size": 8},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    built(file, tmp_path / "cache")
+    run(using(file, tmp_path / "cache"))
+    weights_before = (tmp_path / "permuted" / "model.safetensors").read_bytes()
+    (tmp_path / "permuted").rename(tmp_path / "before")
+    renumbered(teacher, tmp_path / "permuted", shuffled(size, seed=9), rows=size)
+    (tmp_path / "permuted" / "model.safetensors").write_bytes(weights_before)
+    with pytest.raises(ConfigError, match="the ids of the teacher's tokenizer"):
+        run(using(file, tmp_path / "cache"))

@@ -165,6 +165,7 @@ def test_from_a_cache_of_a_server_nobody_is_asked(
         ({"teacher": {"endpoint": "ftp://x"}}, "is no URL of an HTTP server"),
         ({"student": {"model_id": None, "init_from": {"teacher_layers": 1}}}, r"no `student\.model_id` says"),
         ({"task": "sequence-classification"}, "predicts the next token"),
+        ({"distillation": {"temperature": 2.0}, "teacher": {"cache": {"memory": "9MB"}}}, "another temperature than 1"),
     ],
 )
 def test_what_a_server_cannot_do_is_refused_by_validate_and_by_run(
@@ -176,6 +177,12 @@ def test_what_a_server_cannot_do_is_refused_by_validate_and_by_run(
     assert re.search(message, str(refused.value))
     assert main(["validate", str(write_config(tmp_path / "job.yaml", file))]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_packed_examples_are_asked_for_one_by_one(server: TellingServer, sure: Models, tmp_path: Path) -> None:
+    file = merged(served(server, sure, tmp_path), {"dataset": {"packing": True, "max_length": 48}})
+    told = [step.loss for step in run(file)[1].steps]
+    assert told == pytest.approx([step.loss for step in run(live(file, sure))[1].steps], rel=1e-4)
 
 
 def test_rows_that_are_longer_than_the_server_reads_are_refused(sure: Models, tmp_path: Path) -> None:

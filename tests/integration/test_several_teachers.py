@@ -122,7 +122,7 @@ def test_members_may_be_cached(sure: Models, second: str, tmp_path: Path) -> Non
     assert [step.loss for step in watch.steps] == pytest.approx([step.loss for step in live_watch.steps], rel=1e-5)
     assert {step.cache_hit_rate for step in watch.steps} == {1.0}
     built(job(sure, tmp_path), tmp_path / "topk", CacheSettings(kind="topk"))
-    with pytest.raises(ConfigError, match="an average is of whole distributions"):
+    with pytest.raises(ConfigError, match="several teachers need whole distributions"):
         run(of(file, members[0] | {"cache": str(tmp_path / "topk")}, members[1]))
 
 
@@ -161,6 +161,35 @@ def test_a_row_that_no_teacher_teaches_is_named(sure: Models, second: str, tmp_p
     file["teacher"]["members"][1]["rows"] = ["c"]
     with pytest.raises(DataError, match=r"30 rows have 'b' or another value in column `kind` that no teacher teaches"):
         run(file)
+
+
+def test_diagnostics_look_at_what_several_teachers_say_together(sure: Models, second: str, tmp_path: Path) -> None:
+    watched = {"training": {"diagnose_every": 1, "max_steps": 1}}
+    routes = merged(routed(sure, second, tmp_path), watched)
+    average = of(merged(job(sure, tmp_path / "average"), watched), {"model_id": str(sure.llama)}, {"model_id": second})
+    for file in (routes, average):
+        run(file)
+        lines = (Path(file["output"]["dir"]) / "metrics.jsonl").read_text().splitlines()
+        (told,) = [line["diagnostics"] for line in map(json.loads, lines) if "diagnostics" in line]
+        assert told["teacher_entropy"]
+
+
+def test_weights_are_learnt_of_masked_texts_from_caches_too(tmp_path: Path) -> None:
+    teachers = [tiny_bert(tmp_path / f"{n}", head="MaskedLM", seed=n, initializer_range=0.4) for n in (1, 2)]
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"{n} the fox jumps over the dog"} for n in range(40)])
+    file: Job = {
+        "teacher": {"members": [{"model_id": str(path)} for path in teachers], "weighting": "learned"},
+        "student": {"init_from": {"teacher_layers": 1}},
+        "dataset": {"path": str(rows), "max_length": 16},
+        "training": {"epochs": 1, "max_steps": 12, "batch_size": 8},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    live, live_watch = run(file)
+    built(file, tmp_path / "cache", CacheSettings(precision="float32", member=0))
+    file["teacher"]["members"][0]["cache"] = str(tmp_path / "cache")
+    cached, watch = run(file)
+    assert (cached.steps, live.steps) == (12, 12), "more passes than `epochs` says"
+    assert [step.loss for step in watch.steps] == pytest.approx([step.loss for step in live_watch.steps], rel=1e-4)
 
 
 # ── What is refused ──

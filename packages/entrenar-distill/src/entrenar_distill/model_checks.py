@@ -193,7 +193,7 @@ def served(given: DistillationConfig, config: OneTeacher, task: str | None) -> I
     """What a teacher behind an endpoint does not tell; whether it answers, a run finds out."""
     if not isinstance(given.teacher, EndpointTeacher):
         return
-    if config.teacher.cache is None:
+    if config.teacher.cache is None or config.teacher.cache.dir is None:
         yield from check_losses(config, given.teacher.top_logprobs)
     if task not in (None, CAUSAL_LM):
         yield Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None, "teacher.endpoint")

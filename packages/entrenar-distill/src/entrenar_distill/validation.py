@@ -25,6 +25,7 @@ from entrenar_core.data.columns import check_columns, check_splits, peek_columns
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.teacher_rules import check_loading
+from entrenar_core.training.requirements import check_members_caches
 from entrenar_distill.model_checks import (
     check_fit,
     check_layers_of,
@@ -71,6 +72,7 @@ def validate(
         own: list[Problem] = []
         checks += _beside(one, place, task, models, hub, own)
         problems += [_of_teacher(problem, config, place) for problem in own]
+    problems += check_members_caches(config)
     checks += _schedule(first)
     checks += _data(config.dataset, task, problems)
     checks += _output(config, problems)

@@ -22,7 +22,8 @@ _NO_LAYERS = "compares layers, and several teachers have no layers together"
 def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     """The rules that `values` break."""
     teacher, column = _mapping(values.get("teacher")), _mapping(values.get("dataset")).get("route_column")
-    yield from _model(("teacher",), teacher, values.get("task"))
+    streaming = _mapping(values.get("dataset")).get("streaming") is True
+    yield from _model(("teacher",), teacher, values.get("task"), streaming=streaming)
     if "moving_average" in teacher:
         yield from _moving_average(values)
     if "endpoint" in teacher:
@@ -34,20 +35,23 @@ def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
         yield Broken(("dataset", "route_column"), message, "list teachers as `teacher.members`, or remove it")
 
 
-def _model(where: Path, teacher: Mapping[str, Any], task: object) -> Iterator[Broken]:
+def _model(where: Path, teacher: Mapping[str, Any], task: object, *, streaming: bool) -> Iterator[Broken]:
     yield from _finetune((*where, "finetune"), teacher.get("finetune"), task)
     yield from _placing(where, teacher)
     if isinstance(teacher.get("cache"), Mapping):
-        yield from _cache((*where, "cache"), _mapping(teacher["cache"]))
+        yield from _cache((*where, "cache"), _mapping(teacher["cache"]), streaming=streaming)
 
 
 def _ensemble(teacher: Mapping[str, Any], column: object, values: Mapping[str, Any]) -> Iterator[Broken]:
     members, weighting = [_mapping(member) for member in teacher["members"]], teacher.get("weighting", "fixed")
+    streaming = _mapping(values.get("dataset")).get("streaming") is True
     for place, member in enumerate(members):
-        yield from _model(("teacher", "members", place), member, values.get("task"))
+        yield from _model(("teacher", "members", place), member, values.get("task"), streaming=streaming)
         yield from _member(place, member, column, weighting)
     if column is not None:
         yield from _routes(members, weighting, values)
+    if weighting == "learned":
+        yield from _learned(values)
     yield from _layers(_mapping(values.get("distillation")))
     if values.get("task") == "embedding":
         message = "`teacher.members` are teachers whose probabilities are averaged, and sentence encoders give none"
@@ -65,6 +69,12 @@ def _member(place: int, member: Mapping[str, Any], column: object, weighting: ob
     if "weight" in member and (column is not None or weighting == "learned"):
         why = "each row has one teacher" if column is not None else "weights are learned"
         yield Broken((*where, "weight"), f"`{name}.weight` means nothing: {why}", "remove it")
+
+
+def _learned(values: Mapping[str, Any]) -> Iterator[Broken]:
+    if _mapping(values.get("dataset")).get("streaming") is True:
+        message = "`teacher.weighting: learned` reads training rows before training, and a stream is not at hand"
+        yield Broken(("teacher", "weighting"), message, "remove `dataset.streaming`, or take fixed weights")
 
 
 def _routes(members: Sequence[Mapping[str, Any]], weighting: object, values: Mapping[str, Any]) -> Iterator[Broken]:
@@ -145,19 +155,23 @@ def _placing(where: Path, teacher: Mapping[str, Any]) -> Iterator[Broken]:
         )
 
 
-def _cache(where: Path, cache: Mapping[str, Any]) -> Iterator[Broken]:
+def _cache(where: Path, cache: Mapping[str, Any], *, streaming: bool) -> Iterator[Broken]:
     """On disk or in memory, each with settings of its own."""
+    name = dotted(where)
     if "dir" not in cache and "memory" not in cache:
-        yield Broken(where, "`teacher.cache` does not say where it is", "give a folder as `dir`, or a size as `memory`")
+        yield Broken(where, f"`{name}` does not say where it is", "give a folder as `dir`, or a size as `memory`")
     elif "dir" in cache and "memory" in cache:
-        message = "`teacher.cache.dir` and `teacher.cache.memory` are two places"
+        message = f"`{name}.dir` and `{name}.memory` are two places"
         yield Broken((*where, "memory"), message, "keep one of the two")
     elif "precision" in cache and "dir" in cache:
-        message = "`teacher.cache.precision` is of what is held in memory, and a folder has its own"
+        message = f"`{name}.precision` is of what is held in memory, and a folder has its own"
         yield Broken((*where, "precision"), message, "remove it, and build the folder with `cache build --precision`")
     elif "missing" in cache and "memory" in cache:
-        message = "`teacher.cache.missing` is about a folder, and memory holds every row"
+        message = f"`{name}.missing` is about a folder, and memory holds every row"
         yield Broken((*where, "missing"), message, "remove it")
+    elif "memory" in cache and streaming:
+        message = f"`{name}.memory` holds every row, and a stream is not at hand"
+        yield Broken((*where, "memory"), message, "remove `dataset.streaming`, or keep a folder with `cache build`")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -127,11 +127,16 @@ class TeacherConfig(ModelSource):
     cache: CacheUse | None = Field(None, description="Ask it once; or the folder alone, as `cache: ./teacher-cache`.")
 
 
+def _as_texts(value: object) -> object:
+    """Values of a column may be numbers."""
+    return [str(item) if type(item) is int else item for item in value] if isinstance(value, list | tuple) else value
+
+
 class MemberTeacher(TeacherConfig):
     """One of several teachers."""
 
     weight: Positive = Field(1.0, description="Of its probabilities beside those of the others; together they are 1.")
-    rows: Texts | None = Field(
+    rows: Annotated[Texts | None, BeforeValidator(_as_texts)] = Field(
         None, description="With `dataset.route_column`: the values of that column in the rows that it teaches."
     )
 

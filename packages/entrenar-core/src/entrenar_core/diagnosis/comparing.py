@@ -9,7 +9,7 @@ from torch import Tensor
 from entrenar_core.diagnosis.distributions import TILE
 from entrenar_core.diagnosis.findings import Comparison
 from entrenar_core.losses import forward_kl, jsd
-from entrenar_core.models.rows import Rows
+from entrenar_core.losses.targets import Dense
 
 TOP_K = 10
 
@@ -34,7 +34,7 @@ class Beside:
         self.rows = self.top_k = 0
 
     @torch.no_grad()
-    def add(self, student: Rows, teacher: Rows, step: int = 1) -> None:
+    def add(self, student: Dense, teacher: Dense, step: int = 1) -> None:
         """The rows of a batch that count, or every `step`th of them, in tiles."""
         for start in range(0, len(teacher), TILE * step):
             tile = slice(start, start + TILE * step, step)

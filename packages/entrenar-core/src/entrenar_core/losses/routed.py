@@ -41,6 +41,8 @@ class Routed:
 
     def of(self, rows: slice) -> Tensor:
         """As `Dense.of`, where all members are dense."""
+        if rows.step not in (None, 1):  # of each member, rows that lie together are read
+            return self.of(slice(rows.start, rows.stop))[:: rows.step]
         whose_N = self.member_N[rows]
         found: Tensor | None = None
         for place, member in enumerate(self.members):

@@ -72,6 +72,9 @@ def _of_onnx(config: OneTeacher) -> Iterator[Problem]:
         if compares_layers(term.entry):
             where = dotted(term.path)
             yield Problem(f"`{where}` compares layers, and {_IS_ONNX}, which shows none", f"remove it, {_OTHER}", where)
+    if config.dataset.packing:
+        message = f"`dataset.packing` tells models which tokens belong together, and {_IS_ONNX}, which cannot be told"
+        yield Problem(message, f"remove it, {_OTHER}", "dataset.packing")
     if config.student.init_from is not None:
         message = f"`student.init_from` copies weights of the teacher, and {_IS_ONNX}, which has none to copy"
         yield Problem(message, f"give sizes or a `model_id`, {_OTHER}", "student.init_from")

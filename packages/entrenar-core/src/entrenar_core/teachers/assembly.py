@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from entrenar_core.config.teachers import ProbeFinetuning
+from entrenar_core.config.teachers import EnsembleTeacher, ProbeFinetuning
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.models.heads import EMBEDDING
@@ -170,7 +170,7 @@ def precomputed(
 ) -> tuple[PrecomputedTeacher, Scores]:
     """A classifier that has read all texts, and its scores."""
     rows = prepared.rows
-    taught = not looking and any(term.needs_teacher for term in prepared.terms)
+    taught = not looking and (_learns_weights(prepared) or any(term.needs_teacher for term in prepared.terms))
     train = rows.train if taught else rows.train.select([])
     both = [*train, *rows.evaluation]
     logits_NC = read([row["text"] for row in both])
@@ -194,6 +194,12 @@ def _encoder(prepared: "Preparation", model: nn.Module) -> nn.Module:
     assert prepared.poolings is not None
     pools = isinstance(model, OnnxModel) and model.gives_sentences
     return model if pools else SentenceEncoder(model, prepared.poolings[0])
+
+
+def _learns_weights(prepared: "Preparation") -> bool:
+    """Whether the weights of several teachers are found on training rows."""
+    teacher = prepared.given.teacher
+    return isinstance(teacher, EnsembleTeacher) and teacher.weighting == "learned"
 
 
 def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -141,7 +141,8 @@ def learned_weights(
     tokens = prepared.train_tokens
     chosen = tokens.select(range(0, len(tokens), max(1, len(tokens) // MOST_ROWS)))
     size, found = prepared.config.training.evaluation_batch_size, []
-    for done, cpu_batch in enumerate(length_sorted_batches(chosen, prepared.collator, size)):
+    collator = prepared.collator.of_epoch(0)  # as masked texts are read in training, and kept in caches
+    for done, cpu_batch in enumerate(length_sorted_batches(chosen, collator, size)):
         on_batch(done, -(-len(chosen) // size))
         batch = cpu_batch.to(accelerator.device)
         labels_N = prepared.counting.labels(batch)

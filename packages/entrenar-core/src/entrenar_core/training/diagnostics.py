@@ -16,7 +16,7 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.diagnosis.comparing import Beside
 from entrenar_core.diagnosis.distributions import TILE, entropy, moments
 from entrenar_core.diagnosis.troubles import find_troubles
-from entrenar_core.losses.targets import HeadRows, Logits
+from entrenar_core.losses.targets import Dense
 from entrenar_core.models.rows import Rows, read_rows
 from entrenar_core.models.sentences import vectors_of
 from entrenar_core.models.wants import Wants
@@ -107,7 +107,7 @@ class Diagnostics(Callback):
 
     def _distributions(self, batch: Batch, teacher: TeacherSource, now: Sequence[Now]) -> dict[str, Any]:
         said = teacher.rows(batch)
-        assert isinstance(said, Logits | HeadRows), "checked before training"
+        assert isinstance(said, Dense), "checked before training"
         stride = math.ceil(len(said) / MOST_ROWS)
         beside = Beside()
         beside.add(self._student_rows(batch), said, stride)
@@ -154,7 +154,7 @@ def _softens(term: RowTerm) -> bool:
     return term.core is not None
 
 
-def _entropies(rows: Rows, stride: int, temperatures: Sequence[float]) -> dict[str, float]:
+def _entropies(rows: Dense, stride: int, temperatures: Sequence[float]) -> dict[str, float]:
     """Mean entropy in nats by temperature, of every `stride`th row."""
     sums = torch.zeros(len(temperatures), dtype=torch.float64)
     for start in range(0, len(rows), TILE * stride):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,18 @@ from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.one_teacher import OneTeacher, each_teacher
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import for_task
-from entrenar_core.config.teachers import EndpointTeacher, ModelSource, MovingAverage, MovingAverageTeacher
+from entrenar_core.config.teachers import (
+    EndpointTeacher,
+    EnsembleTeacher,
+    ModelSource,
+    MovingAverage,
+    MovingAverageTeacher,
+)
 from entrenar_core.data.collating import Batch, Collator
 from entrenar_core.data.masking import Masking
 from entrenar_core.data.sources import Rows, load_rows
 from entrenar_core.data.tokenizing import tokenize_rows
-from entrenar_core.errors import ModelError, UsageError
+from entrenar_core.errors import ConfigError, ModelError, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.hub import fetch_model
 from entrenar_core.models.heads import (
@@ -41,6 +47,7 @@ from entrenar_core.training.requirements import (
     check_beside,
     check_labels,
     check_losses,
+    check_members_caches,
     check_models,
     check_pad_token,
     check_room,
@@ -78,7 +85,7 @@ class Preparation:
 
     `given` is the configuration as it was given, and `config` the same with one teacher that is a model, and with the
     losses of a sentence encoder listed. Of several teachers, `members` has one preparation for each, which share all
-    but what is said of the teacher; this is that of the first one.
+    but what is said of the teacher; this is that of the first one. `fewest_tokens` is how many all of them have.
     """
 
     given: DistillationConfig
@@ -96,6 +103,7 @@ class Preparation:
     finding: VocabularyFinding | None
     poolings: tuple[Pool, Pool] | None = None
     members: "tuple[Preparation, ...]" = ()
+    fewest_tokens: int | None = None
 
     @property
     def moving_average(self) -> MovingAverage | None:
@@ -150,7 +158,9 @@ class Preparation:
     @property
     def vocabulary(self) -> int | None:
         """How many columns of logits stand for tokens; None for a classifier. Heads may be padded beyond them."""
-        return self.finding.length if self.over_tokens and self.finding else None
+        if not self.over_tokens or self.finding is None:
+            return None
+        return min(self.finding.length, self.fewest_tokens or self.finding.length)
 
     @property
     def num_ids(self) -> int:
@@ -202,9 +212,19 @@ class Preparation:
         found = output_layer_of(inner, self.token_map.to_teacher(ids_BT), mask_BT)
         return None if found is None else found.in_order_of(self.token_map)
 
+    def _caches(self) -> Iterator[tuple[str, str]]:
+        """What is in the folders of caches."""
+        from entrenar_core.teachers.cache.manifest import read_manifest
+
+        for place, one in enumerate(self.members or (self,), start=1):
+            use = one.config.teacher.cache
+            if use is not None and use.dir is not None:
+                yield ("cache" if place == 1 else f"cache {place}"), read_manifest(use.dir).fingerprint()
+
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
         several = {f"teacher {place}": one.teacher.fingerprint() for place, one in enumerate(self.members[1:], start=2)}
+        several |= dict(self._caches())
         return {
             "teacher": self.teacher.fingerprint() if self.endpoint is None else f"served: {self.endpoint.model}",
             **several,
@@ -234,13 +254,14 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     first, *others = each_teacher(config)
     prepared = _prepare(config, first, progress)
     if others:
-        members = (prepared, *(_beside(prepared, one, progress) for one in others))
-        prepared = dataclasses.replace(prepared, members=members)
+        prepared = _together([prepared, *(_beside(prepared, one, progress) for one in others)])
     for one in prepared.members or (prepared,):
         if one.config.teacher.cache is not None:
             from entrenar_core.teachers.cache.opening import require_cache
 
             require_cache(one, one.config.teacher.cache)
+    if problems := check_members_caches(config):
+        raise ConfigError(problems)
     return prepared
 
 
@@ -289,12 +310,29 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Pr
     )
 
 
+def _together(members: "Sequence[Preparation]") -> Preparation:
+    """Several teachers, over the tokens that all of them have.
+
+    Raises:
+        DataError: a row has no teacher.
+    """
+    from entrenar_core.teachers.ensemble import routes
+
+    lengths = [one.finding.length for one in members if one.finding is not None]
+    shared = tuple(dataclasses.replace(one, fewest_tokens=min(lengths, default=None)) for one in members)
+    prepared = dataclasses.replace(shared[0], members=shared)
+    ensemble = prepared.given.teacher
+    assert isinstance(ensemble, EnsembleTeacher), "who has members"
+    if prepared.config.dataset.route_column is not None:
+        routes(prepared, ensemble)
+    return prepared
+
+
 def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparation:
     """Another teacher of the same student, on the same rows."""
     task, student = first.task, first.student
     teacher = fetch(config.teacher, config.teacher.model_id, progress)
-    check_models(config, task, teacher, student)
-    check_beside(config, task, teacher)
+    check_beside(config, task, teacher, student)
     tokenizer = _tokenizer(teacher, config.teacher)
     if task == MASKED_LM:
         require_masked_head(teacher)

@@ -14,7 +14,7 @@ from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import check_task
 from entrenar_core.config.teacher_rules import NO_PROBE
-from entrenar_core.config.teachers import EndpointTeacher, ProbeFinetuning
+from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
 from entrenar_core.models.heads import (
@@ -62,20 +62,47 @@ def check_losses(config: OneTeacher, task: Task, teacher: ModelArtifact, student
         raise ConfigError(problems)
 
 
-def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact) -> None:
-    """Whether another teacher than the first, which a student may be made of, can be loaded as it should."""
-    problems = [
+def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
+    """Whether another teacher than the first, which a student may be made of, can do the task, and be loaded."""
+    problems = check_kinds(task, teacher.architecture, student.architecture if student else None)
+    problems = list(problems)
+    problems += [
         problem for problem in check_loading(config, task, teacher, None) if problem.where != "student.init_from"
     ]
     if problems:
         raise ConfigError(problems)
 
 
+def check_members_caches(config: DistillationConfig) -> list[Problem]:
+    """Several teachers are scored together by whole distributions, of which caches of some tokens are none."""
+    from entrenar_core.teachers.cache.manifest import read_manifest
+
+    members = config.teacher.members if isinstance(config.teacher, EnsembleTeacher) else ()
+    problems = []
+    for place, member in enumerate(members):
+        if member.cache is None or member.cache.dir is None:
+            continue
+        try:
+            kind = read_manifest(member.cache.dir).kind["name"]
+        except DataError:  # told where it is opened
+            continue
+        if kind in ("topk", "sampled"):
+            where = f"teacher.members[{place}].cache"
+            message = f"`{where}`: several teachers need whole distributions, and the cache keeps some tokens ({kind})"
+            problems.append(Problem(message, "build it with --kind hidden", where))
+    return problems
+
+
+def kept_on_disk(config: OneTeacher) -> bool:
+    """Whether a folder says what the teacher says, and not the teacher itself."""
+    return config.teacher.cache is not None and config.teacher.cache.dir is not None
+
+
 def check_served(given: DistillationConfig, config: OneTeacher, task: Task) -> None:
     """Whether a teacher behind an endpoint tells what the task and the losses ask for."""
     if not isinstance(given.teacher, EndpointTeacher):
         return
-    problems = check_endpoint(config, given.teacher.top_logprobs) if config.teacher.cache is None else []
+    problems = [] if kept_on_disk(config) else check_endpoint(config, given.teacher.top_logprobs)
     if task != CAUSAL_LM:
         problems = [Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None), *problems]
     if problems:

@@ -126,7 +126,10 @@ class Run:
             evaluate=lambda model: self._evaluate(model, None, batch_size=self.config.teacher.batch_size),
             on_batch=self._watch,
         )
-        return ready, make_student(self.prepared, ready.model)
+        student = make_student(self.prepared, ready.model)
+        if not self.training.baseline:  # which makes the student once more
+            ready = dataclasses.replace(ready, model=None)
+        return ready, student
 
     def _write(self, student: "PreTrainedModel", report: RunReport) -> RunReport:
         written = write_result(self.folder.path, self.prepared, student, report)

@@ -31,6 +31,7 @@ class Identity:
     precision: str
     finetune: str | None
     tokenizer: str
+    ids: str | None
     template: str | None
     max_length: int
     vocabulary: int | None
@@ -51,6 +52,7 @@ _NAMES = {
     "precision": "`training.mixed_precision`",
     "finetune": "`teacher.finetune`, or what the teacher was fitted to",
     "tokenizer": "the tokenizer",
+    "ids": "the ids of the teacher's tokenizer",
     "template": "the chat template",
     "max_length": "`dataset.max_length`",
     "vocabulary": "the number of tokens",
@@ -58,7 +60,7 @@ _NAMES = {
     "reads": "what the teacher reads",
     "masking": "what is masked (`dataset.mask_probability`, `training.seed`)",
 }
-_HASHES = ("weights", "tokenizer", "template", "finetune")
+_HASHES = ("weights", "tokenizer", "ids", "template", "finetune")
 
 
 def identity_of(prepared: "Preparation") -> Identity:
@@ -79,6 +81,7 @@ def identity_of(prepared: "Preparation") -> Identity:
         if finetune is None
         else _hash([finetune.model_dump(mode="json"), config.training.seed, prepared.rows.fingerprint]),
         tokenizer=tokenizer_hash(prepared.tokenizer if reads_tokens else prepared.teacher_tokenizer),
+        ids=_teacher_ids(prepared),
         template=_template(prepared),
         max_length=config.dataset.max_length,
         vocabulary=prepared.vocabulary,
@@ -100,6 +103,12 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Over its tokens with their ids, its special ones, and what decides how a text is split."""
     facts = facts_of(tokenizer)
     return _hash([sorted(facts.tokens.items()), dict(facts.roles), dict(facts.parts)])
+
+
+def _teacher_ids(prepared: "Preparation") -> str | None:
+    """Of the teacher's ids for the student's tokens, where they are others."""
+    ids = prepared.finding.teacher_ids if prepared.finding else None
+    return None if ids is None else _hash(list(ids))
 
 
 def _template(prepared: "Preparation") -> str | None:

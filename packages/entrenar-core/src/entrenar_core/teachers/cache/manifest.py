@@ -1,5 +1,6 @@
 """What a cache says of itself: of what it was made, what is in it, and how far it is from the teacher."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Manifest:
         if self.layers is None:
             return Wants()
         return Wants(frozenset(self.layers["hidden"]), frozenset(map(int, self.layers["attention"])))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is in the cache and of what it was made."""
+        content = [self.kind, self.layers, self.identity, self.head, [shard["sha256"] for shard in self.shards]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """In one step.

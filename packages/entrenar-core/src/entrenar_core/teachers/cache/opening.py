@@ -74,19 +74,20 @@ def write_head(head: Head, folder: Path) -> str:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
         aside.chmod(folder.stat().st_mode & 0o666)
         aside.replace(folder / HEAD)
-        return _sha256(folder / HEAD)
+        return sha256_of(folder / HEAD)
 
 
 def check_head(manifest: Manifest, folder: Path) -> None:
     """Raises DataError where the head of a cache is missing, or not what was written."""
     try:
-        if manifest.head is not None and _sha256(folder / HEAD) != manifest.head:
+        if manifest.head is not None and sha256_of(folder / HEAD) != manifest.head:
             raise DataError(f"{folder / HEAD} is damaged: it is not what was written", AGAIN)
     except OSError as error:
         raise DataError(f"{folder / HEAD} cannot be read: {error.strerror}", AGAIN) from error
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Of the bytes of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -131,13 +131,24 @@ def _groups(prepared: "Preparation") -> Iterator[Iterator[PlannedRow]]:
     if prepared.teacher_reads_tokens:
         epochs: Sequence[int | None] = [None]
         if prepared.task == MASKED_LM:  # other words are masked in every epoch
-            epochs = range(prepared.config.training.epochs)
+            epochs = range(_epochs(prepared))
         for epoch in epochs:
             yield _rows_of("train", prepared.train_tokens, prepared.collator, epoch)
         if prepared.task != EMBEDDING:  # whose student is judged by texts
             yield _rows_of("evaluation", prepared.eval_tokens, prepared.collator, None)
     if texts := texts_of(prepared):
         yield _text_rows(prepared, texts)
+
+
+def _epochs(prepared: "Preparation") -> int:
+    """How many passes over the rows the training begins."""
+    from entrenar_core.training.assembly import make_batches
+
+    training = prepared.config.training
+    if training.max_steps is None:
+        return training.epochs
+    whole = make_batches(prepared, prepared.train_tokens, None, 0, 1).total_steps
+    return -(-training.max_steps * training.epochs // whole)
 
 
 def _rows_of(split: Split, tokens: Any, collator: Collator, epoch: int | None) -> Iterator[PlannedRow]:

@@ -72,6 +72,8 @@ def questions_of(batch: Batch, keys: Sequence[bytes] = ()) -> Iterator[Question]
         batch: the rows.
         keys: what each of them is known by in a cache, if anything.
     """
+    if batch.packed is not None:
+        batch = batch.of(range(len(batch.rows_B)))
     ids_BT, real_BT = batch.input_ids_BT.cpu().numpy(), batch.attention_mask_BT.cpu().numpy().astype(bool)
     counts_BT, rows_B = batch.targets.cpu().numpy(), batch.rows_B.tolist()
     for row, number in enumerate(rows_B):
