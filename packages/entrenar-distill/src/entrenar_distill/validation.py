@@ -25,7 +25,7 @@ from entrenar_core.data.columns import check_columns, check_splits, peek_columns
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.teacher_rules import check_loading
-from entrenar_core.training.requirements import check_members_caches
+from entrenar_core.teachers.cache.fitting import check_members_caches
 from entrenar_distill.model_checks import (
     check_fit,
     check_layers_of,

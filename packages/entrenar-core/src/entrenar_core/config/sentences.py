@@ -67,9 +67,7 @@ def _in_sentences(config: OneTeacher) -> Iterator[Problem]:
             where = f"distillation.{name}"
             what = f"`{where}` is about logits or labels, and the task embedding compares vectors"
             yield Problem(what, "remove it; `distillation.losses` lists what is compared", where)
-    if section.exits is not None and section.exits.enabled:
-        what = "`distillation.exits` give logits or labels, and the task embedding compares vectors"
-        yield Problem(what, "remove it", "distillation.exits")
+    yield from _without_exits(section)
     for index, entry in enumerate(section.losses or ()):
         where = f"distillation.losses[{index}]"
         if isinstance(entry, SoftLoss | LabelLoss):
@@ -84,6 +82,12 @@ def _in_sentences(config: OneTeacher) -> Iterator[Problem]:
     if config.training.baseline:
         what = "`training.baseline` trains on the labels alone, and the task embedding learns none"
         yield Problem(what, "remove it", "training.baseline")
+
+
+def _without_exits(section: DistillationSection) -> Iterator[Problem]:
+    if section.exits is not None and section.exits.enabled:
+        what = "`distillation.exits` give logits or labels, and the task embedding compares vectors"
+        yield Problem(what, "remove it", "distillation.exits")
 
 
 def _elsewhere(config: OneTeacher, task: str) -> Iterator[Problem]:

@@ -42,12 +42,12 @@ from entrenar_core.models.sentence_rules import poolings_of
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
+from entrenar_core.teachers.cache.fitting import check_members_caches
 from entrenar_core.teachers.endpoint.settings import EndpointSettings, endpoint_settings
 from entrenar_core.training.requirements import (
     check_beside,
     check_labels,
     check_losses,
-    check_members_caches,
     check_models,
     check_pad_token,
     check_room,

@@ -14,7 +14,7 @@ from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import check_task
 from entrenar_core.config.teacher_rules import NO_PROBE
-from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, ProbeFinetuning
+from entrenar_core.config.teachers import EndpointTeacher, ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
 from entrenar_core.models.heads import (
@@ -71,26 +71,6 @@ def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact, student
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def check_members_caches(config: DistillationConfig) -> list[Problem]:
-    """Several teachers are scored together by whole distributions, of which caches of some tokens are none."""
-    from entrenar_core.teachers.cache.manifest import read_manifest
-
-    members = config.teacher.members if isinstance(config.teacher, EnsembleTeacher) else ()
-    problems = []
-    for place, member in enumerate(members):
-        if member.cache is None or member.cache.dir is None:
-            continue
-        try:
-            kind = read_manifest(member.cache.dir).kind["name"]
-        except DataError:  # told where it is opened
-            continue
-        if kind in ("topk", "sampled"):
-            where = f"teacher.members[{place}].cache"
-            message = f"`{where}`: several teachers need whole distributions, and the cache keeps some tokens ({kind})"
-            problems.append(Problem(message, "build it with --kind hidden", where))
-    return problems
 
 
 def kept_on_disk(config: OneTeacher) -> bool:

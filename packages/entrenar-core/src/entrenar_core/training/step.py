@@ -3,7 +3,7 @@
 Shapes: B rows, T positions, H width, V classes or vocabulary, N rows or positions that count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
@@ -68,11 +68,8 @@ class DistillationStep(nn.Module):
         for term, present in zip(self.layers, now[rows:], strict=True):
             if present.weight > 0:
                 if isinstance(term, ExitTerm):
-                    target = own if term.learn_from == "final" else teacher
-                    assert record is not None, "it was asked for"
-                    total = term(record, batch, self.objective.counting, self.output, target, present.temperature)
+                    total = self._of_exits(term, record, batch, {"final": own, "teacher": teacher}, present)
                 else:
-                    assert said is not None, "a loss between models needs a teacher"
                     total = self._total(term, record, vectors_BH, said, batch)
                 loss = loss + total * present.factor
                 shares.append(total.detach().reshape(1) / max(present.count, 1))
@@ -81,9 +78,26 @@ class DistillationStep(nn.Module):
                 shares.append(loss.new_zeros(1))
         return StepLoss(loss, torch.cat(shares))
 
+    def _of_exits(
+        self,
+        term: ExitTerm,
+        record: Record | None,
+        batch: Batch,
+        targets: Mapping[str, Targets | None],
+        present: Now,
+    ) -> Tensor:
+        """The sum of exits, which learn from one of the targets or from labels."""
+        assert record is not None, "it was asked for"
+        target = targets.get(term.learn_from)
+        total: Tensor = term(record, batch, self.objective.counting, self.output, target, present.temperature)
+        return total
+
     @staticmethod
-    def _total(term: nn.Module, record: Record | None, vectors_BH: Tensor | None, said: Said, batch: Batch) -> Tensor:
+    def _total(
+        term: nn.Module, record: Record | None, vectors_BH: Tensor | None, said: Said | None, batch: Batch
+    ) -> Tensor:
         """The sum of a term between vectors or between layers."""
+        assert said is not None, "a loss between models needs a teacher"
         if isinstance(term, VectorTerm):
             total: Tensor = term(vectors_BH, said.vectors_BK, batch)
         else:

@@ -7,8 +7,9 @@ from entrenar_core.config.desugaring import Term, soft_terms, terms_of
 from entrenar_core.config.losses import LayerLoss, SelectiveLoss, SoftLoss, compares_layers
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DistillationConfig
+from entrenar_core.config.teachers import EnsembleTeacher
 from entrenar_core.config.wording import dotted
-from entrenar_core.errors import Problem
+from entrenar_core.errors import DataError, Problem
 from entrenar_core.models.wants import EMBEDDINGS, Wants
 from entrenar_core.training.schedules import moves
 
@@ -34,6 +35,26 @@ def check_kind(config: DistillationConfig, kind: Mapping[str, Any], wants: Wants
         message = f"`training.diagnose_every` looks at the whole distribution, which a {kind['name']} cache lacks"
         problems.append(Problem(message, _LIVE, "training.diagnose_every"))
     return problems + [problem for term in soft for problem in (check(term, kind) if check else ())]
+
+
+def check_members_caches(config: DistillationConfig) -> list[Problem]:
+    """Several teachers are scored together by whole distributions, of which caches of some tokens are none."""
+    from entrenar_core.teachers.cache.manifest import read_manifest
+
+    members = config.teacher.members if isinstance(config.teacher, EnsembleTeacher) else ()
+    problems = []
+    for place, member in enumerate(members):
+        if member.cache is None or member.cache.dir is None:
+            continue
+        try:
+            kind = read_manifest(member.cache.dir).kind["name"]
+        except DataError:  # told where it is opened
+            continue
+        if kind in ("topk", "sampled"):
+            where = f"teacher.members[{place}].cache"
+            message = f"`{where}`: several teachers need whole distributions, and the cache keeps some tokens ({kind})"
+            problems.append(Problem(message, "build it with --kind hidden", where))
+    return problems
 
 
 def temperatures_of(terms: Sequence[Term]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from entrenar_core.errors import DataError, Problem
 from entrenar_core.models.wants import Wants
-from entrenar_core.teachers.cache.shards import AGAIN
+from entrenar_core.teachers.cache.settings import AGAIN
 from entrenar_core.training.files import write_json
 
 VERSION = 1

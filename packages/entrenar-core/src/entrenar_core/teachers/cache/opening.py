@@ -22,7 +22,7 @@ from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, check_manifest, read_manifest
 from entrenar_core.teachers.cache.planning import PlannedRow, planned_rows
-from entrenar_core.teachers.cache.shards import AGAIN
+from entrenar_core.teachers.cache.settings import AGAIN
 from entrenar_core.teachers.cache.store import RowStore, Store
 from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.texts import texts_of

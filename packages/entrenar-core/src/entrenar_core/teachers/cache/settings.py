@@ -6,6 +6,9 @@ from typing import Literal
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 KindName = Literal["hidden", "topk", "sampled", "logits", "vectors"]
 
+AGAIN = "build the cache again: what is whole of it is kept"
+"""What to do about a cache that is damaged."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:

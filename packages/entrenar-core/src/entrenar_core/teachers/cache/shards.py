@@ -17,11 +17,11 @@ import numpy as np
 
 from entrenar_core.errors import DataError
 from entrenar_core.teachers.cache.keys import KEY_BYTES
+from entrenar_core.teachers.cache.settings import AGAIN
 from entrenar_core.training.files import writing
 
 Arrays = Mapping[str, np.ndarray]
 """What is kept of a row, or of several: arrays of any length, by their names."""
-AGAIN = "build the cache again: what is whole of it is kept"
 _KEYS, _STARTS, _CHECKS = "row.keys", "row.starts", "row.checksums"
 _ABOUT = "about"
 _OWN = frozenset((_KEYS, _STARTS, _CHECKS))

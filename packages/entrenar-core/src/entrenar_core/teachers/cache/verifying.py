@@ -6,7 +6,8 @@ from pathlib import Path
 from entrenar_core.errors import DataError
 from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.opening import check_head, sha256_of
-from entrenar_core.teachers.cache.shards import AGAIN, Shard
+from entrenar_core.teachers.cache.settings import AGAIN
+from entrenar_core.teachers.cache.shards import Shard
 
 
 def verify_rows(folder: Path, manifest: Manifest, *, on_row: Callable[[int], None] = lambda _: None) -> None:
