@@ -98,7 +98,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_none_of_those_before(
 ) -> None:
     save(tmp_path, 2, keep=1)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("entrenar_core.training.checkpoints.save_file", full)

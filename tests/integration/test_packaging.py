@@ -130,4 +130,6 @@ def test_the_root_distribution_brings_every_package(built: Path) -> None:
     required = [
         x.partition(": ")[2] for x in opened.read(metadata).decode().splitlines() if x.startswith("Requires-Dist")
     ]
-    assert required == [f"{package}=={version('entrenar')}" for package in PACKAGES]
+    release = version("entrenar")
+    extras = [f"entrenar-core[{extra}]=={release}; extra == '{extra}'" for extra in ("onnx", "quantized")]
+    assert required == [*(f"{package}=={release}" for package in PACKAGES), *extras]

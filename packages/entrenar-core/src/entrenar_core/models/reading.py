@@ -3,16 +3,12 @@
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.losses import compares_layers
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.config.teachers import MovingAverageTeacher
 from entrenar_core.models.heads import OF_TOKENS
 
 
 def reads_tokens(config: DistillationConfig, task: str | None) -> bool:
-    """Where tokens are what counts they do, and of streamed rows or whose layers are compared: position by position.
-    The student's own average reads what the student reads.
-    """
-    own = isinstance(config.teacher, MovingAverageTeacher)
-    return own or task in OF_TOKENS or config.dataset.streaming or bool(_between_layers(config))
+    """Where tokens are what counts they do, and of streamed rows or whose layers are compared: position by position."""
+    return task in OF_TOKENS or config.dataset.streaming or bool(_between_layers(config))
 
 
 def way_out(config: DistillationConfig, task: str | None) -> str:

@@ -277,7 +277,8 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Pr
     teacher_tokenizer = _tokenizer(teacher, config.teacher)
     tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer
     masking = _masking(config, tokenizer, teacher, student) if task == MASKED_LM else None
-    reads = reads_tokens(given, task)
+    # the student's own average reads what the student reads
+    reads = reads_tokens(config, task) or isinstance(given.teacher, MovingAverageTeacher)
     finding = one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
     rows = load_rows(
         config.dataset, task=task, seed=config.training.seed, label_names=known_labels(config, task, teacher)
