@@ -65,7 +65,7 @@ def gradient(cut: int, side: Any = "right", student_width: int = 8, teacher_widt
     for batch in batches:
         with torch.no_grad():
             said = read_rows(teacher, batch, counting)
-        DistillationStep(student, objective)._of_rows(batch, said, now).loss.backward()
+        DistillationStep(student, objective)._of_rows(batch, said, now)[0].loss.backward()
     assert student.table_VV.grad is not None
     return student.table_VV.grad
 
@@ -195,7 +195,7 @@ def test_mistake_11_a_batch_without_anything_to_learn() -> None:
     objective = Objective(counting, (RowTerm("kl", 0.5, KL), RowTerm("labels", 0.5)))
     batch = Collator(0)(ROWS).blanked()
     said = read_rows(Lookup(1), batch, counting)
-    found = DistillationStep(student, objective)._of_rows(batch, said, objective.at(0, 1, [0, 0]))
+    found = DistillationStep(student, objective)._of_rows(batch, said, objective.at(0, 1, [0, 0]))[0]
     assert found.loss == 0
     found.loss.backward()
     assert student.table_VV.grad is not None

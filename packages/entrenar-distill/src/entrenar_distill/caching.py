@@ -6,6 +6,7 @@ from pathlib import Path
 from entrenar_common.output import note
 from entrenar_common.progress import Progress
 from entrenar_core.config import DistillationConfig
+from entrenar_core.errors import DataError
 from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.units import count, duration, size
@@ -43,6 +44,8 @@ def info(folder: Path, *, verify: bool) -> CacheReport:
     from entrenar_core.teachers.cache.manifest import read_manifest
 
     manifest = read_manifest(folder)
+    if verify and not manifest.complete:
+        raise DataError(f"the cache in {folder} is not complete", "go on with the same `entrenar-distill cache build`")
     if verify:
         from entrenar_core.teachers.cache.verifying import verify_rows
 

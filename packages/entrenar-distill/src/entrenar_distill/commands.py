@@ -169,9 +169,16 @@ def cache_build(
         KindName | None,
         typer.Option(help="What is kept; hidden, and logits of classifiers, if not given.", show_default=False),
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Of hidden states.")] = "bfloat16",
-    top_k: Annotated[int, typer.Option(help="How many tokens of --kind topk.", min=1)] = 100,
-    samples: Annotated[int, typer.Option(help="How many draws of --kind sampled.", min=1, max=255)] = 50,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of hidden states and layers; bfloat16 if not given.", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="How many tokens of --kind topk; 100 if not given.", min=1, show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="How many draws of --kind sampled; 50 if not given.", min=1, max=255, show_default=False),
+    ] = None,
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a file; as much is lost when a build is killed.")
     ] = "64MB",

@@ -87,7 +87,8 @@ fingerprints of models and data and the versions of all packages.
 
 def _base_models(report: RunReport) -> str:
     """Models of the Hub, as it links them; other references mean nothing there."""
-    names = [facts.name.partition("@")[0] for facts in (report.student, report.teacher)]
+    told = [report.student.name, *report.teacher.name.split(" + ")]
+    names = [name.removeprefix("moving average of ").partition("@")[0] for name in told]
     known = [name for name in dict.fromkeys(names) if _ON_THE_HUB.fullmatch(name) and not Path(name).exists()]
     return f"base_model: [{', '.join(known)}]\n" if known else ""
 

@@ -19,7 +19,7 @@ from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.planning import Costs, PlannedRow
 from entrenar_core.teachers.cache.reader import Reader
-from entrenar_core.teachers.cache.settings import CacheSettings
+from entrenar_core.teachers.cache.settings import CacheSettings, KindName
 from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.live import LiveTeacher
@@ -121,6 +121,47 @@ class AskedTeacher:
         return Reader(self.prepared, self.accelerator, keeping.kind, keeping.layers, says, self.fitted.forward)
 
 
+def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> None:
+    """Whether a teacher of this task can be kept so, as far as that is known before it is loaded.
+
+    Raises:
+        UsageError: it cannot, or a setting would change nothing.
+    """
+    kinds = _kinds(prepared)
+    kind = settings.kind or kinds[0]
+    if kind not in kinds:
+        raise UsageError(
+            f"--kind {kind} is not for {_WHOSE[kinds[0]]}",
+            f"take --kind {' or '.join(kinds)}" if len(kinds) > 1 else "leave --kind out",
+        )
+    wants = wanted(prepared)
+    if wants is None:
+        raise UsageError(
+            "which layers the losses compare is chosen by looking at both models (`cka`)",
+            "name the pairs of layers, or take another mapping",
+        )
+    idle = {"--top-k": settings.top_k is not None and (kind != "topk" or prepared.endpoint is not None),
+            "--samples": settings.samples is not None and kind != "sampled",
+            "--precision": settings.precision is not None and kind != "hidden" and not wants.anything}  # fmt: skip
+    for flag, given in idle.items():
+        if given:
+            raise UsageError(f"{flag} changes nothing of --kind {kind}", "leave it out")
+    if kind == "sampled":
+        _one_temperature(prepared)
+
+
+_WHOSE = {"hidden": "language models", "vectors": "a sentence encoder", "logits": "a classifier", "topk": "an endpoint"}
+
+
+def _kinds(prepared: "Preparation") -> tuple[KindName, ...]:
+    """How a teacher can be kept, the usual way first."""
+    if prepared.endpoint is not None:
+        return ("topk",)
+    if prepared.vocabulary is not None:
+        return ("hidden", "topk", "sampled")
+    return ("vectors",) if prepared.task == EMBEDDING else ("logits",)
+
+
 def _live(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher) -> LiveTeacher | LiveSentences:
     if prepared.task == EMBEDDING:
         return LiveSentences(loaded.reader, accelerator, torch.empty(0, 0), prepared.config.teacher.batch_size)
@@ -132,45 +173,35 @@ def _layers(
 ) -> Layers | None:
     """Those that the losses of the configuration compare, in the form that a row shows."""
     wants = wanted(prepared)
-    if wants is None:
-        raise UsageError(
-            "which layers the losses compare is chosen by looking at both models (`cka`)",
-            "name the pairs of layers, or take another mapping",
-        )
+    assert wants is not None, "checked before it was loaded"
     if not wants.anything:
         return None
     batch = prepared.collator([next(iter(prepared.train_tokens))]).to(accelerator.device)
     said = _live(prepared, accelerator, loaded).listening(wants)(batch)
     assert said.record is not None, "it was asked for"
-    return Layers.of(said.record, settings.precision)
+    return Layers.of(said.record, settings.precision or "bfloat16")
 
 
 def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher, settings: CacheSettings) -> Kind:
-    vocabulary, name = prepared.vocabulary, settings.kind
-    if vocabulary is None:
-        only = "vectors" if prepared.task == EMBEDDING else "logits"
-        if name not in (None, only):
-            what = "a sentence encoder has vectors" if only == "vectors" else "a classifier has few logits"
-            raise UsageError(f"{what}: --kind {name} is not for it", "leave --kind out")
-        if only == "vectors":
-            return Values(_width_of_vectors(prepared, accelerator, loaded), only)
-        return Values(len(prepared.label_names or ()), only)
-    lowest, highest = temperatures_of(prepared.terms)
-    match name or "hidden":
-        case "hidden":
-            output = live_teacher(prepared, loaded, accelerator).output
-            if output is None:
-                raise UsageError(
-                    f"the logits of {prepared.teacher.reference} are not made by one matrix of its last hidden states",
-                    "keep its likeliest tokens: --kind topk",
-                )
-            return Hidden(settings.precision, output.head.weight_VH.shape[1], output.head, vocabulary)
-        case "topk":
-            return TopK(min(settings.top_k, vocabulary - 1), lowest, highest, vocabulary)
-        case "sampled":
-            return Sampled(settings.samples, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
-        case _:
-            raise UsageError(f"--kind {name} is not for language models", "keep --kind hidden, topk or sampled")
+    vocabulary, kind = prepared.vocabulary, settings.kind or _kinds(prepared)[0]
+    if kind == "vectors":
+        return Values(_width_of_vectors(prepared, accelerator, loaded), kind)
+    if kind == "logits":
+        return Values(len(prepared.label_names or ()), kind)
+    assert vocabulary is not None, "checked before it was loaded"
+    if kind == "topk":
+        lowest, highest = temperatures_of(prepared.terms)
+        return TopK(min(settings.top_k or 100, vocabulary - 1), lowest, highest, vocabulary)
+    if kind == "sampled":
+        return Sampled(settings.samples or 50, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
+    output = live_teacher(prepared, loaded, accelerator).output
+    if output is None:
+        raise UsageError(
+            f"the logits of {prepared.teacher.reference} are not made, on one device, by one matrix of its last hidden "
+            "states",
+            "keep its likeliest tokens on disk: `entrenar-distill cache build --kind topk`",
+        )
+    return Hidden(settings.precision or "bfloat16", output.head.weight_VH.shape[1], output.head, vocabulary)
 
 
 def _width_of_vectors(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeacher) -> int:

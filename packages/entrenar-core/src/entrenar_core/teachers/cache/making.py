@@ -20,7 +20,7 @@ from entrenar_core.reproducibility import environment
 from entrenar_core.teachers.assembly import fitted_teacher
 from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
 from entrenar_core.teachers.cache.identity import identity_of
-from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping
+from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping, require_kept_so
 from entrenar_core.teachers.cache.kinds import Hidden
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
 from entrenar_core.teachers.cache.measuring import ask_again, measure
@@ -112,6 +112,7 @@ class _Build:
         self.settings, self.callbacks, self.stop = settings, callbacks, stop
 
     def build(self, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
+        require_kept_so(self.prepared, self.settings)
         self._phase("teacher")
         if self.prepared.endpoint is not None:
             with connected(self.prepared, self.callbacks, self.stop) as endpoint:

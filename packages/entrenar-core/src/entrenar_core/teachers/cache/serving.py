@@ -27,6 +27,7 @@ from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.cache.store import MemoryStore
 from entrenar_core.teachers.cache.teacher import CachedSentences, CachedTeacher
 from entrenar_core.teachers.cache.texts import kept_of_texts
+from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import SentenceTeacher, precomputed_sentences, require_numbers
 from entrenar_core.teachers.source import TeacherSource
@@ -139,6 +140,11 @@ def _in_memory(
 
     So a run that is resumed finds what the run before it had, to the bit.
     """
+    if wanted(prepared) is None:
+        raise UsageError(
+            "`teacher.cache.memory`: which layers the losses compare is chosen by looking at both models (`cka`)",
+            "name the pairs of layers, or take another mapping",
+        )
     settings = CacheSettings(precision=use.precision)
     keeping = live.teacher.keeping(settings)
     batch_size = prepared.teacher_batch_size

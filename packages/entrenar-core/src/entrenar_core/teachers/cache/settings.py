@@ -15,15 +15,16 @@ class CacheSettings:
     """What is kept of the teacher. `kind` is found if not given: logits of a classifier, the vectors of a sentence
     encoder, else hidden states.
 
-    `precision` is of hidden states, and of the layers that losses compare; `top_k` tokens are kept of a top-k cache,
-    and `samples` drawn of a sampled one. A shard has about `shard_bytes`: as much is lost when a build is killed. Of
-    several teachers, `member` says whose cache it is, counted from 0.
+    `precision` is of hidden states, and of the layers that losses compare, bfloat16 if not given; `top_k` tokens are
+    kept of a top-k cache, 100 if not given, and `samples` drawn of a sampled one, 50 if not given. A shard has about
+    `shard_bytes`: as much is lost when a build is killed. Of several teachers, `member` says whose cache it is, counted
+    from 0.
     """
 
     kind: KindName | None = None
-    precision: Precision = "bfloat16"
-    top_k: int = 100
-    samples: int = 50
+    precision: Precision | None = None
+    top_k: int | None = None
+    samples: int | None = None
     shard_bytes: int = 64_000_000
     member: int | None = None
 

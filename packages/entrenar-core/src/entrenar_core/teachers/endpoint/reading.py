@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import UsageError
 from entrenar_core.teachers.cache.keeping import Keeping
 from entrenar_core.teachers.cache.keys import keys_of
 from entrenar_core.teachers.cache.kinds import Kind
@@ -53,16 +52,8 @@ class AskedEndpoint:
     model: Any = None
 
     def keeping(self, settings: CacheSettings) -> Keeping:
-        """How its answers are kept.
-
-        Raises:
-            UsageError: it tells no such thing.
-        """
-        if settings.kind not in (None, "topk"):
-            raise UsageError(
-                f"an endpoint tells the likeliest tokens, and nothing that --kind {settings.kind} would keep",
-                "leave --kind out; `teacher.top_logprobs` is how many of them",
-            )
+        """How its answers are kept."""
+        assert settings.kind in (None, "topk"), "checked before it was asked"
         return Keeping(kind_of(self.endpoint), None)
 
     def reader(self, keeping: Keeping) -> EndpointReader:
