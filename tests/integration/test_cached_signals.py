@@ -133,7 +133,7 @@ def test_layers_that_are_not_kept_are_named(sure: Models, tmp_path: Path) -> Non
 def test_a_classifier_of_another_vocabulary_is_kept_by_its_own_tokens(models: Models, tmp_path: Path) -> None:
     student = {"model_id": str(models.other_classifier)}
     file = classification(models, tmp_path) | {"student": student}
-    manifest = built(file, tmp_path / "cache")
+    manifest = built(file, tmp_path / "cache", CacheSettings())
     assert manifest.rows == 40
     assert manifest.identity["reads"] == "the texts by itself"
     live, live_watch = run(file)
@@ -150,7 +150,7 @@ def test_a_classifier_of_another_vocabulary_is_kept_by_its_own_tokens(models: Mo
 
 def test_a_fitted_classifier_is_kept_as_it_was_fitted(models: Models, tmp_path: Path) -> None:
     file = classification(models, tmp_path, teacher={"finetune": {"method": "probe"}})
-    built(file, tmp_path / "cache")
+    built(file, tmp_path / "cache", CacheSettings())
     require_same_run(file, tmp_path / "cache")
     other = merged(file, {"teacher": {"finetune": {"method": "probe", "l2": 0.5}}})
     with pytest.raises(ConfigError, match=r"`teacher\.finetune`, or what the teacher was fitted to"):
@@ -161,7 +161,7 @@ def test_a_fitted_classifier_is_kept_as_it_was_fitted(models: Models, tmp_path: 
 def test_the_vectors_of_sentences_are_kept(layers: bool, tmp_path: Path) -> None:
     more = [{"name": "hidden_mse", "layers": "final", "weight": 0.5}] if layers else []
     file = sentences(tmp_path, distillation={"losses": [{"name": "embedding_cosine"}, *more]})
-    manifest = built(file, tmp_path / "cache")
+    manifest = built(file, tmp_path / "cache", FP32 if layers else CacheSettings())
     assert manifest.kind == {"name": "vectors", "columns": 32}
     assert manifest.measured is not None
     assert manifest.measured["error"] < 1e-5
