@@ -65,7 +65,7 @@ def validate(
     first, *others = each_teacher(config)
     task, models, vocabulary, found = _models(first, hub, problems)
     checks += [_of_kind(check, config) for check in found]
-    checks += _cache(first, models, problems)
+    checks += _cache(for_task(first, task), models, problems)
     problems += served(config, first, task)
     problems = [_of_teacher(problem, config, 0) for problem in problems]
     for place, one in enumerate(others, start=1):
