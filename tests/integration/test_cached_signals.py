@@ -18,7 +18,7 @@ from entrenar_core.errors import ConfigError, DataError, EntrenarError, UsageErr
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_distill.cli import main
 from tiny_jobs import Models, build_models, classification, merged, write_config, write_rows
-from tiny_models import tiny_bert
+from tiny_models import tiny_bert, tiny_llama
 from tiny_runs import start_program, wait_until
 from tiny_vocabularies import renumbered, shuffled
 from watched_runs import run, weights
@@ -313,3 +313,30 @@ def test_other_ids_of_the_teachers_tokens_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "permuted" / "model.safetensors").write_bytes(weights_before)
     with pytest.raises(ConfigError, match="the ids of the teacher's tokenizer"):
         run(using(file, tmp_path / "cache"))
+
+
+def test_a_shard_of_another_cache_or_of_another_place_is_found_and_made_again(sure: Models, tmp_path: Path) -> None:
+    """Of a teacher of the same sizes, and of the same rows: all that differs is what was said."""
+    file, small = job(sure, tmp_path), CacheSettings(precision="float32", shard_bytes=8_000)
+    other = merged(file, {"teacher": {"model_id": str(tiny_llama(tmp_path / "other", seed=8, initializer_range=0.4))}})
+    built(file, tmp_path / "cache", small)
+    built(other, tmp_path / "theirs", small)
+    first, second = (tmp_path / "cache" / f"shard-{number:05d}.safetensors" for number in (0, 1))
+    own = first.read_bytes(), second.read_bytes()
+    for wrong in ((tmp_path / "theirs" / first.name).read_bytes(), own[1]):
+        first.write_bytes(wrong)
+        assert main(["cache", "info", str(tmp_path / "cache"), "--verify"]) == 1
+        with pytest.raises(DataError, match="is of another cache, or at another's place"):
+            run(using(file, tmp_path / "cache"))
+        built(file, tmp_path / "cache", small)
+        assert (first.read_bytes(), second.read_bytes()) == own
+
+
+def test_a_manifest_that_cannot_be_read_gives_way_to_force(sure: Models, tmp_path: Path) -> None:
+    file = job(sure, tmp_path)
+    built(file, tmp_path / "cache")
+    for broken in ("", "[]", "{}"):
+        (tmp_path / "cache" / "manifest.json").write_text(broken)
+        with pytest.raises(DataError):
+            built(file, tmp_path / "cache")
+        assert built(file, tmp_path / "cache", force=True).complete

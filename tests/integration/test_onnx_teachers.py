@@ -93,7 +93,8 @@ def test_a_graph_reads_the_ids_of_a_student_with_the_same_tokens_in_another_orde
 @pytest.mark.parametrize("kind", ["topk", "sampled"])
 def test_what_a_graph_says_is_kept_in_a_cache(models: Path, tmp_path: Path, kind: Any) -> None:
     job = onnx(job_of(models, tmp_path, "llama", distillation={"temperature": 1.0}))
-    manifest = build_cache(parse_config(job), tmp_path / "cache", CacheSettings(kind=kind, top_k=300))
+    keeps = {"topk": {"top_k": 300}, "sampled": {}}[kind]
+    manifest = build_cache(parse_config(job), tmp_path / "cache", CacheSettings(kind=kind, **keeps))
     assert manifest.complete
     assert abs(manifest.measured["kl"]) < 1e-2 if kind == "topk" else manifest.measured
     report, _ = run(merged(job, {"teacher": {"cache": str(tmp_path / "cache")}}))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cached_jobs import Job, built, job, sure_models
 from entrenar_core import Callback, distill, parse_config
-from entrenar_core.errors import ConfigError, DataError, EntrenarError, ModelError
+from entrenar_core.errors import ConfigError, DataError, EntrenarError, ModelError, UsageError
 from entrenar_core.models.loading import load_model
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_core.teachers.live import LiveTeacher
@@ -124,6 +124,23 @@ def test_members_may_be_cached(sure: Models, second: str, tmp_path: Path) -> Non
     built(job(sure, tmp_path), tmp_path / "topk", CacheSettings(kind="topk"))
     with pytest.raises(ConfigError, match="several teachers need whole distributions"):
         run(of(file, members[0] | {"cache": str(tmp_path / "topk")}, members[1]))
+
+
+def test_a_cache_of_a_member_is_of_the_student_and_the_tokens_that_a_run_of_all_has(
+    sure: Models, tmp_path: Path
+) -> None:
+    """The second teacher is shallower than the student, which is made of the first, and its head has fewer rows."""
+    shallow = tiny_llama(tmp_path / "shallow", num_hidden_layers=1, seed=6, initializer_range=0.4)
+    file = job(sure, tmp_path)
+    file["student"] = {"init_from": {"teacher_layers": [0, 1], "intermediate_size": 16}}
+    file = of(file, {"model_id": str(sure.llama)}, {"model_id": str(shallow)})
+    built(file, tmp_path / "cache", CacheSettings(precision="float32", member=1))
+    live_watch = run(file)[1]
+    file["teacher"]["members"][1]["cache"] = str(tmp_path / "cache")
+    assert [step.loss for step in run(file)[1].steps] == pytest.approx([s.loss for s in live_watch.steps], rel=1e-5)
+    for member, told in ((None, "a cache is of one of them"), (7, "there is no 7")):
+        with pytest.raises(UsageError, match=told):
+            built(file, tmp_path / "another", CacheSettings(member=member))
 
 
 # ── Routes ──

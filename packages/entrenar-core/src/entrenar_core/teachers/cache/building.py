@@ -31,7 +31,7 @@ class Builder:
     def missing(self) -> list[int]:
         """The shards that are not there yet."""
         files = (shard_file(self.folder, number) for number in range(len(self.plan.shards)))
-        return [number for number, file in enumerate(files) if not is_whole(file, self.about)]
+        return [number for number, file in enumerate(files) if not is_whole(file, self.about, number)]
 
     def positions_per_s(self) -> float:
         """How fast the teacher reads a batch of middle length."""
@@ -67,7 +67,7 @@ class Builder:
                 keys += [row.key for row in batch]
                 positions += sum(row.positions for row in batch)
                 done += 1
-            write_shard(shard_file(self.folder, number), keys, kept, {"cache": self.about, "shard": str(number)})
+            write_shard(shard_file(self.folder, number), keys, kept, told_of(self.about, number))
         on_batch(total, total)
         return positions / max(time.perf_counter() - began, 1e-9)
 
@@ -77,8 +77,8 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
 
 
-def is_whole(file: Path, about: str) -> bool:
-    """Whether a shard of this very cache is there, and every row of it is what was written."""
+def is_whole(file: Path, about: str, number: int) -> bool:
+    """Whether the shard of this number of this very cache is there, and every row of it is what was written."""
     try:
         if not file.exists():
             return False
@@ -87,4 +87,9 @@ def is_whole(file: Path, about: str) -> bool:
             shard.row(index)
     except DataError:
         return False
-    return shard.about.get("cache") == about
+    return shard.about == told_of(about, number)
+
+
+def told_of(about: str, number: int) -> dict[str, str]:
+    """What a shard says of itself."""
+    return {"cache": about, "shard": str(number)}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.config.teachers import EndpointTeacher, EnsembleTeacher, MovingAverageTeacher
+from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.data.library import stored
 from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.reproducibility import environment
@@ -67,28 +65,32 @@ def build_cache(
         EntrenarError: of the kind that fits; what is built is kept.
     """
     accelerator = make_accelerator(config)
-    prepared = at_hand(prepare(_asked(config, settings.member), download_progress))
+    prepared = at_hand(_prepared(config, settings.member, download_progress))
     with StopRequest() as stop:
         return _Build(prepared, accelerator, folder, settings, callbacks, stop).build(force, on_forecast)
 
 
-def _asked(config: DistillationConfig, member: int | None) -> DistillationConfig:
-    """The configuration with the teacher whose cache is built, live."""
-    if isinstance(config.teacher, MovingAverageTeacher):
-        raise UsageError("the student's own average says something else in every step", "train with it as it is")
-    if isinstance(config.teacher, EndpointTeacher) and member is None:
-        return config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": None})})
-    teachers = each_teacher(config)
-    several = isinstance(config.teacher, EnsembleTeacher)
-    if several and member is None:
-        raise UsageError(
-            f"the configuration has {len(teachers)} teachers, and a cache is of one of them",
-            f"say which one: --member 0 to {len(teachers) - 1}, as they stand in `teacher.members`",
-        )
-    if not 0 <= (member or 0) < len(teachers) or (not several and member is not None):
-        raise UsageError(f"there is no teacher {member}: the configuration has {len(teachers)}", "leave --member out")
-    one = teachers[member or 0]
-    return one.model_copy(update={"teacher": one.teacher.model_copy(update={"cache": None})})
+def _prepared(config: DistillationConfig, member: int | None, progress: Callable[[Any], None] | None) -> Preparation:
+    """For the teacher whose cache is built. Another one of several shares with the first what a run makes of both."""
+    teacher = config.teacher
+    match teacher:
+        case MovingAverageTeacher():
+            raise UsageError("the student's own average says something else in every step", "train with it as it is")
+        case EnsembleTeacher():
+            if member is None or member >= len(teacher.members):
+                told = "a cache is of one of them" if member is None else f"they count from 0, so there is no {member}"
+                raise UsageError(
+                    f"the configuration has {len(teacher.members)} teachers: {told}",
+                    f"say which one: --member 0 to {len(teacher.members) - 1}, as they stand in `teacher.members`",
+                )
+            live = tuple(one.model_copy(update={"cache": None}) for one in teacher.members)
+            alive = teacher.model_copy(update={"members": live})
+            return prepare(config.model_copy(update={"teacher": alive}), progress).members[member]
+        case _ if member is not None:
+            raise UsageError(f"--member {member} is of several teachers, and there is one", "leave --member out")
+        case _:
+            alone = teacher.model_copy(update={"cache": None})
+            return prepare(config.model_copy(update={"teacher": alone}), progress)
 
 
 def at_hand(prepared: Preparation) -> Preparation:
@@ -131,12 +133,11 @@ class _Build:
             shard_bytes=self.settings.shard_bytes,
         )
         manifest = self._manifest(keeping, plan, asked)
-        about = _about(manifest)
-        if (there := on_main(accelerator, lambda: self._there(about, force))) is not None:
+        if (there := on_main(accelerator, lambda: self._there(manifest.about, force))) is not None:
             return there
         on_main(accelerator, lambda: self._require_room(plan))
         reader = asked.reader(keeping)
-        builder = Builder(reader, plan, texts, self.folder, about)
+        builder = Builder(reader, plan, texts, self.folder, manifest.about)
         missing = on_main(accelerator, builder.missing)
         forecast = _forecast(builder, missing, accelerator.num_processes)
         if accelerator.is_main_process:
@@ -148,7 +149,7 @@ class _Build:
         rates = on_all(accelerator, lambda: builder.build(mine, self.stop, self._on_batch))
         seconds = time.perf_counter() - began
         self._phase("measuring")
-        opened = OpenCache(store_of(len(plan.shards), self.folder), keeping.kind, keeping.layers)
+        opened = OpenCache(store_of(len(plan.shards), self.folder, manifest.about), keeping.kind, keeping.layers)
         scores = serve(prepared, opened, accelerator, self._on_batch)[1]
         cached = CachedTeacher(opened.store, opened.kind, opened.layers)
         whole = dataclasses.replace(
@@ -191,9 +192,14 @@ class _Build:
             return None
         if not (self.folder / MANIFEST).is_file():
             raise UsageError(f"{self.folder} holds something else than a cache", "choose another folder")
-        found = read_manifest(self.folder)
-        if _about(found) == about:
-            return found if found.complete and self._whole(found) else None
+        try:
+            found = read_manifest(self.folder)
+        except DataError as error:
+            if not force:
+                raise DataError(error.message, "replace the cache with --force") from error
+        else:
+            if found.about == about:
+                return found if found.complete and self._whole(found) else None
         if not force:
             raise UsageError(
                 f"{self.folder} holds another cache: of other rows, another teacher or other settings",
@@ -205,12 +211,13 @@ class _Build:
         return None
 
     def _whole(self, manifest: Manifest) -> bool:
-        about = _about(manifest)
         try:
             check_head(manifest, self.folder)
         except DataError:
             return False
-        return all(is_whole(shard_file(self.folder, number), about) for number in range(len(manifest.shards)))
+        return all(
+            is_whole(shard_file(self.folder, number), manifest.about, number) for number in range(len(manifest.shards))
+        )
 
     def _require_room(self, plan: CachePlan) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -227,12 +234,6 @@ class _Build:
     def _on_batch(self, done: int, total: int) -> None:
         for callback in self.callbacks:
             callback.on_batch(done, total)
-
-
-def _about(manifest: Manifest) -> str:
-    """What a shard must be of to belong to this cache."""
-    made = [manifest.kind, manifest.layers, manifest.identity, manifest.plan]
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def _forecast(builder: Builder, missing: Sequence[int], processes: int) -> CacheForecast:

@@ -50,6 +50,12 @@ class Manifest:
             return Wants()
         return Wants(frozenset(self.layers["hidden"]), frozenset(map(int, self.layers["attention"])))
 
+    @property
+    def about(self) -> str:
+        """SHA-256 of what decides the bytes of its shards; each of them says it of itself."""
+        made = [self.kind, self.layers, self.identity, self.plan]
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """SHA-256 of what is in the cache and of what it was made."""
         content = [self.kind, self.layers, self.identity, self.head, [shard["sha256"] for shard in self.shards]]

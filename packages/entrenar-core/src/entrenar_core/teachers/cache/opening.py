@@ -14,7 +14,7 @@ from torch import Tensor
 from entrenar_core.config.teachers import CacheUse
 from entrenar_core.errors import ConfigError, DataError, Problem
 from entrenar_core.losses.head import Head
-from entrenar_core.teachers.cache.building import shard_file
+from entrenar_core.teachers.cache.building import shard_file, told_of
 from entrenar_core.teachers.cache.draws import Sampled
 from entrenar_core.teachers.cache.fitting import check_kind
 from entrenar_core.teachers.cache.identity import differences, identity_of
@@ -115,13 +115,21 @@ def open_cache(folder: Path, device: torch.device | str) -> tuple[OpenCache, Man
     """The cache in a folder; raises as `read_manifest`, `kind_of`, `layers_of` and `Store`."""
     manifest = read_manifest(folder)
     return OpenCache(
-        store_of(len(manifest.shards), folder), kind_of(manifest, folder, device), layers_of(manifest)
+        store_of(len(manifest.shards), folder, manifest.about), kind_of(manifest, folder, device), layers_of(manifest)
     ), manifest
 
 
-def store_of(shards: int, folder: Path) -> Store:
-    """So many shards as a store; raises as `Store`."""
-    return Store([shard_file(folder, number) for number in range(shards)])
+def store_of(shards: int, folder: Path, about: str) -> Store:
+    """So many shards of a cache as a store.
+
+    Raises:
+        DataError: as `Store`, or a shard is of another cache.
+    """
+    store = Store([shard_file(folder, number) for number in range(shards)])
+    for number, shard in enumerate(store.shards):
+        if shard.about != told_of(about, number):
+            raise DataError(f"{shard.file} is of another cache, or at another's place", AGAIN)
+    return store
 
 
 def layers_of(manifest: Manifest) -> Layers | None:
@@ -156,7 +164,7 @@ def require_cache(prepared: "Preparation", use: CacheUse) -> None:
         message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"
         raise ConfigError([Problem(message, "build it again, or change it back")])
     if use.missing == "refuse":
-        _require_rows(prepared, folder, store_of(len(manifest.shards), folder))
+        _require_rows(prepared, folder, store_of(len(manifest.shards), folder, manifest.about))
 
 
 def _require_rows(prepared: "Preparation", folder: Path, store: Store) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from entrenar_core.errors import DataError
+from entrenar_core.teachers.cache.building import shard_file, told_of
 from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.opening import check_head, sha256_of
 from entrenar_core.teachers.cache.settings import AGAIN
@@ -18,21 +19,15 @@ def verify_rows(folder: Path, manifest: Manifest, *, on_row: Callable[[int], Non
     """
     check_head(manifest, folder)
     done = 0
-    for told in manifest.shards:
-        file = folder / str(told["file"])
-        shard = Shard(file)
-        if sha256_of(file) != told["sha256"]:
-            _first_wrong_row(shard)
-            raise DataError(f"{file} is damaged: it is not what was written", AGAIN)
+    for number, told in enumerate(manifest.shards):
+        shard = Shard(shard_file(folder, number))
+        if shard.about != told_of(manifest.about, number):
+            raise DataError(f"{shard.file} is of another cache, or at another's place", AGAIN)
         if len(shard) != told["rows"]:
             raise DataError(f"{shard.file} has {len(shard)} rows, and {told['rows']} were written", AGAIN)
         for index in range(len(shard)):
             shard.row(index)
             done += 1
             on_row(done)
-
-
-def _first_wrong_row(shard: Shard) -> None:
-    """Raises DataError with the row that is damaged, if it is one, and not what says where rows are."""
-    for index in range(len(shard)):
-        shard.row(index)
+        if sha256_of(shard.file) != told["sha256"]:  # what says where rows are has no checksum of its own
+            raise DataError(f"{shard.file} is damaged: it is not what was written", AGAIN)
