@@ -116,7 +116,7 @@ def test_layers_that_are_not_kept_are_named(sure: Models, tmp_path: Path) -> Non
     file = job(sure, tmp_path, distillation={"progressive": {"layer_mapping": [[0, 0]]}})
     built(file, tmp_path / "cache")
     other = merged(file, {"distillation": {"progressive": None, "attention": {"layer_mapping": "final"}}})
-    with pytest.raises(ConfigError, match="compare attention of layer 1 of the teacher, which the cache lacks"):
+    with pytest.raises(ConfigError, match="compare attention of layer 1 of the teacher, which the hidden cache lacks"):
         run(using(other, tmp_path / "cache"))
     chosen = merged(file, {"distillation": {"progressive": {"layer_mapping": "cka"}}})
     with pytest.raises(ConfigError, match="chooses layers by looking at both models"):

@@ -361,13 +361,13 @@ def test_fewer_rows_another_order_and_other_batches_still_hit(sure: Models, tmp_
 @pytest.mark.parametrize(
     ("settings", "distillation", "message"),
     [
-        (FP32, {"progressive": {}}, "`distillation.progressive` compares layers, and the cache has none"),
-        (CacheSettings(kind="topk", top_k=9), {"top_k": 10}, "`top_k` 10, and the cache has the likeliest 9"),
+        (FP32, {"progressive": {}}, "`distillation.progressive` compares layers, and the hidden cache shows none"),
+        (CacheSettings(kind="topk", top_k=9), {"top_k": 10}, "`top_k` 10, and the topk cache has the likeliest 9"),
         (CacheSettings(kind="topk"), {"divergence": "bild"}, "the student's likeliest tokens are to the teacher"),
         (CacheSettings(kind="topk"), {"entropy_threshold": 1.0}, "asks for the teacher's entropy"),
-        (CacheSettings(kind="topk"), {"temperature": 8.0}, "another temperature than the cache has"),
+        (CacheSettings(kind="topk"), {"temperature": 8.0}, "another temperature than the topk cache knows"),
         (CacheSettings(kind="sampled"), {"divergence": "jsd"}, "only forward_kl over all tokens is known without bias"),
-        (CacheSettings(kind="sampled"), {"temperature": 3.0}, "the cache was drawn at temperature 2"),
+        (CacheSettings(kind="sampled"), {"temperature": 3.0}, "the sampled cache was drawn at temperature 2"),
     ],
 )  # fmt: skip
 def test_a_loss_that_asks_for_more_is_refused_before_the_first_step(

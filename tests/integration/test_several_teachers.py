@@ -219,8 +219,6 @@ def test_weights_are_learnt_of_masked_texts_from_caches_too(tmp_path: Path) -> N
         ({"teacher": {"members": [{"model_id": "a", "rows": ["x"]}, {"model_id": "b"}]}}, "are values of a col"),
         ({"teacher": {"members": [{"model_id": "a", "weight": 2}, {"model_id": "b"}], "weighting": "learned"}},
          "weights are learned"),
-        ({"teacher": {"members": [{"model_id": "a"}, {"model_id": "b"}]}, "distillation": {"progressive": {}}},
-         "several teachers have no layers together"),
         ({"teacher": {"members": [{"model_id": "a"}, {"model_id": "b"}], "weigting": "fixed"}},
          r"`teacher\.weigting` is not a setting.*\n?.*did you mean `teacher\.weighting`"),
         ({"teacher": {"members": [{"model_id": "a", "dtyp": "x"}, {"model_id": "b"}]}},

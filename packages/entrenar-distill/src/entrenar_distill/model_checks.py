@@ -33,7 +33,8 @@ from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.models.teacher_rules import told as told_formats
 from entrenar_core.models.wants import Wants
 from entrenar_core.references import HubReference, parse_reference
-from entrenar_core.teachers.endpoint.fitting import check_losses
+from entrenar_core.teachers.promises import taught
+from entrenar_core.teachers.signals import unmet
 from entrenar_distill.reports import Check, Vocabulary
 
 Models = Mapping[str, ModelArtifact]
@@ -189,13 +190,13 @@ def check_logits_of(
     return []
 
 
-def served(given: DistillationConfig, config: OneTeacher, task: str | None) -> Iterator[Problem]:
-    """What a teacher behind an endpoint does not tell; whether it answers, a run finds out."""
-    if not isinstance(given.teacher, EndpointTeacher):
-        return
-    if config.teacher.cache is None or config.teacher.cache.dir is None:
-        yield from check_losses(config, given.teacher.top_logprobs)
-    if task not in (None, CAUSAL_LM):
+def unsaid(given: DistillationConfig, config: OneTeacher, task: str | None, models: Models) -> Iterator[Problem]:
+    """What the task and the losses ask for and the teacher does not say; whether a server answers, a run finds out."""
+    teacher = models.get("teacher")
+    signals = taught(given, config, task, teacher.format if teacher is not None else None)
+    if signals is not None:
+        yield from unmet(config, task, signals, wanted_of(config, models))
+    if isinstance(given.teacher, EndpointTeacher) and task not in (None, CAUSAL_LM):
         yield Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None, "teacher.endpoint")
 
 

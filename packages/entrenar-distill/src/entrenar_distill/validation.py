@@ -25,7 +25,8 @@ from entrenar_core.data.columns import check_columns, check_splits, peek_columns
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.teacher_rules import check_loading
-from entrenar_core.teachers.cache.fitting import check_members_caches
+from entrenar_core.teachers.promises import promised
+from entrenar_core.teachers.signals import unmet_together
 from entrenar_distill.model_checks import (
     check_fit,
     check_layers_of,
@@ -35,10 +36,9 @@ from entrenar_distill.model_checks import (
     check_teaching,
     look_at,
     named,
-    served,
     task_of,
     told,
-    wanted_of,
+    unsaid,
 )
 from entrenar_distill.reports import Check, ValidationReport, Vocabulary
 from entrenar_distill.vocabularies import compare
@@ -65,14 +65,15 @@ def validate(
     first, *others = each_teacher(config)
     task, models, vocabulary, found = _models(first, hub, problems)
     checks += [_of_kind(check, config) for check in found]
-    checks += _cache(for_task(first, task), models, problems)
-    problems += served(config, first, task)
+    checks += _cache(first, problems)
+    problems += unsaid(config, for_task(first, task), task, models)
     problems = [_of_teacher(problem, config, 0) for problem in problems]
     for place, one in enumerate(others, start=1):
         own: list[Problem] = []
         checks += _beside(one, place, task, models, hub, own)
         problems += [_of_teacher(problem, config, place) for problem in own]
-    problems += check_members_caches(config)
+    if others:
+        problems += unmet_together([promised(config, one, task, None) for one in (first, *others)])
     checks += _schedule(first)
     checks += _data(config.dataset, task, problems)
     checks += _output(config, problems)
@@ -133,7 +134,7 @@ def _beside(
         if check is not None:
             yield replace(check, name=f"vocabulary of {name}")
     problems += check_lengths(config, task, both)
-    yield from _cache(config, both, problems)
+    yield from _cache(config, problems)
 
 
 def _of_kind(check: Check, config: DistillationConfig) -> Check:
@@ -176,12 +177,11 @@ def _placed(problem: Problem, name: str, places: Mapping[SettingPath, str]) -> P
     return Problem(message, problem.hint, where)
 
 
-def _cache(config: OneTeacher, models: Mapping[str, ModelArtifact], problems: list[Problem]) -> Iterator[Check]:
-    """Whether a cache of the teacher has what the losses ask for; whether it is of this teacher, a run compares."""
+def _cache(config: OneTeacher, problems: list[Problem]) -> Iterator[Check]:
+    """Whether there is a cache that is complete; whether it is of this teacher, a run compares."""
     use = config.teacher.cache
     if use is None or use.dir is None:
         return
-    from entrenar_core.teachers.cache.fitting import check_kind
     from entrenar_core.teachers.cache.manifest import check_manifest, read_manifest
 
     try:
@@ -189,10 +189,7 @@ def _cache(config: OneTeacher, models: Mapping[str, ModelArtifact], problems: li
     except DataError as error:
         problems.append(Problem(error.message, error.hint, "teacher.cache"))
         return
-    found = [
-        *check_manifest(manifest, use.dir),
-        *check_kind(config, manifest.kind, wanted_of(config, models), manifest.wants),
-    ]
+    found = check_manifest(manifest, use.dir)
     problems += found
     if not found:
         yield Check("cache", "ok", f"{manifest.kind['name']} of {manifest.rows:,} rows; a run compares what it is of")

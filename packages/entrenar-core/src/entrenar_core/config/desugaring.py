@@ -62,6 +62,18 @@ def soft_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(found)
 
 
+def temperatures_of(terms: Sequence[Term]) -> tuple[float, float]:
+    """The lowest and the highest at which a loss asks for the teacher; 1 is always asked for, by evaluations."""
+    asked = [1.0]
+    for term in soft_terms(terms):
+        value = term.temperature
+        if isinstance(value, Schedule):
+            asked += [point for point in (value.start, value.end, value.warmup_from) if point is not None]
+        elif value is not None:
+            asked.append(value)
+    return min(asked), max(asked)
+
+
 def soft_entry(entry: ExitLoss) -> LossEntry:
     """The divergence of exits as an entry of the list."""
     return _entry(entry.divergence)

@@ -7,7 +7,6 @@ from entrenar_core.config.broken import Broken
 from entrenar_core.config.wording import dotted
 from entrenar_core.config.yaml_source import Path
 from entrenar_core.errors import UsageError
-from entrenar_core.losses.table import LOSSES
 from entrenar_core.teachers.endpoint.settings import EndpointSettings
 
 NO_PROBE = (
@@ -15,8 +14,6 @@ NO_PROBE = (
     "train a head with `method: head`, or all of the teacher with `method: full`",
 )
 """What is wrong with a probe for tags, and what to do."""
-_BETWEEN_LAYERS = ("progressive", "attention", "relations")
-_NO_LAYERS = "compares layers, and several teachers have no layers together"
 
 
 def teacher_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
@@ -52,10 +49,6 @@ def _ensemble(teacher: Mapping[str, Any], column: object, values: Mapping[str, A
         yield from _routes(members, weighting, values)
     if weighting == "learned":
         yield from _learned(values)
-    yield from _layers(_mapping(values.get("distillation")))
-    if values.get("task") == "embedding":
-        message = "`teacher.members` are teachers whose probabilities are averaged, and sentence encoders give none"
-        yield Broken(("teacher", "members"), message, "keep one teacher")
 
 
 def _member(place: int, member: Mapping[str, Any], column: object, weighting: object) -> Iterator[Broken]:
@@ -92,25 +85,10 @@ def _routes(members: Sequence[Mapping[str, Any]], weighting: object, values: Map
                 yield Broken(("teacher", "members", place, "rows"), message, "each value has one teacher")
 
 
-def _layers(distillation: Mapping[str, Any]) -> Iterator[Broken]:
-    for name in _BETWEEN_LAYERS:
-        if isinstance(settings := distillation.get(name), Mapping) and settings.get("enabled", True):
-            yield Broken(("distillation", name), f"`distillation.{name}` {_NO_LAYERS}", "remove it")
-    entries = distillation.get("losses")
-    for place, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
-        row = LOSSES.get(str(entry.get("name"))) if isinstance(entry, Mapping) else None
-        if row is not None and row.family in ("hidden", "attention", "relations"):
-            message = f"`distillation.losses[{place}]` {_NO_LAYERS}"
-            yield Broken(("distillation", "losses", place), message, "remove it, or keep one teacher")
-
-
 def _moving_average(values: Mapping[str, Any]) -> Iterator[Broken]:
     if _mapping(values.get("student")).get("model_id") is None:
         message = "`teacher.moving_average` is of a student that can do something, and `student.model_id` is not given"
         yield Broken(("student",), message, "name a pretrained student")
-    if values.get("task") == "embedding":
-        message = "`teacher.moving_average` teaches by probabilities, and sentence encoders give none"
-        yield Broken(("teacher", "moving_average"), message, "take another teacher")
 
 
 def _endpoint(teacher: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Broken]:

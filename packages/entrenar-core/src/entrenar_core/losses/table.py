@@ -24,7 +24,8 @@ class Entry:
     sequences changes no gradient, or only between groups of rows, of which each must have `least` examples (the
     unbiased CKA divides by n − 3; of a single other example, a distribution is always the same). `home` is
     the module of its code; `parameters` are those of a divergence's core, and what they are by default. At a
-    temperature T a divergence is multiplied by T to its `power` (`soften`).
+    temperature T a divergence is multiplied by T to its `power` (`soften`). `known` is how much of the teacher's
+    distribution it must know: draws from it, its likeliest tokens with what the others have together, or all.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Entry:
     parameters: Mapping[str, float | bool] = field(default_factory=dict)
     least: int = 1
     power: int = 2
+    known: Literal["draws", "likeliest", "all"] = "likeliest"
 
     def make(self, **parameters: float | bool) -> "Core":
         """The core of a divergence.
@@ -58,7 +60,7 @@ _vectors = partial(Entry, family="vectors", needs="sentence vectors", scope="seq
 
 _ROWS = (
     Entry("cross_entropy", "−log q(label)", "", family="labels", needs="labels", scope="token", home="hard"),
-    _divergence("forward_kl", "KL(p ‖ q) = Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015"),
+    _divergence("forward_kl", "KL(p ‖ q) = Σ p (log p − log q)", "Hinton, Vinyals & Dean 2015", known="draws"),
     _divergence("reverse_kl", "KL(q ‖ p)", "Gu et al. 2024 (MiniLLM)"),
     _divergence(
         "jeffreys",
@@ -79,6 +81,7 @@ _ROWS = (
         "KL of softmaxed differences of the likeliest logits",
         "Li et al. 2024 (BiLD)",
         parameters={"top_k": 8},
+        known="all",
         home="logit_differences",
     ),
     _divergence("total_variation", "½ Σ |p − q|", "Wen et al. 2023 (f-distill)", power=1),

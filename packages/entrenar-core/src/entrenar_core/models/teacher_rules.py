@@ -4,11 +4,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.config.desugaring import terms_of
-from entrenar_core.config.losses import compares_layers
 from entrenar_core.config.one_teacher import OneTeacher
 from entrenar_core.config.teachers import ModelSource, TeacherConfig
-from entrenar_core.config.wording import dotted
 from entrenar_core.errors import Problem
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.onnx import read_graph
@@ -68,10 +65,6 @@ def _of_onnx(config: OneTeacher) -> Iterator[Problem]:
     """An ONNX teacher says logits, or vectors, and can neither be looked into nor changed."""
     if not has_runtime() and config.teacher.cache is None:
         yield Problem(*NO_RUNTIME, "teacher.model_id")
-    for term in terms_of(config.distillation):
-        if compares_layers(term.entry):
-            where = dotted(term.path)
-            yield Problem(f"`{where}` compares layers, and {_IS_ONNX}, which shows none", f"remove it, {_OTHER}", where)
     if config.dataset.packing:
         message = f"`dataset.packing` tells models which tokens belong together, and {_IS_ONNX}, which cannot be told"
         yield Problem(message, f"remove it, {_OTHER}", "dataset.packing")

@@ -13,11 +13,13 @@ from torch import Tensor
 from entrenar_core.config.teachers import EnsembleTeacher
 from entrenar_core.data.collating import Batch
 from entrenar_core.data.labels import IGNORED
-from entrenar_core.errors import ConfigError, DataError, Problem
+from entrenar_core.errors import ConfigError, DataError
 from entrenar_core.losses.routed import Routed
 from entrenar_core.losses.targets import Dense, Mixture, Targets
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.precomputed import ByRow
+from entrenar_core.teachers.promises import of_several
+from entrenar_core.teachers.signals import unmet_together
 from entrenar_core.teachers.source import Said, TeacherSays, TeacherSource
 from entrenar_core.training.evaluation import OnBatch, length_sorted_batches
 
@@ -31,11 +33,18 @@ _TILE = 256
 
 
 class AveragedTeachers:
-    """The average of what several teachers say, with `weights` (M,) that add up to 1."""
+    """The average of what several teachers say, with `weights` (M,) that add up to 1.
+
+    Raises:
+        ConfigError: of some of them no whole distributions are known.
+    """
+
+    signals = of_several()
 
     def __init__(
         self, members: Sequence[TeacherSource], weights_M: Tensor, vocabulary: int | None, *, confidence: bool
     ) -> None:
+        _require_whole(members)
         self.members, self.weights_M, self.vocabulary, self.confidence = members, weights_M, vocabulary, confidence
 
     def rows(self, batch: Batch) -> Mixture:
@@ -44,7 +53,7 @@ class AveragedTeachers:
 
     def listening(self, wants: Wants) -> TeacherSays:
         """What they say in training, where nothing can be wanted of their layers."""
-        assert not wants.anything, "a rule of the configuration"
+        assert not wants.anything, "they have none together"
         each = [member.listening(wants) for member in self.members]
 
         def says(batch: Batch) -> Said:
@@ -57,18 +66,21 @@ class AveragedTeachers:
 
     def _mixed(self, said: Sequence[Targets]) -> Mixture:
         dense = [rows for rows in said if isinstance(rows, Dense)]
-        if len(dense) < len(said):
-            place = next(place for place, rows in enumerate(said) if not isinstance(rows, Dense))
-            where = f"teacher.members[{place}].cache"
-            message = f"`{where}`: an average is of whole distributions, and the cache keeps some tokens alone"
-            raise ConfigError([Problem(message, "build it with --kind hidden", where)])
+        assert len(dense) == len(said), "of all of them, whole distributions are known"
         return Mixture(dense, self.weights_M, self.vocabulary, self.confidence)
 
 
 class RoutedTeachers:
-    """Teachers of whom each is asked about rows of its own; `whose` has the member's number by row number."""
+    """Teachers of whom each is asked about rows of its own; `whose` has the member's number by row number.
+
+    Raises:
+        ConfigError: as `AveragedTeachers`.
+    """
+
+    signals = of_several()
 
     def __init__(self, members: Sequence[TeacherSource], whose: ByRow, vocabulary: int | None) -> None:
+        _require_whole(members)
         self.members, self.whose, self.vocabulary = members, whose, vocabulary
 
     def rows(self, batch: Batch) -> Routed:
@@ -83,11 +95,11 @@ class RoutedTeachers:
         def says(batch: Batch) -> Said:
             parts, whose_N = self._split(batch)
             said = [each[place](part) for place, part in parts]
-            known = [one.kept_rows for one in said]
+            known = [one.kept_rows for one in said if one.kept_rows is not None]
             rows = [one.rows for one in said if one.rows is not None]
             return Said(
                 Routed(rows, whose_N, self.vocabulary),
-                kept_rows=None if None in known else sum(filter(None, known)),
+                kept_rows=sum(known) if known else None,
             )
 
         return says
@@ -100,6 +112,11 @@ class RoutedTeachers:
             for place, member in enumerate(members.tolist())
         ]
         return parts, place_B.repeat_interleave(batch.counted)
+
+
+def _require_whole(members: Sequence[TeacherSource]) -> None:
+    if problems := list(unmet_together([member.signals for member in members])):
+        raise ConfigError(problems)
 
 
 def routes(prepared: "Preparation", ensemble: EnsembleTeacher) -> ByRow:

@@ -8,11 +8,14 @@ from torch import nn
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses.targets import HeadRows, Logits
+from entrenar_core.models.onnx_model import OnnxModel
 from entrenar_core.models.output_layer import OutputLayer
 from entrenar_core.models.placing import placed
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.rows import Counting, Rows, read_rows
 from entrenar_core.models.wants import Wants
+from entrenar_core.teachers.promises import of_graph, of_model
+from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 
 
@@ -32,6 +35,11 @@ class LiveTeacher:
         self.model = placed(model, accelerator.device).eval().requires_grad_(False)
         self.accelerator, self.counting, self.output = accelerator, counting, output
         self.batch_size = batch_size
+
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        return signals_of(self.model)
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> Rows:
@@ -65,3 +73,11 @@ def joined(parts: Sequence[Rows]) -> Rows:
         hidden_NH = torch.cat([part.hidden_NH for part in parts if isinstance(part, HeadRows)])
         return HeadRows(hidden_NH, first.head, first.vocabulary)
     return Logits(torch.cat([part.logits_NV for part in parts if isinstance(part, Logits)]))
+
+
+def signals_of(model: nn.Module, *, embeds: bool = False) -> Signals:
+    """What a model can say, in the precision of its weights."""
+    if any(isinstance(part, OnnxModel) for part in model.modules()):
+        return of_graph(embeds=embeds)
+    weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    return of_model(str(next(weights, torch.float32)).removeprefix("torch."), embeds=embeds)

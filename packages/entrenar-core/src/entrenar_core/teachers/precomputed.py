@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses.targets import Logits
 from entrenar_core.models.wants import Wants
+from entrenar_core.teachers.promises import of_texts
 from entrenar_core.teachers.reading import in_order, text_batches
+from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.training.evaluation import OnBatch
 
@@ -43,13 +45,18 @@ class PrecomputedTeacher:
     def __init__(self, rows: Sequence[int], logits_NC: Tensor) -> None:
         self.logits = ByRow(rows, logits_NC)
 
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        return of_texts()
+
     def rows(self, batch: Batch) -> Logits:
         """What it says of the rows that count, on the device of the batch."""
         return Logits(self.logits.of(batch)[batch.targets])
 
     def listening(self, wants: Wants) -> TeacherSays:
         """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""
-        assert not wants.anything, "layers are compared over the same tokens"
+        assert not wants.anything, "it has none"
         return lambda batch: Said(self.rows(batch))
 
 

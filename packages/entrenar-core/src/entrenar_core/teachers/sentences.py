@@ -21,7 +21,10 @@ from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.cache.teacher import CachedSentences
+from entrenar_core.teachers.live import signals_of
 from entrenar_core.teachers.precomputed import ByRow, classify
+from entrenar_core.teachers.promises import of_texts
+from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.training.evaluation import OnBatch
 from entrenar_core.training.sentence_evaluation import score_sentences
@@ -36,9 +39,14 @@ class PrecomputedSentences:
     def __init__(self, rows: Sequence[int], vectors_NK: Tensor, judged_NK: Tensor) -> None:
         self.vectors, self.judged_NK = ByRow(rows, vectors_NK), judged_NK
 
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        return of_texts(embeds=True)
+
     def listening(self, wants: Wants) -> TeacherSays:
         """What it says in training, where nothing can be wanted of its layers: it has read texts, not these tokens."""
-        assert not wants.anything, "layers are compared over the same tokens"
+        assert not wants.anything, "it has none"
         return lambda batch: Said(None, vectors_BK=self.vectors.of(batch))
 
 
@@ -50,6 +58,11 @@ class LiveSentences:
     ) -> None:
         self.model, self.accelerator, self.judged_NK = model, accelerator, judged_NK
         self.batch_size = batch_size
+
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        return signals_of(self.model, embeds=True)
 
     @torch.no_grad()
     def vectors(self, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.losses.targets import Targets
 from entrenar_core.models.recording import Record
 from entrenar_core.models.wants import Wants
+from entrenar_core.teachers.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,15 @@ TeacherSays = Callable[[Batch], Said]
 class TeacherSource(Protocol):
     """A teacher of tokens or classes."""
 
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        ...
+
     def rows(self, batch: Batch) -> Targets:
         """What it says of the rows or positions of a batch that count, on the device of the batch."""
         ...
 
     def listening(self, wants: Wants) -> TeacherSays:
-        """What it says in training: also what passes in the layers that are wanted."""
+        """What it says in training: also what passes in the layers that are wanted, which `signals` has."""
         ...

@@ -27,6 +27,7 @@ from entrenar_core.models.recording import require_recordable
 from entrenar_core.models.wants import EMBEDDINGS
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
+from entrenar_core.teachers.signals import unmet_by_losses
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
@@ -41,9 +42,11 @@ def make_objective(
     """What a training makes small.
 
     Raises:
-        ConfigError: a loss does not fit the sizes of the models.
+        ConfigError: a loss does not fit the sizes of the models, or asks the teacher for what it does not say.
         ModelError: a model does not show its layers.
     """
+    if teacher is not None and (problems := unmet_by_losses(terms, teacher.signals, None)):
+        raise ConfigError(problems)
     layered = [term for term in terms if compares_layers(term.entry)]
     of_vectors = [term for term in terms if compares_vectors(term.entry)]
     exits = [term for term in terms if isinstance(term.entry, ExitLoss)]
@@ -59,7 +62,10 @@ def make_objective(
         made = tuple(_layer_term(term, prepared, student, model) for term in layered)
     for term, layer_term in zip(layered, made, strict=True):
         _require_recordable(term, layer_term, student, model)
-    return Objective(prepared.counting, rows, made, vectors, pool, out)
+    objective = Objective(prepared.counting, rows, made, vectors, pool, out)
+    if teacher is not None and (problems := unmet_by_losses(terms, teacher.signals, objective.wants(1))):
+        raise ConfigError(problems)
+    return objective
 
 
 def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -91,7 +97,7 @@ def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: 
     assert isinstance(term.entry, LayerLoss)
     try:
         if term.entry.layers == "cka":
-            assert teacher is not None, "checked where a cache is opened"
+            assert teacher is not None, "one that is at hand"
             pairs = similar_layers(student, teacher, prepared.sample(), sizes[0].num_layers, sizes[1].num_layers)
         else:
             pairs = chosen_pairs(term.entry.layers, sizes[0].num_layers, sizes[1].num_layers)

@@ -42,8 +42,9 @@ from entrenar_core.models.sentence_rules import poolings_of
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
 from entrenar_core.references import parse_reference
-from entrenar_core.teachers.cache.fitting import check_members_caches
 from entrenar_core.teachers.endpoint.settings import EndpointSettings, endpoint_settings
+from entrenar_core.teachers.promises import promised
+from entrenar_core.teachers.signals import unmet_together
 from entrenar_core.training.requirements import (
     check_beside,
     check_labels,
@@ -52,7 +53,7 @@ from entrenar_core.training.requirements import (
     check_pad_token,
     check_room,
     check_selections,
-    check_served,
+    check_signals,
     check_teaching,
     known_labels,
     longest,
@@ -254,14 +255,14 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     first, *others = each_teacher(config)
     prepared = _prepare(config, first, progress)
     if others:
+        if problems := list(unmet_together([promised(config, one, prepared.task, None) for one in (first, *others)])):
+            raise ConfigError(problems)
         prepared = _together([prepared, *(_beside(prepared, one, progress) for one in others)])
     for one in prepared.members or (prepared,):
         if one.config.teacher.cache is not None:
             from entrenar_core.teachers.cache.opening import require_cache
 
             require_cache(one, one.config.teacher.cache)
-    if problems := check_members_caches(config):
-        raise ConfigError(problems)
     return prepared
 
 
@@ -272,7 +273,7 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Pr
     check_models(config, task, teacher, student)
     config = for_task(config, task)
     check_losses(config, task, teacher, student)
-    check_served(given, config, task)
+    check_signals(given, config, task, teacher, student)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
     teacher_tokenizer = _tokenizer(teacher, config.teacher)
     tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer

@@ -27,7 +27,7 @@ from entrenar_core.models.heads import (
     headless,
     predicts_masked,
 )
-from entrenar_core.models.layer_rules import check_layers, planned_student
+from entrenar_core.models.layer_rules import check_layers, planned_student, wanted_layers
 from entrenar_core.models.logit_rules import check_thresholds, check_top_k
 from entrenar_core.models.reading import way_out
 from entrenar_core.models.sentence_rules import check_sentences
@@ -35,7 +35,8 @@ from entrenar_core.models.student_rules import check_kinds, check_student
 from entrenar_core.models.teacher_rules import check_loading
 from entrenar_core.models.tokenizer_facts import facts_of
 from entrenar_core.models.vocabulary import VocabularyFinding, diagnose, require_one_vocabulary
-from entrenar_core.teachers.endpoint.fitting import check_losses as check_endpoint
+from entrenar_core.teachers.promises import taught
+from entrenar_core.teachers.signals import unmet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,18 +74,18 @@ def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact, student
         raise ConfigError(problems)
 
 
-def kept_on_disk(config: OneTeacher) -> bool:
-    """Whether a folder says what the teacher says, and not the teacher itself."""
-    return config.teacher.cache is not None and config.teacher.cache.dir is not None
-
-
-def check_served(given: DistillationConfig, config: OneTeacher, task: Task) -> None:
-    """Whether a teacher behind an endpoint tells what the task and the losses ask for."""
-    if not isinstance(given.teacher, EndpointTeacher):
-        return
-    problems = [] if kept_on_disk(config) else check_endpoint(config, given.teacher.top_logprobs)
-    if task != CAUSAL_LM:
-        problems = [Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None), *problems]
+def check_signals(
+    given: DistillationConfig, config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None
+) -> None:
+    """Whether the teacher says what the task and the losses ask for."""
+    problems = []
+    if isinstance(given.teacher, EndpointTeacher) and task != CAUSAL_LM:
+        problems.append(Problem(f"`teacher.endpoint` predicts the next token, and the task is {task}", None))
+    signals = taught(given, config, task, teacher.format)
+    if signals is not None:
+        shape = student.architecture if student else planned_student(config.student, teacher.architecture)
+        wants = wanted_layers(terms_of(config.distillation), teacher.architecture, shape)
+        problems += unmet(config, task, signals, wants)
     if problems:
         raise ConfigError(problems)
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from accelerate import Accelerator
 
-from entrenar_core.config.desugaring import soft_terms
+from entrenar_core.config.desugaring import soft_terms, temperatures_of
 from entrenar_core.data.collating import Batch
 from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.assembly import FittedTeacher, live_teacher
 from entrenar_core.teachers.cache.draws import Sampled
-from entrenar_core.teachers.cache.fitting import temperatures_of
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.planning import Costs, PlannedRow

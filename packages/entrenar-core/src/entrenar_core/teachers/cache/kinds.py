@@ -6,10 +6,11 @@ those of draws, of which a position has as many as it has distinct ones.
 Shapes: N positions, H width, K tokens of a position, J temperatures, V vocabulary.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -190,3 +191,12 @@ def token_dtype(vocabulary: int) -> type[np.unsignedinteger]:
 def token_bytes(vocabulary: int) -> int:
     """Of `token_dtype`."""
     return 2 if vocabulary <= 2**16 else 4
+
+
+def kind_settings(kind: Kind) -> dict[str, Any]:
+    """A kind as a manifest holds it; the head of hidden states is a file of its own."""
+    found = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    head = found.pop("head", None)
+    if head is not None:
+        found |= {"scale": head.scale, "softcap": head.softcap}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

@@ -19,10 +19,10 @@ from entrenar_core.teachers.assembly import fitted_teacher
 from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
 from entrenar_core.teachers.cache.identity import identity_of
 from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping, require_kept_so
-from entrenar_core.teachers.cache.kinds import Hidden
+from entrenar_core.teachers.cache.kinds import Hidden, kind_settings
 from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
 from entrenar_core.teachers.cache.measuring import ask_again, measure
-from entrenar_core.teachers.cache.opening import OpenCache, check_head, kind_settings, store_of, write_head
+from entrenar_core.teachers.cache.opening import OpenCache, check_head, store_of, write_head
 from entrenar_core.teachers.cache.planning import CachePlan, plan_cache
 from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.serving import serve

@@ -1,6 +1,5 @@
 """From a folder to a teacher: a cache that fits the run, with every row that the run will ask for."""
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from entrenar_core.errors import ConfigError, DataError, Problem
 from entrenar_core.losses.head import Head
 from entrenar_core.teachers.cache.building import shard_file, told_of
 from entrenar_core.teachers.cache.draws import Sampled
-from entrenar_core.teachers.cache.fitting import check_kind
 from entrenar_core.teachers.cache.identity import differences, identity_of
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
@@ -24,7 +22,6 @@ from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, check_mani
 from entrenar_core.teachers.cache.planning import PlannedRow, planned_rows
 from entrenar_core.teachers.cache.settings import AGAIN
 from entrenar_core.teachers.cache.store import RowStore, Store
-from entrenar_core.teachers.cache.wanting import wanted
 from entrenar_core.teachers.texts import texts_of
 
 if TYPE_CHECKING:
@@ -33,15 +30,6 @@ if TYPE_CHECKING:
 HEAD = "head.safetensors"
 _KINDS: Mapping[str, Any] = {"topk": TopK, "sampled": Sampled, "logits": Values, "vectors": Values}
 _SHOWN = 60
-
-
-def kind_settings(kind: Kind) -> dict[str, Any]:
-    """A kind as a manifest holds it; the head of hidden states is a file of its own."""
-    found = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    head = found.pop("head", None)
-    if head is not None:
-        found |= {"scale": head.scale, "softcap": head.softcap}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def kind_of(manifest: Manifest, folder: Path, device: torch.device | str) -> Kind:
@@ -151,14 +139,13 @@ def require_cache(prepared: "Preparation", use: CacheUse) -> None:
 
     Raises:
         DataError: there is no cache, it is not complete, damaged, or lacks rows that nobody would read.
-        ConfigError: it was made of something else, or has not what the losses ask for.
+        ConfigError: it was made of something else.
     """
     folder = use.dir
     if folder is None:
         return
-    manifest, wants = read_manifest(folder), wanted(prepared)
-    problems = check_manifest(manifest, folder)
-    if problems or (problems := check_kind(prepared.config, manifest.kind, wants, manifest.wants)):
+    manifest = read_manifest(folder)
+    if problems := check_manifest(manifest, folder):
         raise ConfigError(problems)
     if others := list(differences(manifest.identity, identity_of(prepared))):
         message = f"`teacher.cache`: what {folder} was built of is another now: {', '.join(others)}"

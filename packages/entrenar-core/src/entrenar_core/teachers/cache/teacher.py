@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import ConfigError, DataError, Problem
+from entrenar_core.errors import DataError
 from entrenar_core.losses.targets import HeadRows, Logits, Targets
 from entrenar_core.models.rows import Rows
 from entrenar_core.models.wants import Wants
-from entrenar_core.teachers.cache.fitting import lacking
 from entrenar_core.teachers.cache.keys import keys_of
-from entrenar_core.teachers.cache.kinds import Kind
+from entrenar_core.teachers.cache.kinds import Kind, kind_settings
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.cache.store import RowStore
+from entrenar_core.teachers.promises import of_cache
+from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 
 ReadLive = Callable[[Batch], Sequence[Arrays]]
@@ -35,6 +36,11 @@ class CachedTeacher:
         self, store: RowStore, kind: Kind, layers: Layers | None = None, read_live: ReadLive | None = None
     ) -> None:
         self.store, self.kind, self.layers, self.read_live = store, kind, layers, read_live
+
+    @property
+    def signals(self) -> Signals:
+        """What was kept."""
+        return of_cache(kind_settings(self.kind), Wants() if self.layers is None else self.layers.wants)
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> Targets:
@@ -56,12 +62,8 @@ class CachedTeacher:
         return torch.from_numpy(self._kept(batch)[0]["label"])
 
     def listening(self, wants: Wants) -> TeacherSays:
-        """What it says in training: also what passed in the layers that are wanted.
-
-        Raises:
-            ConfigError: it does not have them.
-        """
-        self._require(wants)
+        """What it says in training: also what passed in the layers that are wanted."""
+        assert wants <= (Wants() if self.layers is None else self.layers.wants), "of those that were kept"
 
         @torch.no_grad()
         def says(batch: Batch) -> Said:
@@ -74,11 +76,6 @@ class CachedTeacher:
             return Said(said, record, kept_rows=known)
 
         return says
-
-    def _require(self, wants: Wants) -> None:
-        has = Wants() if self.layers is None else self.layers.wants
-        if not wants <= has:
-            raise ConfigError([Problem(*lacking(wants, has), "teacher.cache")])
 
     def _kept(self, batch: Batch) -> tuple[Arrays, int]:
         """The arrays of the rows of a batch, one row behind the other, and how many of them the cache knew."""

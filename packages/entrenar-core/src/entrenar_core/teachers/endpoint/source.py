@@ -18,6 +18,8 @@ from entrenar_core.teachers.cache.kinds import TopK, token_dtype
 from entrenar_core.teachers.cache.shards import Arrays
 from entrenar_core.teachers.endpoint.answers import Answer, Question
 from entrenar_core.teachers.endpoint.asking import Endpoint
+from entrenar_core.teachers.promises import of_endpoint
+from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 
 BETAS = (1.0,)
@@ -38,6 +40,11 @@ class EndpointTeacher:
     def __init__(self, endpoint: Endpoint, counting: Counting) -> None:
         assert counting.shifted, "checked: servers tell the next token"
         self.endpoint, self.counting = endpoint, counting
+
+    @property
+    def signals(self) -> Signals:
+        """What it can say."""
+        return of_endpoint(self.endpoint.k)
 
     def rows(self, batch: Batch) -> TopKRows:
         """What it says of the positions that count, on the device of the batch.
@@ -61,7 +68,7 @@ class EndpointTeacher:
 
     def listening(self, wants: Wants) -> TeacherSays:
         """What it says in training, where nothing can be wanted of its layers."""
-        assert not wants.anything, "checked before training"
+        assert not wants.anything, "it has none"
         return lambda batch: Said(self.rows(batch))
 
 
