@@ -248,3 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def biased(answer: dict[str, Any]) -> dict[str, Any]:
+    """As a server that tells log-probabilities after its bias, and so those of forced tokens wrong."""
+    told = (answer["choices"][0]["logprobs"] or {"content": [None]})["content"][0]
+    if told and told["id"] != told["top_logprobs"][0]["id"]:
+        told["logprob"] = 0.0
+    return answer

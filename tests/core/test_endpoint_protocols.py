@@ -30,7 +30,7 @@ from entrenar_core.teachers.endpoint.scoring import score_endpoint
 from entrenar_core.teachers.endpoint.settings import EndpointSettings
 from entrenar_core.teachers.endpoint.source import EndpointTeacher, arrays_of, kind_of, questions_of
 from entrenar_core.training.evaluation import evaluate
-from telling_server import MODEL, Behaviour, TellingServer
+from telling_server import MODEL, Behaviour, TellingServer, biased
 from tiny_models import CORPUS, tiny_llama, tiny_tokenizer
 
 K = 15
@@ -170,11 +170,8 @@ def test_a_cache_that_is_built_of_its_answers_says_the_same(
     endpoint, rows = connected(server, tokenizer), rows_of(tokenizer)
     rows[2]["labels"] = [-100] * rows[2]["length"]  # a row of which nothing counts
     batch, file = Collator(tokenizer.pad_token_id)(rows), tmp_path / "shard.safetensors"
-    keys, kept = [], []
-    for question, answer in endpoint.answers(questions_of(batch, list(keys_of(batch)))):
-        keys.append(question.key)
-        kept.append(arrays_of(answer, endpoint.vocabulary))
-    write_shard(file, keys, kept, {})
+    kept = [arrays_of(answer, endpoint.vocabulary) for _, answer in endpoint.answers(questions_of(batch))]
+    write_shard(file, list(keys_of(batch)), kept, {})
     cached = CachedTeacher(Store([file]), kind_of(endpoint))
     told = EndpointTeacher(endpoint, counting(tokenizer)).told(batch)
     found = cached.rows(batch)
@@ -205,10 +202,9 @@ def test_it_is_scored_as_the_model_is(server: TellingServer, model: Any, tokeniz
 def test_labels_beyond_the_likeliest_are_not_made_up(server: TellingServer, tokenizer: Any) -> None:
     """A server that tells log-probabilities after its bias tells those of forced tokens wrong."""
     server.behaviour = Behaviour(forms=("next",))
-    server.behaviour.spoil = _biased
+    server.behaviour.spoil = biased
     endpoint = connected(server, tokenizer)
     assert not endpoint.tells_labels
-    assert "only where that is among the likeliest" in endpoint.notes[-1]
     teacher = EndpointTeacher(endpoint, counting(tokenizer))
     told, labels_N = teacher.told(batch_of(tokenizer)), counting(tokenizer).labels(batch_of(tokenizer))
     among_N = (told.rows.tokens_NK == labels_N[:, None]).any(-1)
@@ -217,13 +213,6 @@ def test_labels_beyond_the_likeliest_are_not_made_up(server: TellingServer, toke
     tokens = Dataset.from_list(rows_of(tokenizer))
     with pytest.raises(ModelError, match="log-probability of every label"):
         score_endpoint(teacher, tokens, collator=Collator(tokenizer.pad_token_id), batch_size=2)
-
-
-def _biased(answer: dict[str, Any]) -> dict[str, Any]:
-    told = (answer["choices"][0]["logprobs"] or {"content": [None]})["content"][0]
-    if told and told["id"] != told["top_logprobs"][0]["id"]:
-        told["logprob"] = 0.0
-    return answer
 
 
 # ── What is found out before anything is built on it ──

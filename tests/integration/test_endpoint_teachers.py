@@ -18,7 +18,7 @@ from entrenar_core.errors import ConfigError, EntrenarError, ModelError
 from entrenar_core.teachers.cache.making import build_cache
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_distill.cli import main
-from telling_server import MODEL, TellingServer
+from telling_server import MODEL, TellingServer, biased
 from tiny_jobs import Models, merged, write_config
 from watched_runs import run
 
@@ -177,6 +177,18 @@ def test_what_a_server_cannot_do_is_refused_by_validate_and_by_run(
     assert re.search(message, str(refused.value))
     assert main(["validate", str(write_config(tmp_path / "job.yaml", file))]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_server_that_does_not_tell_labels_is_refused_before_it_is_asked_for_rows(
+    server: TellingServer, sure: Models, tmp_path: Path
+) -> None:
+    server.behaviour.forms, server.behaviour.spoil = ("next",), biased
+    file = served(server, sure, tmp_path)
+    for start in (run, lambda file: build_cache(parse_config(file), tmp_path / "cache", CacheSettings())):
+        asked = len(server.completions())
+        with pytest.raises(ModelError, match="only where it is among the likeliest"):
+            start(file)
+        assert len(server.completions()) - asked < 100, "probes alone"
 
 
 def test_packed_examples_are_asked_for_one_by_one(server: TellingServer, sure: Models, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from entrenar_core.teachers.precomputed import PrecomputedTeacher, classify
 from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, precomputed_sentences, require_numbers
 from entrenar_core.teachers.several import several_teachers
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.evaluation import OnBatch, score_logits
 from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.training.signals import StopRequest
@@ -121,7 +121,7 @@ def fitted_teacher(
     if isinstance(settings, ProbeFinetuning):
         body = placed(load_whole(prepared, placing_of(prepared, accelerator)).base_model, accelerator.device)
         classifier, kept = probe_classifier(prepared, body, accelerator, on_batch, keep=not looking)
-        _note(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
+        tell(callbacks, "reusing the probe fitted before" if kept else "fitted a probe to the labelled rows")
         return FittedTeacher(_mapped(prepared, classifier), classifier, parameter_count(classifier), None)
     if settings is not None:
         model, kept = (
@@ -130,12 +130,12 @@ def fitted_teacher(
             else finetuned_model(prepared, accelerator, callbacks, stop)
         )
         if kept:
-            _note(callbacks, "reusing the teacher fitted before")
+            tell(callbacks, "reusing the teacher fitted before")
         loaded = LoadedTeacher(model, parameter_count(model), model)
     else:
         loaded = load_teacher(prepared, accelerator)
     for note in loaded.notes:
-        _note(callbacks, note)
+        tell(callbacks, note)
     inner = placed(loaded.model, accelerator.device).eval().requires_grad_(False)
     forward: Callable[..., Tensor] = partial(_logits, inner)
     if prepared.task == EMBEDDING:
@@ -210,8 +210,3 @@ def _mapped(prepared: "Preparation", model: nn.Module) -> nn.Module:
     """The model, reading the student's ids."""
     token_map = prepared.token_map
     return model if token_map is None else MappedTeacher(model, token_map, over_tokens=prepared.over_tokens)
-
-
-def _note(callbacks: Sequence[Callback], text: str) -> None:
-    for callback in callbacks:
-        callback.on_note(text)

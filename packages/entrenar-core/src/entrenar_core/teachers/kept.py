@@ -20,7 +20,7 @@ from entrenar_core.models.heads import head_labels
 from entrenar_core.models.loading import load_config, load_model
 from entrenar_core.models.quiet import explaining, quietly
 from entrenar_core.models.weights import read_weights
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.checkpoints import load_tensors
 from entrenar_core.training.files import new_folder, remove_folder
 from entrenar_core.training.ranks import on_main
@@ -112,8 +112,7 @@ def held(folder: Path, accelerator: Accelerator, callbacks: Sequence[Callback], 
     with contextlib.closing(Lock(folder.with_suffix(".lock"))) as lock:
         waits = False
         while not on_main(accelerator, lambda: lock.take(stop)):
-            for callback in () if waits else callbacks:
-                callback.on_note("waiting for another run that fits the same teacher")
+            tell(() if waits else callbacks, "waiting for another run that fits the same teacher")
             waits = True
             # All ranks ask again and again: a collective that waits for hours would run into its time limit.
             time.sleep(_POLL_S)

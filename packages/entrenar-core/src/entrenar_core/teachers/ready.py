@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrenar_core.errors import ModelError
 from entrenar_core.reports import Scores
+from entrenar_core.teachers.numbers import not_finite
 from entrenar_core.teachers.sentences import SentenceTeacher
 from entrenar_core.teachers.source import TeacherSource
 
@@ -34,8 +34,5 @@ def sound(scores: Scores, prepared: "Preparation") -> Scores:
         ModelError: they are none.
     """
     if scores.cross_entropy is None or not math.isfinite(scores.cross_entropy):
-        raise ModelError(
-            f"the logits of the teacher {prepared.teacher.reference} are not all finite numbers",
-            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
-        )
+        raise not_finite(prepared, "logits")
     return scores

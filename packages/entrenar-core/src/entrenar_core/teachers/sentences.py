@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import ModelError, TrainingError
+from entrenar_core.errors import TrainingError
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.recording import Record, recording
 from entrenar_core.models.sentences import SentenceEncoder
@@ -22,6 +22,7 @@ from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.cache.teacher import CachedSentences
 from entrenar_core.teachers.live import signals_of
+from entrenar_core.teachers.numbers import not_finite
 from entrenar_core.teachers.precomputed import ByRow, classify
 from entrenar_core.teachers.promises import of_texts
 from entrenar_core.teachers.signals import Signals
@@ -111,10 +112,7 @@ def precomputed_sentences(
 def require_numbers(vectors_NK: Tensor, prepared: "Preparation") -> None:
     """Raises ModelError where a teacher's vectors are no numbers."""
     if not vectors_NK.isfinite().all():
-        raise ModelError(
-            f"the vectors of the teacher {prepared.teacher.reference} are not all finite numbers",
-            "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
-        )
+        raise not_finite(prepared, "vectors")
 
 
 def judge(

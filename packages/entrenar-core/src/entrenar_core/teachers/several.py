@@ -16,7 +16,7 @@ from entrenar_core.teachers.ensemble import (
 )
 from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import SentenceTeacher
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.evaluation import OnBatch, evaluate_rows
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def several_teachers(
         DataError: rows have no teacher, or weights are to be learnt from labels that are not there.
     """
     for one, made in zip(prepared.members, ready, strict=True):
-        _note(callbacks, f"{one.teacher.reference} alone: {made.scores.in_words}")
+        tell(callbacks, f"{one.teacher.reference} alone: {made.scores.in_words}")
     source = _together(prepared, ready, accelerator, callbacks, on_batch)
     scores = evaluate_rows(
         source.rows,
@@ -68,11 +68,6 @@ def _together(
     if ensemble.weighting == "learned":
         weights_M = learned_weights(prepared, members, accelerator, on_batch)
         shares = ", ".join(f"{weight:.3f}" for weight in weights_M.tolist())
-        _note(callbacks, f"weights of the teachers, learnt from the labels: {shares}")
+        tell(callbacks, f"weights of the teachers, learnt from the labels: {shares}")
     by_confidence = ensemble.weighting == "confidence"
     return AveragedTeachers(members, weights_M.to(accelerator.device), prepared.vocabulary, confidence=by_confidence)
-
-
-def _note(callbacks: Sequence[Callback], text: str) -> None:
-    for callback in callbacks:
-        callback.on_note(text)

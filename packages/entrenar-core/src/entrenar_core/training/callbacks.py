@@ -60,3 +60,9 @@ class Callback:
 
     def on_note(self, text: str) -> None:
         """Something worth telling happened."""
+
+
+def tell(callbacks: Sequence[Callback], text: str) -> None:
+    """Something worth telling happened."""
+    for callback in callbacks:
+        callback.on_note(text)

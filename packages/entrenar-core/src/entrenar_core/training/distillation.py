@@ -12,7 +12,7 @@ from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
 from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.ranks import on_main
@@ -53,7 +53,7 @@ def distill(
     """
     folder = RunFolder(config.output.dir)
     if resume and is_complete(config.output.dir, config.model_dump(mode="json")):
-        _note(callbacks, f"the run in {folder.path} is complete; this is its report")
+        tell(callbacks, f"the run in {folder.path} is complete; this is its report")
         return read_report(folder.path)
     _check_folder(config, resume=resume, force=force)
     accelerator = make_accelerator(config)
@@ -65,12 +65,12 @@ def distill(
     }
     before = read_manifest(folder.path) if resume else None
     if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
-        _note(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
+        tell(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
     on_main(accelerator, lambda: folder.open(manifest, resume=resume, force=force))
     for text in prepared.warnings:
-        _note(callbacks, text)
+        tell(callbacks, text)
     try:
-        with StopRequest(lambda: _note(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
+        with StopRequest(lambda: tell(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
             report = Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run()
     except BaseException as error:
         if accelerator.is_main_process:
@@ -92,11 +92,6 @@ def _check_folder(config: DistillationConfig, *, resume: bool, force: bool) -> N
     if problems := check_apart(config.output.dir, named_models(config)):
         raise ConfigError(problems)
     check_usable(config.output.dir, resume=resume, force=force)
-
-
-def _note(callbacks: Sequence[Callback], text: str) -> None:
-    for callback in callbacks:
-        callback.on_note(text)
 
 
 def plan(config: DistillationConfig, *, resume: bool = False, force: bool = False) -> Plan:

@@ -26,7 +26,7 @@ from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import SentenceTeacher, judge
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.assembly import make_batches, make_student, student_name
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.diagnostics import Diagnostics
 from entrenar_core.training.evaluation import OnBatch, evaluate
@@ -253,8 +253,7 @@ class Run:
         return (Diagnostics(every, step, compared, self.accelerator, self._note, lines),)
 
     def _note(self, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_note(text)
+        tell(self.callbacks, text)
 
     def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
         """The same student, of the same weights, on the labels alone: as many steps, the same seed."""

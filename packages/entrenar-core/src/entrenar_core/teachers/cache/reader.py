@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import ModelError
 from entrenar_core.losses.targets import HeadRows, Logits
 from entrenar_core.models.rows import Rows
 from entrenar_core.teachers.cache.keys import keys_of
@@ -20,6 +19,7 @@ from entrenar_core.teachers.cache.kinds import Kind, TaughtRow
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.planning import PlannedRow, collated, text_key
 from entrenar_core.teachers.cache.shards import Arrays
+from entrenar_core.teachers.numbers import not_finite
 from entrenar_core.teachers.reading import TextBatch
 from entrenar_core.teachers.source import Said, TeacherSays
 from entrenar_core.teachers.texts import ids_of
@@ -94,15 +94,7 @@ class Reader:
     def _require_finite(self, values: Rows) -> None:
         numbers = values.hidden_NH if isinstance(values, HeadRows) else values.logits_NV
         if not numbers.isfinite().all():
-            raise not_finite(self.prepared)
-
-
-def not_finite(prepared: "Preparation") -> ModelError:
-    """What is wrong with a teacher that says what are no numbers."""
-    return ModelError(
-        f"what the teacher {prepared.teacher.reference} says are not all finite numbers",
-        "load it with `teacher.dtype: float32`, without `training.mixed_precision`, or check its weights",
-    )
+            raise not_finite(self.prepared, "hidden states" if isinstance(values, HeadRows) else "logits or vectors")
 
 
 def _values(said: Said) -> Rows:

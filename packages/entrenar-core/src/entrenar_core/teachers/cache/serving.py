@@ -28,11 +28,12 @@ from entrenar_core.teachers.cache.store import MemoryStore
 from entrenar_core.teachers.cache.teacher import CachedSentences, CachedTeacher
 from entrenar_core.teachers.cache.texts import kept_of_texts
 from entrenar_core.teachers.cache.wanting import wanted
+from entrenar_core.teachers.promises import of_cache
 from entrenar_core.teachers.ready import ReadyTeacher, sound
 from entrenar_core.teachers.sentences import SentenceTeacher, precomputed_sentences, require_numbers
 from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.teachers.texts import texts_of
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.evaluation import OnBatch
 from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.units import size
@@ -56,8 +57,9 @@ def cached_teacher(
     use, live = prepared.config.teacher.cache, _Live(load)
     assert use is not None
     if use.dir is None:
-        return _in_memory(prepared, use, accelerator, live, on_batch)
+        return _in_memory(prepared, use, accelerator, callbacks, live, on_batch)
     opened, manifest = open_cache(use.dir, accelerator.device)
+    tell(callbacks, f"the teacher is read from {use.dir}: {of_cache(manifest.kind, manifest.wants)}")
     reader = _of_what_is_missing(prepared, use, opened, live, callbacks)
     if prepared.config.student.init_from is not None:
         _ = live.teacher
@@ -129,12 +131,17 @@ def _of_what_is_missing(
     missing = sum(1 for row in rows if opened.store.place(row.key) is None)
     if not missing:
         return None
-    _note(callbacks, f"{missing:,} rows are not in {use.dir}: the teacher reads them whenever they are met")
+    tell(callbacks, f"{missing:,} rows are not in {use.dir}: the teacher reads them whenever they are met")
     return live.teacher.reader(Keeping(opened.kind, opened.layers))
 
 
 def _in_memory(
-    prepared: "Preparation", use: CacheUse, accelerator: Accelerator, live: _Live, on_batch: OnBatch
+    prepared: "Preparation",
+    use: CacheUse,
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    live: _Live,
+    on_batch: OnBatch,
 ) -> ReadyTeacher:
     """A cache that is filled before training, in the batches of a build, and gone with the run.
 
@@ -166,9 +173,5 @@ def _in_memory(
     kept = dict(gather_object(list(kept.items())))
     opened = OpenCache(MemoryStore(kept), keeping.kind, keeping.layers)
     source, scores = serve(prepared, opened, accelerator, on_batch)
+    tell(callbacks, f"the teacher is read from memory, {size(plan.bytes)}: {source.signals}")
     return ReadyTeacher(source, scores, live.teacher.parameters, live.model)
-
-
-def _note(callbacks: Sequence[Callback], text: str) -> None:
-    for callback in callbacks:
-        callback.on_note(text)

@@ -5,7 +5,7 @@ Shapes: N positions of a row that count, K of the likeliest tokens.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,14 +24,12 @@ class Question:
     """A row to be asked for.
 
     `ids` are its tokens, without padding. `places` are the positions that count, ascending: at place t the row is read
-    up to `ids[t]`, and what is told is how likely each token is to be `ids[t + 1]`. `name` is for messages; `key` is
-    what the row is known by in a cache.
+    up to `ids[t]`, and what is told is how likely each token is to be `ids[t + 1]`. `name` is for messages.
     """
 
     ids: tuple[int, ...]
     places: tuple[int, ...]
     name: str
-    key: bytes = field(default=b"", repr=False)
 
     @property
     def needed(self) -> tuple[int, ...]:

@@ -77,18 +77,14 @@ def _connected(client: Client, tokenizer: "PreTrainedTokenizerBase", vocabulary:
     protocol = _require_untouched(protocol, question)
     if notes is None:
         compare_tokens(protocol, tokenizer)
-    notes = notes or ()
-    tells_labels = not isinstance(protocol, NextToken) or protocol.plain is not None
-    if not tells_labels:
-        notes = (*notes, "it tells the log-probability of a label only where that is among the likeliest")
     slots = protocol.slots.qsize() if isinstance(protocol, NextToken) and protocol.slots is not None else None
     return Endpoint(
         client=client,
         protocol=protocol,
         concurrency=min(settings.concurrency, slots or settings.concurrency),
         context=_fact(listed, "max_model_len") or _fact(listed, "n_ctx"),
-        tells_labels=tells_labels,
-        notes=notes,
+        tells_labels=not isinstance(protocol, NextToken) or protocol.plain is not None,
+        notes=notes or (),
     )
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from entrenar_core.data.collating import Batch
 from entrenar_core.teachers.cache.keeping import Keeping
-from entrenar_core.teachers.cache.keys import keys_of
 from entrenar_core.teachers.cache.kinds import Kind
 from entrenar_core.teachers.cache.planning import PlannedRow, collated
 from entrenar_core.teachers.cache.settings import CacheSettings
@@ -33,7 +32,7 @@ class EndpointReader:
 
     def of_batch(self, batch: Batch) -> list[Arrays]:
         """What is kept of the rows of a batch, in their order; raises as `Endpoint.answers`."""
-        questions = questions_of(batch, list(keys_of(batch)))
+        questions = questions_of(batch)
         return [arrays_of(answer, self.endpoint.vocabulary) for _, answer in self.endpoint.answers(questions)]
 
     def of_texts(self, texts: Sequence[str]) -> list[Arrays]:

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
+from entrenar_core.errors import ModelError
 from entrenar_core.teachers.endpoint.asking import Endpoint
 from entrenar_core.teachers.endpoint.connecting import connect
 from entrenar_core.teachers.endpoint.reading import AskedEndpoint
 from entrenar_core.teachers.endpoint.scoring import score_endpoint
 from entrenar_core.teachers.endpoint.source import EndpointTeacher
 from entrenar_core.teachers.ready import ReadyTeacher, sound
-from entrenar_core.training.callbacks import Callback
+from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.evaluation import OnBatch
 from entrenar_core.training.signals import StopRequest
 
@@ -32,18 +34,21 @@ def connected(
     assert prepared.endpoint is not None
     settings, found = prepared.endpoint, list[Endpoint]()
 
-    def note(text: str) -> None:
-        for callback in callbacks:
-            callback.on_note(text)
-
     def endpoint() -> Endpoint:
         if not found:
             vocabulary = prepared.vocabulary or prepared.num_ids
-            one = connect(settings, prepared.tokenizer, vocabulary, on_note=note, stopped=lambda: stop.requested)
+            one = connect(
+                settings,
+                prepared.tokenizer,
+                vocabulary,
+                on_note=partial(tell, callbacks),
+                stopped=lambda: stop.requested,
+            )
             found.append(one)
             stack.callback(one.close)
+            _require_labels(one)
             for text in (f"the teacher is {one}", *one.notes):
-                note(text)
+                tell(callbacks, text)
             one.require_length(max(_lengths(prepared)), "the longest row")
         return found[0]
 
@@ -72,6 +77,16 @@ def endpoint_teacher(
         on_batch=on_batch,
     )
     return ReadyTeacher(teacher, sound(scores, prepared), None, None)
+
+
+def _require_labels(endpoint: Endpoint) -> None:
+    """A teacher is scored by what it says of the labels."""
+    if not endpoint.tells_labels:
+        raise ModelError(
+            f"{endpoint.client.settings.url} tells the log-probability of a token only where it is among the "
+            "likeliest, so that the teacher cannot be scored",
+            "take a newer server: llama.cpp's and vLLM's tell it",
+        )
 
 
 def _lengths(prepared: "Preparation") -> list[int]:

@@ -3,7 +3,7 @@
 Shapes: B rows, T positions, N of them that count, K of the likeliest tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +72,8 @@ class EndpointTeacher:
         return lambda batch: Said(self.rows(batch))
 
 
-def questions_of(batch: Batch, keys: Sequence[bytes] = ()) -> Iterator[Question]:
-    """What to ask for the rows of a batch of a language model, in their order; nothing of one of which nothing counts.
-
-    Args:
-        batch: the rows.
-        keys: what each of them is known by in a cache, if anything.
-    """
+def questions_of(batch: Batch) -> Iterator[Question]:
+    """What to ask for the rows of a batch of a language model, in their order; nothing where nothing counts."""
     if batch.packed is not None:
         batch = batch.of(range(len(batch.rows_B)))
     ids_BT, real_BT = batch.input_ids_BT.cpu().numpy(), batch.attention_mask_BT.cpu().numpy().astype(bool)
@@ -86,8 +81,7 @@ def questions_of(batch: Batch, keys: Sequence[bytes] = ()) -> Iterator[Question]
     for row, number in enumerate(rows_B):
         real_T = real_BT[row]
         places = np.flatnonzero(counts_BT[row][real_T]) - 1  # a token that counts is predicted by the one before it
-        key = keys[row] if keys else b""
-        yield Question(tuple(ids_BT[row][real_T].tolist()), tuple(places.tolist()), f"row {number}", key)
+        yield Question(tuple(ids_BT[row][real_T].tolist()), tuple(places.tolist()), f"row {number}")
 
 
 def kind_of(endpoint: Endpoint) -> TopK:
