@@ -92,11 +92,11 @@ def identity_of(prepared: "Preparation") -> Identity:
 
 
 def differences(built: Mapping[str, Any], now: Identity) -> Iterator[str]:
-    """What is another now than when the cache was built: `the tokenizer`, `dataset.max_length` 128, then 256."""
+    """What is another now than when the cache was built: `the tokenizer`, and values of what has one."""
     current = now.as_json()
     for name, told in _NAMES.items():
         if built.get(name) != current[name]:
-            yield told if name in _HASHES else f"{told} ({current[name]}, then {built.get(name)})"
+            yield told if name in _HASHES else f"{told} ({built.get(name)} when it was built, {current[name]} now)"
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -120,8 +120,8 @@ class AskedTeacher:
         return Reader(self.prepared, self.accelerator, keeping.kind, keeping.layers, says, self.fitted.forward)
 
 
-def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> None:
-    """Whether a teacher of this task can be kept so, as far as that is known before it is loaded.
+def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> KindName:
+    """The kind in which a teacher of this task is kept, if it can be, as far as that is known before it is loaded.
 
     Raises:
         UsageError: it cannot, or a setting would change nothing.
@@ -147,6 +147,7 @@ def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> None:
             raise UsageError(f"{flag} changes nothing of --kind {kind}", "leave it out")
     if kind == "sampled":
         _one_temperature(prepared)
+    return kind
 
 
 _WHOSE = {"hidden": "language models", "vectors": "a sentence encoder", "logits": "a classifier", "topk": "an endpoint"}

@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from accelerate import Accelerator
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.teachers import EnsembleTeacher, MovingAverageTeacher
 from entrenar_core.data.library import stored
-from entrenar_core.errors import DataError, OutputError, UsageError
+from entrenar_core.errors import UsageError
 from entrenar_core.reproducibility import environment
 from entrenar_core.teachers.assembly import fitted_teacher
-from entrenar_core.teachers.cache.building import Builder, is_whole, shard_file
+from entrenar_core.teachers.cache.building import Builder, shard_file
+from entrenar_core.teachers.cache.folder import CacheFolder
 from entrenar_core.teachers.cache.identity import identity_of
 from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping, require_kept_so
 from entrenar_core.teachers.cache.kinds import Hidden, kind_settings
-from entrenar_core.teachers.cache.manifest import MANIFEST, Manifest, read_manifest
+from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.measuring import ask_again, measure
-from entrenar_core.teachers.cache.opening import OpenCache, check_head, store_of, write_head
+from entrenar_core.teachers.cache.opening import OpenCache, store_of, write_head
 from entrenar_core.teachers.cache.planning import CachePlan, plan_cache
 from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.serving import serve
@@ -33,11 +34,9 @@ from entrenar_core.teachers.endpoint.ready import connected
 from entrenar_core.teachers.texts import texts_of
 from entrenar_core.training.assembly import make_accelerator
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.files import remove_folder, writing
 from entrenar_core.training.preparation import Preparation, prepare
 from entrenar_core.training.ranks import on_all, on_main
 from entrenar_core.training.signals import StopRequest
-from entrenar_core.units import size
 
 
 def build_cache(
@@ -110,11 +109,20 @@ class _Build:
         callbacks: Sequence[Callback],
         stop: StopRequest,
     ) -> None:
-        self.prepared, self.accelerator, self.folder = prepared, accelerator, folder
+        self.prepared, self.accelerator, self.folder = prepared, accelerator, CacheFolder(folder)
         self.settings, self.callbacks, self.stop = settings, callbacks, stop
 
     def build(self, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
-        require_kept_so(self.prepared, self.settings)
+        kind = require_kept_so(self.prepared, self.settings)
+        on_main(
+            self.accelerator,
+            lambda: self.folder.require_fitting(kind, identity_of(self.prepared), force=force),
+        )
+        with ExitStack() as held:
+            on_main(self.accelerator, lambda: held.enter_context(self.folder.alone()))
+            return self._asked(force, on_forecast)
+
+    def _asked(self, force: bool, on_forecast: Callable[[CacheForecast], None]) -> Manifest:
         self._phase("teacher")
         if self.prepared.endpoint is not None:
             with connected(self.prepared, self.callbacks, self.stop) as endpoint:
@@ -133,13 +141,14 @@ class _Build:
             shard_bytes=self.settings.shard_bytes,
         )
         manifest = self._manifest(keeping, plan, asked)
-        if (there := on_main(accelerator, lambda: self._there(manifest.about, force))) is not None:
+        if (there := on_main(accelerator, lambda: self.folder.kept(manifest, force=force))) is not None:
             return there
-        on_main(accelerator, lambda: self._require_room(plan))
-        reader = asked.reader(keeping)
-        builder = Builder(reader, plan, texts, self.folder, manifest.about)
+        reader, folder = asked.reader(keeping), self.folder.path
+        builder = Builder(reader, plan, texts, folder, manifest.about)
         missing = on_main(accelerator, builder.missing)
-        forecast = _forecast(builder, missing, accelerator.num_processes)
+        head = _bytes_of_head(keeping)
+        on_main(accelerator, lambda: self._require_room(plan, missing, head))
+        forecast = _forecast(builder, missing, head, accelerator.num_processes)
         if accelerator.is_main_process:
             on_forecast(forecast)
         written = on_main(accelerator, lambda: self._begin(manifest, keeping))
@@ -149,20 +158,20 @@ class _Build:
         rates = on_all(accelerator, lambda: builder.build(mine, self.stop, self._on_batch))
         seconds = time.perf_counter() - began
         self._phase("measuring")
-        opened = OpenCache(store_of(len(plan.shards), self.folder, manifest.about), keeping.kind, keeping.layers)
+        opened = OpenCache(store_of(len(plan.shards), folder, manifest.about), keeping.kind, keeping.layers)
         scores = serve(prepared, opened, accelerator, self._on_batch)[1]
         cached = CachedTeacher(opened.store, opened.kind, opened.layers)
         whole = dataclasses.replace(
             manifest,
             head=written,
             teacher={**manifest.teacher, "scores": dataclasses.asdict(scores)},
-            shards=tuple(_shards(self.folder, plan)),
+            shards=tuple(_shards(folder, plan)),
             built={"seconds": seconds, "positions_per_s": sum(rates), "environment": environment()},
             measured=measure(reader, cached, plan, texts)
             if isinstance(reader, Reader)
             else ask_again(reader, cached, plan),
         )
-        on_main(accelerator, lambda: whole.write(self.folder))
+        on_main(accelerator, lambda: whole.write(folder))
         return whole
 
     def _manifest(self, keeping: Keeping, plan: CachePlan, asked: Asked) -> Manifest:
@@ -181,51 +190,12 @@ class _Build:
 
     def _begin(self, manifest: Manifest, keeping: Keeping) -> str | None:
         """Writes what is known before the first shard, and gives the hash of the head if there is one."""
-        manifest.write(self.folder)
-        return write_head(keeping.kind.head, self.folder) if isinstance(keeping.kind, Hidden) else None
+        manifest.write(self.folder.path)
+        return write_head(keeping.kind.head, self.folder.path) if isinstance(keeping.kind, Hidden) else None
 
-    def _there(self, about: str, force: bool) -> Manifest | None:
-        """The cache that is there, if it is this one and complete; another one stands in the way."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            return None
-        if not (self.folder / MANIFEST).is_file():
-            raise UsageError(f"{self.folder} holds something else than a cache", "choose another folder")
-        try:
-            found = read_manifest(self.folder)
-        except DataError as error:
-            if not force:
-                raise DataError(error.message, "replace the cache with --force") from error
-        else:
-            if found.about == about:
-                return found if found.complete and self._whole(found) else None
-        if not force:
-            raise UsageError(
-                f"{self.folder} holds another cache: of other rows, another teacher or other settings",
-                "choose another folder, or replace it with --force",
-            )
-        with writing(self.folder):
-            remove_folder(self.folder)
-            self.folder.mkdir(parents=True)
-        return None
-
-    def _whole(self, manifest: Manifest) -> bool:
-        try:
-            check_head(manifest, self.folder)
-        except DataError:
-            return False
-        return all(
-            is_whole(shard_file(self.folder, number), manifest.about, number) for number in range(len(manifest.shards))
-        )
-
-    def _require_room(self, plan: CachePlan) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if plan.bytes > free:
-            raise OutputError(
-                f"the cache takes about {size(plan.bytes)}, and {size(free)} are free in {self.folder}",
-                "choose another folder, another kind, or fewer rows",
-            )
+    def _require_room(self, plan: CachePlan, missing: Sequence[int], head: int) -> None:
+        there = self.folder.size_of(number for number in range(len(plan.shards)) if number not in set(missing))
+        self.folder.require_room(max(0, plan.bytes - there) + head)
 
     def _phase(self, name: str) -> None:
         for callback in self.callbacks:
@@ -236,7 +206,14 @@ class _Build:
             callback.on_batch(done, total)
 
 
-def _forecast(builder: Builder, missing: Sequence[int], processes: int) -> CacheForecast:
+def _bytes_of_head(keeping: Keeping) -> int:
+    """Of the file that makes logits of hidden states."""
+    head = keeping.kind.head if isinstance(keeping.kind, Hidden) else None
+    parts = () if head is None else (head.weight_VH, head.bias_V)
+    return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+def _forecast(builder: Builder, missing: Sequence[int], head: int, processes: int) -> CacheForecast:
     plan = builder.plan
     left = sum(row.positions for number in missing for batch in plan.shards[number] for row in batch)
     rate = builder.positions_per_s() * processes if left else None
@@ -246,7 +223,7 @@ def _forecast(builder: Builder, missing: Sequence[int], processes: int) -> Cache
         positions=plan.positions,
         bytes_per_position=plan.costs.of_position,
         bytes_per_token=plan.costs.of_token,
-        bytes=plan.bytes,
+        bytes=plan.bytes + head,
         shards=len(plan.shards),
         shards_there=len(plan.shards) - len(missing),
         positions_per_s=rate,
