@@ -3,12 +3,12 @@
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from entrenar_core.architectures import Architecture, architecture_of, architecture_of_gguf
-from entrenar_core.errors import ModelError, NotFoundError, UsageError
+from entrenar_core.errors import EntrenarError, ModelError, NotFoundError, UsageError
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, format_of, read_json, shards_of
 from entrenar_core.formats.gguf import SkippedArray, read_header
 from entrenar_core.formats.onnx import external_files
@@ -39,6 +39,9 @@ class ModelArtifact:
 
     `config` is config.json, or the metadata of a GGUF without its long arrays. `tokenizer_path` is the folder that
     holds a tokenizer, the GGUF that holds one, or None. `commit` is the Hub's, None for what was always here.
+
+    Of a model whose weights are not needed they may be elsewhere: there are no `weight_files` then, and `stated` has
+    the SHA-256 of each by its name, where the Hub says so. A model that was only described has no `config`.
     """
 
     reference: Reference
@@ -50,6 +53,17 @@ class ModelArtifact:
     architecture: Architecture
     tokenizer_path: Path | None
     commit: str | None = None
+    stated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether there is a folder with its files, if not its weights."""
+        return bool(self.config)
+
+    @property
+    def knows_weights(self) -> bool:
+        """Whether the bytes of its weights are known, or at least their hashes."""
+        return bool(self.weight_files or self.stated)
 
     def fingerprint(self, *, tokenizer: bool = True) -> str:
         """SHA-256 over weights, config and tokenizer, the same wherever the folder lies.
@@ -66,14 +80,16 @@ class ModelArtifact:
         files = {file.relative_to(self.path).as_posix(): file for file in self.weight_files}
         beside = [self.path / name for name in ("config.json", *(TOKENIZER_FILES if tokenizer else ()))]
         files |= {file.name: file for file in beside if file.is_file()}
-        lines = hashlib.sha256()
-        for name, file in sorted(files.items()):
-            try:
-                status = file.stat()
-                lines.update(f"{_digest(file, status.st_size, status.st_mtime_ns)}  {name}\n".encode())
-            except OSError as error:
-                raise ModelError(f"{file} cannot be read: {error.strerror}", "check the file and its disk") from error
-        return lines.hexdigest()
+        digests = {**self.stated, **{name: _sha256(file) for name, file in files.items()}}
+        return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    try:
+        status = file.stat()
+        return _digest(file, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}", "check the file and its disk") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,10 +105,13 @@ def inspect_folder(
     format: WeightFormat | None = None,  # noqa: A002 - as the setting is called
     files: Sequence[str] | None = None,
     allow_pickle: bool = False,
+    weights_needed: bool = True,
     reference: Reference | None = None,
     commit: str | None = None,
 ) -> ModelArtifact:
     """The model in a folder, or in one weight file with its config beside it. Reads headers and settings only.
+
+    Where weights are not needed, they may be missing: then what is beside them in the folder is the model.
 
     Raises:
         NotFoundError: there is no such folder, or no such file in it.
@@ -105,19 +124,24 @@ def inspect_folder(
             raise UsageError(f"{reference} is one file, and {', '.join(files)} are asked for", "name the folder")
         folder = _folder_of(path)
         path, files = folder, (path.relative_to(folder).as_posix(),)
-    weights = choose_weights(
-        _names(path, files or ()), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
-    )
-    weight_files = _weight_files(path, weights)
-    config, architecture = _configuration(path, weights.format, weight_files[0])
-    inside = weights.format is WeightFormat.GGUF and "tokenizer.ggml.model" in config
+    try:
+        weights = choose_weights(
+            _names(path, files or ()), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
+        )
+        format, weight_files = weights.format, _weight_files(path, weights)  # noqa: A001 - as the setting is called
+    except EntrenarError:
+        if weights_needed or not (path / "config.json").is_file():
+            raise
+        format, weight_files = format or WeightFormat.SAFETENSORS, ()  # noqa: A001
+    config, architecture = _configuration(path, format, weight_files)
+    inside = format is WeightFormat.GGUF and "tokenizer.ggml.model" in config
     beside = any((path / name).is_file() for name in TOKENIZERS)
     return ModelArtifact(
         reference,
         path,
         weight_files,
         sum(file.stat().st_size for file in weight_files),
-        weights.format,
+        format,
         config,
         architecture,
         weight_files[0] if inside else path if beside else None,
@@ -173,9 +197,9 @@ def _root(folder: Path) -> Path:
     return (folder.parents[2] if in_cache else folder).resolve()
 
 
-def _configuration(folder: Path, kind: WeightFormat, first: Path) -> tuple[Mapping[str, Any], Architecture]:
-    if kind is WeightFormat.GGUF:
-        header = read_header(first)
+def _configuration(folder: Path, kind: WeightFormat, weights: Sequence[Path]) -> tuple[Mapping[str, Any], Architecture]:
+    if kind is WeightFormat.GGUF and weights:
+        header = read_header(weights[0])
         architecture = architecture_of_gguf(header.metadata, num_parameters=header.num_parameters)
         short = {key: value for key, value in header.metadata.items() if not isinstance(value, SkippedArray)}
         return short, architecture

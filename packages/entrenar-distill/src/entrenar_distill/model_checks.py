@@ -49,11 +49,11 @@ def named(config: OneTeacher) -> Iterator[tuple[str, ModelSource, str]]:
 
 
 def look_at(
-    part: str, source: ModelSource, model_id: str, problems: list[Problem], hub: bool
+    part: str, source: ModelSource, model_id: str, problems: list[Problem], hub: bool, *, weights_needed: bool = True
 ) -> tuple[Check | None, ModelArtifact | None]:
     """What a model is, where it can be looked at; a mistake is added to `problems`."""
     try:
-        model = _described(source, model_id, hub)
+        model = _described(source, model_id, hub, weights_needed=weights_needed)
     except FetchError as error:
         return Check(part, "skipped", f"{model_id} could not be reached: {error.message}"), None
     except EntrenarError as error:
@@ -67,14 +67,20 @@ def look_at(
     return Check(part, "ok", f"{family}, {architecture.num_layers} layers of {architecture.hidden_size}{loaded}"), model
 
 
-def _described(source: ModelSource, model_id: str, hub: bool) -> ModelArtifact | None:
+def _described(source: ModelSource, model_id: str, hub: bool, *, weights_needed: bool) -> ModelArtifact | None:
     """A model here, or what the config of one on the Hub says of it: then the artifact has no files."""
     from entrenar_core.hub import describe_model, fetch_model
 
     wanted = WeightFormat(source.format) if source.format else None
     reference = parse_reference(model_id, revision=source.revision)
     if not isinstance(reference, HubReference):
-        return fetch_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
+        return fetch_model(
+            reference,
+            format=wanted,
+            files=source.files,
+            allow_pickle=source.allow_pickle,
+            weights_needed=weights_needed,
+        )
     if not hub:
         return None
     found = describe_model(reference, format=wanted, files=source.files, allow_pickle=source.allow_pickle)
@@ -130,7 +136,7 @@ def check_poolings(config: OneTeacher, models: Models, problems: list[Problem]) 
     if teacher is not None and config.student.model_id is None:
         sizes = planned_student(config.student, teacher.architecture)
     problems += check_sentences(config, teacher.architecture if teacher else None, sizes)
-    here = [model for model in (teacher, student) if model is not None and model.weight_files]
+    here = [model for model in (teacher, student) if model is not None and model.is_here]
     if teacher is None or len(here) < len(list(named(config))):
         return
     try:

@@ -12,7 +12,7 @@ from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.loading import in_order
-from entrenar_core.config.one_teacher import OneTeacher, each_teacher
+from entrenar_core.config.one_teacher import OneTeacher, each_teacher, needs_weights
 from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schedules import Schedule
 from entrenar_core.config.schema import DatasetConfig
@@ -89,7 +89,8 @@ def _models(
     models: dict[str, ModelArtifact] = {}
     checks: list[Check] = []
     for part, source, model_id in named(config):
-        check, model = look_at(part, source, model_id, problems, hub)
+        needed = part != "teacher" or needs_weights(config)
+        check, model = look_at(part, source, model_id, problems, hub, weights_needed=needed)
         checks += [check] if check else []
         models |= {part: model} if model else {}
     task = task_of(config, models, problems)
@@ -120,7 +121,8 @@ def _beside(
 ) -> Iterator[Check]:
     """Another teacher: whether it can do the task, and reads what the student reads."""
     name = f"teacher {place + 1}"
-    check, teacher = look_at("teacher", config.teacher, config.teacher.model_id, problems, hub)
+    needed = needs_weights(config)
+    check, teacher = look_at("teacher", config.teacher, config.teacher.model_id, problems, hub, weights_needed=needed)
     if check is not None:
         yield replace(check, name=name)
     if teacher is None:

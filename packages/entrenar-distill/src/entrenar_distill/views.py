@@ -128,9 +128,9 @@ def _facts(report: RunReport) -> Table:
 
 
 def _model(facts: ModelFacts) -> str:
-    if facts.parameters is None or facts.weight_bytes is None:
-        return facts.name
-    return f"{facts.name}, {count(facts.parameters)} parameters, {size(facts.weight_bytes)} on disk"
+    known = [] if facts.parameters is None else [f"{count(facts.parameters)} parameters"]
+    known += [] if facts.weight_bytes is None else [f"{size(facts.weight_bytes)} on disk"]
+    return ", ".join([facts.name, *known])
 
 
 def _rate(per_s: float) -> str:

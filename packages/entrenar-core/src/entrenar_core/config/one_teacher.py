@@ -27,6 +27,13 @@ def each_teacher(config: DistillationConfig) -> tuple[OneTeacher, ...]:
             return (_with(config, model),)
 
 
+def needs_weights(config: OneTeacher) -> bool:
+    """Whether the teacher's weights are read: not where a folder has all that it is asked for."""
+    use = config.teacher.cache
+    says_all = use is not None and use.dir is not None and use.missing == "refuse"
+    return not says_all or config.student.init_from is not None
+
+
 def _student_as_teacher(config: DistillationConfig) -> TeacherConfig:
     student = config.student
     assert student.model_id is not None, "a rule of the configuration"

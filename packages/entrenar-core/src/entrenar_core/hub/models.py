@@ -1,12 +1,13 @@
 """From a reference to a model on this machine, fetching of a repository exactly the files that are needed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from entrenar_core.architectures import Architecture, architecture_of
 from entrenar_core.artifact import SENTENCE_FILES, TOKENIZER_FILES, ModelArtifact, inspect_folder
 from entrenar_core.errors import ModelError, NotFoundError
-from entrenar_core.formats import WeightFormat, Weights, choose_weights, read_json, shards_of
+from entrenar_core.formats import WeightFormat, Weights, choose_weights, format_of, read_json, shards_of
 from entrenar_core.formats.onnx import external_files
 from entrenar_core.hub.client import RETRY_DELAYS_S, Client, Repository, connect, hinting_at_offline
 from entrenar_core.hub.progress import Progress
@@ -24,6 +25,7 @@ def fetch_model(
     files: Sequence[str] | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    weights_needed: bool = True,
     token: str | None = None,
     cache_dir: Path | None = None,
     offline: bool | None = None,
@@ -33,7 +35,8 @@ def fetch_model(
 ) -> ModelArtifact:
     """The model that a reference means, on this machine; what lies here already touches no network.
 
-    A repository's Python files are fetched where they are trusted, and never run here.
+    A repository's Python files are fetched where they are trusted, and never run here. Weights that are not needed are
+    not fetched, unless they are a GGUF or ONNX, which the rest is read from.
 
     Raises:
         AccessError: the repository is gated or private.
@@ -43,7 +46,12 @@ def fetch_model(
     """
     if not isinstance(reference, HubReference):
         return inspect_folder(
-            reference.locate(), format=format, files=files, allow_pickle=allow_pickle, reference=reference
+            reference.locate(),
+            format=format,
+            files=files,
+            allow_pickle=allow_pickle,
+            weights_needed=weights_needed,
+            reference=reference,
         )
     client = connect(
         token=token, cache_dir=cache_dir, offline=offline, endpoint=endpoint, retry_delays_s=retry_delays_s
@@ -53,14 +61,41 @@ def fetch_model(
         commit, folder = cached_snapshot(client, repository)
         with hinting_at_offline(client):
             return inspect_folder(
-                folder, format=format, files=files, allow_pickle=allow_pickle, reference=reference, commit=commit
+                folder,
+                format=format,
+                files=files,
+                allow_pickle=allow_pickle,
+                weights_needed=weights_needed,
+                reference=reference,
+                commit=commit,
             )
     commit, remote = listing(client, repository)
     weights = choose_weights(remote.keys(), where=str(reference), format=format, files=files, allow_pickle=allow_pickle)
     code = [name for name in remote if name.endswith(".py")] if trust_remote_code else []
     needed = _needed(client, repository, commit, remote, weights, code)
+    if not weights_needed and weights.format in (WeightFormat.SAFETENSORS, WeightFormat.PYTORCH):
+        beside = [file for file in needed if file.name in (*COMPANIONS, *code)]
+        folder = fetch_files(client, repository, commit, beside, progress)
+        return _without_weights(folder, weights, needed, reference, commit)
     folder = fetch_files(client, repository, commit, needed, progress)
     return inspect_folder(folder, files=weights.names, allow_pickle=allow_pickle, reference=reference, commit=commit)
+
+
+def _without_weights(
+    folder: Path, weights: Weights, needed: Sequence[RemoteFile], reference: Reference, commit: str
+) -> ModelArtifact:
+    """What lies beside weights that were not fetched, with what the Hub says of these. If they are here from before,
+    they are found.
+    """
+    found = inspect_folder(
+        folder, files=weights.names, allow_pickle=True, weights_needed=False, reference=reference, commit=commit
+    )
+    if found.weight_files:
+        return found
+    away = [file for file in needed if format_of(file.name) is weights.format and file.name not in weights.indices]
+    stated = {file.name: file.sha256 for file in away if file.sha256 is not None}
+    total = sum(file.size_bytes for file in away)
+    return replace(found, format=weights.format, weight_bytes=total, stated=stated if len(stated) == len(away) else {})
 
 
 def _needed(

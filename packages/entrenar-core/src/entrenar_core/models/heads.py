@@ -100,16 +100,19 @@ def _is_encoder(metadata: Mapping[str, Any]) -> bool:
 
 def head_labels(artifact: ModelArtifact, task: str = CLASSIFICATION) -> tuple[str, ...] | None:
     """The names of the classes that a trained head of a classifying task tells apart, in the order of their ids, or
-    None where there is no such head: neither a config with names nor a head's weights are enough alone. Of ONNX, whose
-    weights have no names to go by, the graph is compared with the config elsewhere (`check_graph`).
+    None where there is no such head: neither a config with names nor a head's weights are enough alone. Of weights that
+    are not here the config is believed; of ONNX, whose weights have no names to go by, the graph is compared with the
+    config elsewhere (`check_graph`).
 
     Raises:
         ModelError: the names cannot be read, or the weights cannot.
     """
     if artifact.format is WeightFormat.GGUF or _task_of(artifact) != task:
         return None
-    if artifact.format is not WeightFormat.ONNX and not any(
-        name.partition(".")[0] in CLASSIFICATION_HEADS for name in _weight_names(artifact)
+    if (
+        artifact.weight_files
+        and artifact.format is not WeightFormat.ONNX
+        and not any(name.partition(".")[0] in CLASSIFICATION_HEADS for name in _weight_names(artifact))
     ):
         return None
     names = artifact.config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # what transformers leaves out

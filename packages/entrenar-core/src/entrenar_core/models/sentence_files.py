@@ -25,7 +25,7 @@ _TYPE = "sentence_transformers.models."
 
 def is_sentence_encoder(artifact: ModelArtifact) -> bool:
     """Whether the model's folder has the modules of a sentence encoder; of a model whose files are not here, no."""
-    return bool(artifact.weight_files) and (artifact.path / MODULES).is_file()
+    return artifact.is_here and (artifact.path / MODULES).is_file()
 
 
 def pooling_of(artifact: ModelArtifact) -> Pool | None:

@@ -73,7 +73,7 @@ def read_facts(artifact: ModelArtifact) -> TokenizerFacts | Unread:
         ModelError: it has no tokenizer, or one that is broken.
     """
     path = artifact.tokenizer_path
-    if not artifact.weight_files:
+    if not artifact.is_here:
         return Unread(f"the tokenizer of {artifact.reference} shows when it is fetched")
     if path is None:
         raise ModelError(f"{artifact.reference} has no tokenizer", NO_TOKENIZER)

@@ -35,9 +35,10 @@ vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "anot
 
 
 def _size(model: ModelFacts) -> str:
-    if model.parameters is None or model.weight_bytes is None:
+    if model.parameters is None:
         return "unknown size, which a server ran"
-    return f"{count(model.parameters)} parameters ({size(model.weight_bytes)})"
+    bytes_ = "" if model.weight_bytes is None else f" ({size(model.weight_bytes)})"
+    return f"{count(model.parameters)} parameters{bytes_}"
 
 
 def model_card(report: RunReport, settings: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
-from entrenar_core.config.one_teacher import OneTeacher, each_teacher
+from entrenar_core.config.one_teacher import OneTeacher, each_teacher, needs_weights
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import for_task
 from entrenar_core.config.teachers import (
@@ -134,8 +134,9 @@ class Preparation:
 
     @property
     def teacher_bytes(self) -> int | None:
-        """Of the weight files of all teachers; None where they are not here."""
-        return None if self.endpoint is not None else sum(one.teacher.weight_bytes for one in self.members or (self,))
+        """Of the weight files of all teachers; None where they are not known."""
+        total = sum(one.teacher.weight_bytes for one in self.members or (self,))
+        return None if self.endpoint is not None or not total else total
 
     @property
     def over_tokens(self) -> bool:
@@ -177,7 +178,12 @@ class Preparation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What does not stop the run, and may spoil it."""
-        return (*(self.finding.warnings() if self.finding else ()), *unselective(self.config, self.rows))
+        unseen = (
+            f"the weights of {one.teacher.reference} are not here, and were not compared with those of its cache"
+            for one in self.members or (self,)
+            if not one.teacher.knows_weights
+        )
+        return (*(self.finding.warnings() if self.finding else ()), *unselective(self.config, self.rows), *unseen)
 
     @property
     def counting(self) -> "Counting":
@@ -234,7 +240,7 @@ class Preparation:
         }
 
 
-def fetch(source: ModelSource, model_id: str, progress: Any = None) -> ModelArtifact:
+def fetch(source: ModelSource, model_id: str, progress: Any = None, *, weights_needed: bool = True) -> ModelArtifact:
     """The files of a model named in the configuration, fetched if need be; raises as `fetch_model`."""
     return fetch_model(
         parse_reference(model_id, revision=source.revision),
@@ -242,6 +248,7 @@ def fetch(source: ModelSource, model_id: str, progress: Any = None) -> ModelArti
         files=source.files,
         allow_pickle=source.allow_pickle,
         trust_remote_code=source.trust_remote_code,
+        weights_needed=weights_needed,
         progress=progress,
     )
 
@@ -267,7 +274,7 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
 
 
 def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Preparation:
-    teacher = fetch(config.teacher, config.teacher.model_id, progress)
+    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=needs_weights(config))
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
     check_models(config, task, teacher, student)
@@ -333,7 +340,7 @@ def _together(members: "Sequence[Preparation]") -> Preparation:
 def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparation:
     """Another teacher of the same student, on the same rows."""
     task, student = first.task, first.student
-    teacher = fetch(config.teacher, config.teacher.model_id, progress)
+    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=needs_weights(config))
     check_beside(config, task, teacher, student)
     tokenizer = _tokenizer(teacher, config.teacher)
     if task == MASKED_LM:

@@ -20,12 +20,13 @@ class Identity:
     """All that decides which signals a teacher gives of which tokens.
 
     Hashes are SHA-256. Rows are no part of it: each is known by its own tokens. `masking` are the settings that masks
-    follow from, None where nothing is masked; `pooling` is of a sentence encoder.
+    follow from, None where nothing is masked; `pooling` is of a sentence encoder. `weights` is None where they are
+    not here, and were not read.
     """
 
     task: str
     teacher: str
-    weights: str
+    weights: str | None
     dtype: str
     load_in: str | None
     precision: str
@@ -71,9 +72,7 @@ def identity_of(prepared: "Preparation") -> Identity:
     return Identity(
         task=prepared.task,
         teacher=prepared.teacher_name,
-        weights=prepared.teacher.fingerprint(tokenizer=False)
-        if prepared.endpoint is None
-        else _hash(["served", prepared.endpoint.model]),
+        weights=_weights(prepared),
         dtype=config.teacher.dtype,
         load_in=config.teacher.load_in,
         precision=config.training.mixed_precision,
@@ -95,7 +94,7 @@ def differences(built: Mapping[str, Any], now: Identity) -> Iterator[str]:
     """What is another now than when the cache was built: `the tokenizer`, and values of what has one."""
     current = now.as_json()
     for name, told in _NAMES.items():
-        if built.get(name) != current[name]:
+        if built.get(name) != current[name] and not (name == "weights" and current[name] is None):
             yield told if name in _HASHES else f"{told} ({built.get(name)} when it was built, {current[name]} now)"
 
 
@@ -103,6 +102,12 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Over its tokens with their ids, its special ones, and what decides how a text is split."""
     facts = facts_of(tokenizer)
     return _hash([sorted(facts.tokens.items()), dict(facts.roles), dict(facts.parts)])
+
+
+def _weights(prepared: "Preparation") -> str | None:
+    if prepared.endpoint is not None:
+        return _hash(["served", prepared.endpoint.model])
+    return prepared.teacher.fingerprint(tokenizer=False) if prepared.teacher.knows_weights else None
 
 
 def _teacher_ids(prepared: "Preparation") -> str | None:
