@@ -22,6 +22,7 @@ from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.moving_average import AverageOfStudent
 from entrenar_core.training.assembly import make_accelerator, make_student
 from entrenar_core.training.preparation import prepare
+from entrenar_core.training.result import read_report
 from entrenar_distill.cli import main
 from tiny_jobs import Models, build_models, classification, merged, write_config, write_rows
 from tiny_models import tiny_bert, tiny_llama
@@ -107,6 +108,12 @@ def test_weights_are_learnt_from_labels(models: Models, tmp_path: Path) -> None:
     assert knowing > 0.9
     assert knowing + ignorant == pytest.approx(1, abs=0.002)
     assert any(line.startswith(f"{models.other_classifier} alone: accuracy") for line in notes.told)
+    assert [member.weight for member in report.members] == pytest.approx([knowing, ignorant], abs=1e-3)
+    assert report.members[0].scores.accuracy > report.members[1].scores.accuracy
+    assert read_report(tmp_path / "out") == report
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| teachers together |" in card
+    assert f"| {models.other_classifier}, weight " in card
 
 
 def test_members_may_be_cached(sure: Models, second: str, tmp_path: Path) -> None:

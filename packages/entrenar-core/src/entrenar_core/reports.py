@@ -51,11 +51,26 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """One of several teachers, with its own scores, and its weight in their average; None where each teaches rows of
+    its own.
+    """
+
+    name: str
+    weight: float | None
+    scores: Scores
+
+    def __str__(self) -> str:
+        return self.name if self.weight is None else f"{self.name}, weight {self.weight:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not, in
     entity F1 where there is one, and of sentence encoders in mean average precision.
 
-    `perplexity_ratio` is student ÷ teacher, for language models, where less is better.
+    `perplexity_ratio` is student ÷ teacher, for language models, where less is better. Of several teachers,
+    `teacher_scores` are those that they have together, and each one's own are in `members`.
     """
 
     task: str
@@ -82,6 +97,19 @@ class RunReport:
     examples_per_s: float
     files: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    members: tuple[MemberFacts, ...] = ()
+
+    @property
+    def scored(self) -> tuple[tuple[str, Scores], ...]:
+        """What was scored, as tables call it."""
+        found = [
+            ("teachers together" if self.members else "teacher", self.teacher_scores),
+            *((str(member), member.scores) for member in self.members),
+            ("student, distilled", self.student_scores),
+            ("student, without a teacher", self.baseline_scores),
+            ("student, before training", self.student_before),
+        ]
+        return tuple((name, scores) for name, scores in found if scores is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,17 +34,7 @@ def run_report(report: RunReport) -> list[Block]:
 
 def _scores(report: RunReport) -> Table:
     columns = _columns(report)
-    models = [
-        ("teacher", report.teacher_scores),
-        ("student, distilled", report.student_scores),
-        ("student, without a teacher", report.baseline_scores),
-        ("student, before training", report.student_before),
-    ]
-    rows = [
-        (name, *(_cell(column, getattr(scores, column)) for column in columns))
-        for name, scores in models
-        if scores is not None
-    ]
+    rows = [(name, *(_cell(column, getattr(scores, column)) for column in columns)) for name, scores in report.scored]
     if report.majority_accuracy is not None:
         told = {"accuracy": report.majority_accuracy}
         rows.append(("majority class", *(_cell(column, told.get(column)) for column in columns)))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrenar_core.reports import Scores
+from entrenar_core.reports import MemberFacts, Scores
 from entrenar_core.teachers.numbers import not_finite
 from entrenar_core.teachers.sentences import SentenceTeacher
 from entrenar_core.teachers.source import TeacherSource
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ReadyTeacher:
     """A teacher with its scores on the evaluation rows. `model` is what a student may copy layers from, if loaded;
-    `parameters` are not known of a model that a server runs.
+    `parameters` are not known of a model that a server runs; of several teachers, `members` are each by itself.
     """
 
     source: TeacherSource | SentenceTeacher
     scores: Scores
     parameters: int | None
     model: "PreTrainedModel | None"
+    members: tuple[MemberFacts, ...] = ()
 
 
 def sound(scores: Scores, prepared: "Preparation") -> Scores:

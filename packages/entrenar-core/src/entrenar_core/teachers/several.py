@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from entrenar_core.config.teachers import EnsembleTeacher
 from entrenar_core.models.heads import TAGGING
+from entrenar_core.reports import MemberFacts
 from entrenar_core.teachers.ensemble import (
     AveragedTeachers,
     RoutedTeachers,
@@ -49,7 +50,13 @@ def several_teachers(
         tags=prepared.label_names if prepared.task == TAGGING else None,
         on_batch=on_batch,
     )
-    return ReadyTeacher(source, sound(scores, prepared), sum(made.parameters or 0 for made in ready), ready[0].model)
+    weights = source.weights_M.tolist() if isinstance(source, AveragedTeachers) else [None] * len(ready)
+    members = tuple(
+        MemberFacts(str(one.teacher.reference), weight, made.scores)
+        for one, weight, made in zip(prepared.members, weights, ready, strict=True)
+    )
+    parameters = sum(made.parameters or 0 for made in ready)
+    return ReadyTeacher(source, sound(scores, prepared), parameters, ready[0].model, members)
 
 
 def _together(

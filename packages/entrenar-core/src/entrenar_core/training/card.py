@@ -95,13 +95,7 @@ def _base_models(report: RunReport) -> str:
 
 
 def _table(report: RunReport) -> str:
-    rows = [
-        ("teacher", report.teacher_scores),
-        ("student, distilled", report.student_scores),
-        ("student, without a teacher", report.baseline_scores),
-        ("student, before training", report.student_before),
-    ]
-    lines = "".join(f"| {name} | {_cells(report.task, scores)} |\n" for name, scores in rows if scores is not None)
+    lines = "".join(f"| {name} | {_cells(report.task, scores)} |\n" for name, scores in report.scored)
     if report.task == "causal-lm":
         return "| | perplexity | KL to the teacher |\n| --- | --- | --- |\n" + lines
     if report.task == "masked-lm":

@@ -14,7 +14,7 @@ from entrenar_core.errors import OutputError
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.sentence_files import sentence_files
-from entrenar_core.reports import ModelFacts, RunReport, Scores
+from entrenar_core.reports import MemberFacts, ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
 from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
@@ -97,6 +97,9 @@ def _report(document: dict[str, Any], folder: Path) -> RunReport:
         document[name] = ModelFacts(**document[name])
     for name in ("teacher_scores", "student_before", "student_scores", "baseline_scores"):
         document[name] = Scores(**document[name]) if document[name] else None
+    document["members"] = tuple(
+        MemberFacts(**{**member, "scores": Scores(**member["scores"])}) for member in document.get("members", ())
+    )
     for name in ("files", "warnings"):
         document[name] = tuple(document[name])
     return RunReport(**{**document, "output_dir": folder})

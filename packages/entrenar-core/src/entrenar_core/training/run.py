@@ -292,6 +292,7 @@ class Run:
             teacher=ModelFacts(self.prepared.teacher_name, teacher.parameters, self.prepared.teacher_bytes),
             student=ModelFacts(student_name(self.config), parameter_count(student), 0),
             teacher_scores=teacher.scores,
+            members=teacher.members,
             student_before=before,
             student_scores=scores,
             baseline_scores=baseline,
