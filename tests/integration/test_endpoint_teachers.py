@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cached_jobs import Job, job, sure_models, using
 from entrenar_core import Callback, parse_config
-from entrenar_core.errors import ConfigError, EntrenarError, ModelError
+from entrenar_core.errors import ConfigError, EntrenarError, FetchError, ModelError
 from entrenar_core.teachers.cache.making import build_cache
 from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_distill.cli import main
@@ -189,6 +189,24 @@ def test_a_server_that_does_not_tell_labels_is_refused_before_it_is_asked_for_ro
         with pytest.raises(ModelError, match="only where it is among the likeliest"):
             start(file)
         assert len(server.completions()) - asked < 100, "probes alone"
+
+
+def test_how_long_a_server_is_waited_for_is_said(server: TellingServer, sure: Models, tmp_path: Path) -> None:
+    patient = {"timeout_s": 0.5, "patience_s": 1.0}
+    file = merged(served(server, sure, tmp_path), {"teacher": patient, "training": {"max_steps": 2}})
+    run(file)
+    asked = len(server.completions())
+
+    def hang_after_a_while(answer: dict[str, Any]) -> dict[str, Any]:
+        if len(server.completions()) > asked + 20:
+            time.sleep(1)
+        return answer
+
+    server.behaviour.spoil = hang_after_a_while
+    began = time.monotonic()
+    with pytest.raises(FetchError, match=r"no answer within 0\.5 s"):
+        run(file)
+    assert time.monotonic() - began < 30, "not for five minutes"
 
 
 def test_packed_examples_are_asked_for_one_by_one(server: TellingServer, sure: Models, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ SHOWN_BY = {
     "teacher.top_logprobs": f"{SERVED}::test_with_fewer_tokens_the_loss_is_that_of_the_selection",
     "teacher.concurrency": "core/test_endpoint_protocols.py::test_rows_are_asked_for_at_once_and_answered_in_order",
     "teacher.api_key_env": "core/test_endpoint_client.py::test_the_key_is_sent_and_told_to_no_one",
+    "teacher.timeout_s": f"{SERVED}::test_how_long_a_server_is_waited_for_is_said",
+    "teacher.patience_s": f"{SERVED}::test_how_long_a_server_is_waited_for_is_said",
     "teacher.members.weight": f"{SEVERAL}::test_members_weigh_what_they_say",
     "teacher.members.rows": f"{SEVERAL}::test_rows_are_taught_by_the_teacher_of_their_kind",
     "teacher.weighting": f"{SEVERAL}::test_weights_are_learnt_from_labels",

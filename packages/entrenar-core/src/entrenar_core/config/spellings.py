@@ -29,6 +29,8 @@ OF_OTHER_TEACHERS = (
     "top_logprobs",
     "concurrency",
     "api_key_env",
+    "timeout_s",
+    "patience_s",
 )  # of teachers that are no model; a test compares them
 
 ABSENT: dict[str, str] = {

@@ -168,6 +168,10 @@ class EndpointTeacher(Section):
         description="Environment variable that holds its key; `OPENAI_API_KEY` where it is set, and only to this "
         "machine or over https, if not given.",
     )
+    timeout_s: Positive = Field(120.0, description="How long one answer may take, in seconds.")
+    patience_s: Positive = Field(
+        300.0, description="How long a server that fails is asked again, in seconds, once it has answered."
+    )
     cache: CacheUse | None = Field(None, description="As of a model.")
 
 

@@ -181,6 +181,19 @@ def _meaning(field: FieldInfo | None) -> str | None:
     return (first if any(map(str.isupper, first[1:])) else first.lower()) + space + rest or None
 
 
+def _mark(section: type[Section]) -> str:
+    """The setting by which a kind of section is told from others: the first that must be given."""
+    return next(name for name, field in section.model_fields.items() if field.is_required())
+
+
+def _mark_of_another(path: Path, section: type[Section]) -> str | None:
+    """That of another kind of the same section, which has the setting."""
+    if len(path) != 2 or path[0] not in DistillationConfig.model_fields:
+        return None
+    others = (one for one in _sections(DistillationConfig.model_fields[str(path[0])]) if one is not section)
+    return next((_mark(one) for one in others if path[1] in one.model_fields), None)
+
+
 def _suggestion(path: Path, section: type[Section] | None) -> str | None:
     if section is None:
         return None
@@ -188,6 +201,8 @@ def _suggestion(path: Path, section: type[Section] | None) -> str | None:
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"did you mean `{dotted((*path[:-1], near[0]))}`?"
+    if (mark := _mark_of_another(path, section)) is not None:
+        return f"it is a setting of a `{path[0]}` with `{mark}`, and this one has `{_mark(section)}`"
     elsewhere = [
         f"`{group}.{name}`"
         for group, field in DistillationConfig.model_fields.items()

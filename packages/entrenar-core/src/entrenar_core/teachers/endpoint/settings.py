@@ -62,7 +62,13 @@ class EndpointSettings:
 def endpoint_settings(teacher: "EndpointTeacher") -> EndpointSettings:
     """As the configuration says; raises as `EndpointSettings`."""
     return EndpointSettings(
-        teacher.endpoint, teacher.model, teacher.top_logprobs, teacher.concurrency, teacher.api_key_env
+        teacher.endpoint,
+        teacher.model,
+        teacher.top_logprobs,
+        teacher.concurrency,
+        teacher.api_key_env,
+        teacher.timeout_s,
+        teacher.patience_s,
     )
 
 
