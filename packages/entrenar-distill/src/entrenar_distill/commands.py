@@ -47,6 +47,8 @@ entrenar-distill cache build distill.yaml --output teacher-cache   last hidden s
 
 entrenar-distill cache build distill.yaml --kind topk --top-k 50 --output teacher-cache
 
+entrenar-distill cache build distill.yaml --member 1 --output second-cache   of the second of `teacher.members`
+
 entrenar-distill run distill.yaml --set teacher.cache=teacher-cache   learn from it
 """
 INFO_EXAMPLES = """
@@ -193,7 +195,10 @@ def cache_build(
     from entrenar_core.units import parse_size
     from entrenar_distill.caching import build
 
-    wanted = CacheSettings(kind, precision, top_k, samples, parse_size(shard_size), member)
+    shard_bytes = parse_size(shard_size)
+    if shard_bytes < 1:
+        raise UsageError(f"--shard-size {shard_size}: a file holds something", "write it as 64MB")
+    wanted = CacheSettings(kind, precision, top_k, samples, shard_bytes, member)
     return build(loaded.config, output, wanted, force=force)
 
 

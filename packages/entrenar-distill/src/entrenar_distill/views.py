@@ -170,14 +170,18 @@ def cache(report: CacheReport) -> Table:
         "Kept": _kept(report.kind),
         "Teacher": f"{report.teacher['reference']}{_parameters(report.teacher['parameters'])}",
         "Rows": f"{report.rows:,}, {count(report.positions)} positions",
-        "Size": f"{size(report.bytes)} in {report.shards} shards, {report.bytes_per_position:,.0f} bytes a position",
+        "Size": f"{size(report.bytes)} in {_shards(report.shards)}, {report.bytes_per_position:,.0f} bytes a position",
+        "Read": f"{report.made_of['reads']}, at most {report.made_of['max_length']:,} a row, in "
+        f"{_computed(report.made_of)}",
     }
     if built is not None:
         facts["Built"] = f"in {duration(built['seconds'])}, {_rate(built['positions_per_s'])} positions/s"
     if report.layers is not None:
         facts["Layers"] = _layers(report.layers)
     if measured is not None and "kl" in measured:
-        facts["KL"] = f"{measured['kl']:+.2g} nats beside the live teacher, where it is {measured['kl_live']:.2g}"
+        facts["KL"] = (
+            f"off by {measured['kl']:+.2g} nats, where a student is {measured['kl_live']:.2g} from the live teacher"
+        )
         facts["Gradient"] = (
             f"{measured['gradient_angle']:.2g}° from the live teacher's, of a single position "
             f"{measured['position_angle']:.2g}°"
@@ -191,6 +195,17 @@ def cache(report: CacheReport) -> Table:
         facts["State"] = "not complete: the same `cache build` goes on with it"
     notes = ("every checksum is right",) if report.verified else ()
     return key_values("Cache", facts, notes=notes)
+
+
+def _shards(number: int) -> str:
+    return f"{number:,} shard{'' if number == 1 else 's'}"
+
+
+def _computed(made_of: dict[str, Any]) -> str:
+    """In which precision the teacher computes."""
+    quantised = "" if made_of["load_in"] is None else f", quantised to {made_of['load_in']}"
+    mixed = "" if made_of["precision"] == "no" else f", mixed with {made_of['precision']}"
+    return f"{made_of['dtype']}{quantised}{mixed}"
 
 
 def _parameters(number: int | None) -> str:
@@ -212,8 +227,10 @@ def _kept(kind: dict[str, Any]) -> str:
             return f"the likeliest {kind['k']} tokens, and what the others have together"
         case "sampled":
             return f"{kind['samples']} draws at temperature {kind['temperature']:g}"
+        case "vectors":
+            return f"vectors of sentences, {kind['columns']} numbers"
         case _:
-            return "all logits"
+            return f"all logits, of {kind['columns']} classes"
 
 
 _SHARED = ("weight", "temperature", "top_k_tail", "entropy_threshold")

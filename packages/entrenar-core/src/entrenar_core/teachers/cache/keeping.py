@@ -147,6 +147,9 @@ def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> KindNam
             raise UsageError(f"{flag} changes nothing of --kind {kind}", "leave it out")
     if kind == "sampled":
         _one_temperature(prepared)
+    if settings.top_k is not None and prepared.vocabulary is not None and settings.top_k >= prepared.vocabulary:
+        message = f"--top-k {settings.top_k:,} of {prepared.vocabulary:,} tokens leaves out none"
+        raise UsageError(message, "lower it, or keep --kind hidden, from which all are known")
     return kind
 
 
@@ -191,7 +194,7 @@ def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeach
     assert vocabulary is not None, "checked before it was loaded"
     if kind == "topk":
         lowest, highest = temperatures_of(prepared.terms)
-        return TopK(min(settings.top_k or 100, vocabulary - 1), lowest, highest, vocabulary)
+        return TopK(settings.top_k or min(100, vocabulary - 1), lowest, highest, vocabulary)
     if kind == "sampled":
         return Sampled(settings.samples or 50, _one_temperature(prepared), prepared.config.training.seed, vocabulary)
     output = live_teacher(prepared, loaded, accelerator).output
