@@ -1,9 +1,7 @@
 """What attention looks at: the student's distributions over the keys, or the scores they are made of, as the teacher's.
 
-A query counts once, however many keys and heads it has. Positions that no allowed query and key need are left out
-before anything is computed, so that neither the content of padding nor its side or amount changes anything, to the
-bit. Rows are worked through one by one and computed again in the backward pass: beside the scores themselves, only
-one row's intermediate tensors are ever held.
+A query counts once, however many keys and heads it has. Neither the content of padding nor its side or amount changes
+anything, to the bit, and beside the scores themselves little is held (by_row.py).
 
 Scores are products before the softmax and before any mask, one set for each query head (`AttentionInputs.scores`).
 Where teacher and student may see different keys, as with different windows, `allowed` has those that both may see.
@@ -18,9 +16,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from entrenar_core.losses.attention_heads import LearnedHeadWeights, Weighting, head_weights
+from entrenar_core.losses.by_row import sum_over_rows
 from entrenar_core.losses.head_mapping import HeadMap, Heads, map_heads
 from entrenar_core.losses.sums import LossSum, at_least_fp32
 
@@ -34,12 +32,7 @@ __all__ = [
     "log_probs",
     "map_heads",
     "scaled_products",
-    "sum_over_rows",
 ]
-
-RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From a row of the student's (H, …) and of the teacher's (G, …) and its allowed keys (T, T) to the sum over its
-queries."""
 
 
 def attention_kl(
@@ -113,38 +106,6 @@ def scaled_products(queries_BHTd: Tensor, keys_BGTd: Tensor, scaling: float) -> 
         return at_least_fp32(queries_BHTd) @ at_least_fp32(keys_BHTd).transpose(-1, -2) * scaling
 
 
-def sum_over_rows(
-    row_loss: RowLoss, student: Tensor, teacher: Tensor, allowed_BTT: Tensor, position_dims: tuple[int, ...]
-) -> LossSum:
-    """The sum of `row_loss` over the rows, each with only those positions that are a query with a key, or a key with a
-    query, along `position_dims` of student and teacher. The count is that of the queries with a key.
-    """
-    allowed_BTT = allowed_BTT != 0
-    queries_BT = allowed_BTT.any(-1)
-    used_BT = queries_BT | allowed_BTT.any(-2)
-    total = at_least_fp32(student[..., :0]).sum()  # a graph without any content, which could be NaN
-    for student_row, teacher_row, allowed_TT, used_T in zip(
-        student.unbind(), teacher.detach().unbind(), allowed_BTT, used_BT, strict=True
-    ):
-        positions = used_T.nonzero()[:, 0]
-        if len(positions):
-            chosen = partial(_of_positions, row_loss, positions, position_dims)
-            total = total + checkpoint(
-                chosen, student_row, teacher_row, allowed_TT, use_reentrant=False, preserve_rng_state=False
-            )
-    return LossSum(total, int(queries_BT.sum()))
-
-
-def _of_positions(
-    row_loss: RowLoss, positions: Tensor, dims: tuple[int, ...], student: Tensor, teacher: Tensor, allowed_TT: Tensor
-) -> Tensor:
-    if len(positions) < len(allowed_TT):
-        for dim in dims:
-            student, teacher = student.index_select(dim, positions), teacher.index_select(dim, positions)
-        allowed_TT = allowed_TT[positions][:, positions]
-    return row_loss(at_least_fp32(student), at_least_fp32(teacher), allowed_TT)
-
-
 def _sum_over_scores(
     row_loss: Callable[..., Tensor],
     student_BHTT: Tensor,
@@ -164,25 +125,39 @@ def _sum_over_scores(
     mapped = map_heads(heads, H, G)
     if isinstance(weights, Tensor) and weights.shape != (len(mapped.student),):
         raise ValueError(f"there are {len(mapped.student)} pairs of heads, got weights {tuple(weights.shape)}")
-    row = partial(row_loss, mapped, weights)
-    return sum_over_rows(row, student_BHTT, teacher_BGTT, allowed_BTT, position_dims=(-1, -2))
+    learnt = (weights,) if isinstance(weights, Tensor) else ()
+    kind = "uniform" if isinstance(weights, Tensor) else weights
+    row = partial(row_loss, mapped, kind)
+    return sum_over_rows(row, student_BHTT, teacher_BGTT, allowed_BTT, *learnt, position_dims=(-1, -2), heads=max(H, G))
 
 
 def _kl_of_row(
-    mapped: HeadMap, weights: Weighting | Tensor, student_HTT: Tensor, teacher_GTT: Tensor, allowed_TT: Tensor
+    mapped: HeadMap,
+    kind: Weighting,
+    student_HTT: Tensor,
+    teacher_GTT: Tensor,
+    allowed_TT: Tensor,
+    learnt_P: Tensor | None = None,
 ) -> Tensor:
     log_q_PTT = log_probs(_chosen(student_HTT, mapped.student), allowed_TT)
     log_p_PTT = _mean_log_probs(mapped, teacher_GTT, allowed_TT)
-    return _weighted_sum(kl_per_query(log_q_PTT, log_p_PTT, allowed_TT), weights, mapped, teacher_GTT, allowed_TT)
+    return _weighted_sum(
+        kl_per_query(log_q_PTT, log_p_PTT, allowed_TT), kind, learnt_P, mapped, teacher_GTT, allowed_TT
+    )
 
 
 def _mse_of_row(
-    mapped: HeadMap, weights: Weighting | Tensor, student_HTT: Tensor, teacher_GTT: Tensor, allowed_TT: Tensor
+    mapped: HeadMap,
+    kind: Weighting,
+    student_HTT: Tensor,
+    teacher_GTT: Tensor,
+    allowed_TT: Tensor,
+    learnt_P: Tensor | None = None,
 ) -> Tensor:
     teacher_PTT = _groups(teacher_GTT, mapped).mean(1)
     difference_PTT = (_chosen(student_HTT, mapped.student) - teacher_PTT).masked_fill(~allowed_TT, 0.0)
     values_PT = difference_PTT.square().sum(-1) / allowed_TT.sum(-1).clamp_min(1)
-    return _weighted_sum(values_PT, weights, mapped, teacher_GTT, allowed_TT)
+    return _weighted_sum(values_PT, kind, learnt_P, mapped, teacher_GTT, allowed_TT)
 
 
 def log_probs(scores_HTT: Tensor, allowed_TT: Tensor) -> Tensor:
@@ -214,10 +189,16 @@ def _chosen(heads_HTT: Tensor, chosen: tuple[int, ...]) -> Tensor:
 
 
 def _weighted_sum(
-    values_PT: Tensor, weights: Weighting | Tensor, mapped: HeadMap, teacher_GTT: Tensor, allowed_TT: Tensor
+    values_PT: Tensor,
+    kind: Weighting,
+    learnt_P: Tensor | None,
+    mapped: HeadMap,
+    teacher_GTT: Tensor,
+    allowed_TT: Tensor,
 ) -> Tensor:
-    if isinstance(weights, str):
-        if weights == "uniform":
-            return values_PT.mean(0).sum()
-        weights = head_weights(_mean_log_probs(mapped, teacher_GTT, allowed_TT), allowed_TT, weights)
-    return (weights[:, None] * values_PT).sum()  # no matrix product, which autocast would compute in half precision
+    if learnt_P is None and kind == "uniform":
+        return values_PT.mean(0).sum()
+    weights_P = learnt_P
+    if weights_P is None:
+        weights_P = head_weights(_mean_log_probs(mapped, teacher_GTT, allowed_TT), allowed_TT, kind)
+    return (weights_P[:, None] * values_PT).sum()  # no matrix product, which autocast would compute in half precision

@@ -12,7 +12,8 @@ from functools import partial
 
 from torch import Tensor
 
-from entrenar_core.losses.attention import kl_per_query, log_probs, scaled_products, sum_over_rows
+from entrenar_core.losses.attention import kl_per_query, log_probs, scaled_products
+from entrenar_core.losses.by_row import sum_over_rows
 from entrenar_core.losses.sums import LossSum
 
 
@@ -22,7 +23,7 @@ def relation_kl(student_x_BHTD: Tensor, teacher_x_BGTE: Tensor, allowed_BTT: Ten
 
     x are the queries, keys or values of a layer: the heads are put side by side, H · D wide for the student and G · E
     for the teacher (fewer for keys and values of grouped-query models), and cut anew into R relation heads, each
-    d_r = H · D / R and G · E / R wide. Scores of T × T are made for one row at a time.
+    d_r = H · D / R and G · E / R wide. Scores of T × T are made for a few rows at a time.
 
     Source: Wang et al. 2021 (MiniLMv2), section 3.1; of bidirectional encoders there, of any attention here.
 
@@ -44,7 +45,7 @@ def relation_kl(student_x_BHTD: Tensor, teacher_x_BGTE: Tensor, allowed_BTT: Ten
                 f"got {relation_heads}"
             )
     row = partial(_kl_of_row, relation_heads)
-    return sum_over_rows(row, student_x_BHTD, teacher_x_BGTE, allowed_BTT, position_dims=(-2,))
+    return sum_over_rows(row, student_x_BHTD, teacher_x_BGTE, allowed_BTT, position_dims=(-2,), heads=relation_heads)
 
 
 def _kl_of_row(relation_heads: int, student_x_HTD: Tensor, teacher_x_GTE: Tensor, allowed_TT: Tensor) -> Tensor:
