@@ -79,7 +79,7 @@ class Language:
         from entrenar_core import parse_config
         from entrenar_core.models.loading import load_model
         from entrenar_core.training.assembly import make_student
-        from entrenar_core.training.preparation import prepare
+        from entrenar_core.training.preparing import prepare
 
         self._write_rows()
         teacher = None

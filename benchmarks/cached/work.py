@@ -124,7 +124,7 @@ def _judged(config: Mapping[str, Any], student: Path, exact: str) -> dict[str, A
     from entrenar_core.teachers.cache.teacher import CachedTeacher
     from entrenar_core.training.assembly import make_accelerator
     from entrenar_core.training.evaluation import evaluate
-    from entrenar_core.training.preparation import prepare
+    from entrenar_core.training.preparing import prepare
 
     told = parse_config({**config, "student": {"model_id": str(student)}})
     prepared = prepare(told)
@@ -152,7 +152,7 @@ def _opened(config: str, *, teacher: bool = True) -> tuple[Any, Any, Any]:
     from entrenar_core import load_config
     from entrenar_core.teachers.assembly import live_teacher, load_teacher
     from entrenar_core.training.assembly import make_accelerator
-    from entrenar_core.training.preparation import prepare
+    from entrenar_core.training.preparing import prepare
     from entrenar_core.training.signals import StopRequest
 
     told = load_config(Path(config))

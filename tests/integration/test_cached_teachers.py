@@ -20,7 +20,8 @@ from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.teachers.cache.teacher import CachedTeacher
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.assembly import make_accelerator
-from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.preparing import prepare
 from entrenar_distill.cli import main
 from tiny_jobs import Models, language, write_config, write_rows
 from tiny_models import tiny_bert, tiny_llama

@@ -20,7 +20,7 @@ from entrenar_core.training.diagnostics import Diagnostics
 from entrenar_core.training.gradients import gradient_norms, parameter_groups
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.losses import make_objective
-from entrenar_core.training.preparation import prepare
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
 from tiny_jobs import Models, build_models, classification, language, merged, write_rows

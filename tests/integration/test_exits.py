@@ -18,7 +18,7 @@ from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.assembly import make_accelerator, make_student
 from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.losses import make_objective
-from entrenar_core.training.preparation import prepare
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.step import DistillationStep
 from entrenar_distill.cli import main
 from tiny_jobs import Models, build_models, classification, merged, write_config, write_rows

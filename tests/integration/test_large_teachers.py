@@ -19,7 +19,7 @@ from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.assembly import make_accelerator
 from entrenar_core.training.distillation import plan
-from entrenar_core.training.preparation import prepare
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.signals import StopRequest
 from entrenar_distill.assembly import assemble
 from entrenar_distill.validation import validate

@@ -21,7 +21,7 @@ from entrenar_core.teachers.cache.settings import CacheSettings
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.moving_average import AverageOfStudent
 from entrenar_core.training.assembly import make_accelerator, make_student
-from entrenar_core.training.preparation import prepare
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.result import read_report
 from entrenar_distill.cli import main
 from tiny_jobs import Models, build_models, classification, merged, write_config, write_rows

@@ -41,7 +41,8 @@ from entrenar_core.training.assembly import make_accelerator, make_student, stud
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
 from entrenar_core.training.losses import sizes_of
-from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.sentence_evaluation import score_sentences
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.verdict import interval, majority_accuracy

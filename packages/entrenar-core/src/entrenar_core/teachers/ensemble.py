@@ -91,16 +91,14 @@ class RoutedTeachers:
     def listening(self, wants: Wants) -> TeacherSays:
         """What they say in training, where nothing can be wanted of their layers."""
         each = [member.listening(wants) for member in self.members]
+        cached = any(member.signals.examples == "kept" for member in self.members)
 
         def says(batch: Batch) -> Said:
             parts, whose_N = self._split(batch)
             said = [each[place](part) for place, part in parts]
-            known = [one.kept_rows for one in said if one.kept_rows is not None]
             rows = [one.rows for one in said if one.rows is not None]
-            return Said(
-                Routed(rows, whose_N, self.vocabulary),
-                kept_rows=sum(known) if known else None,
-            )
+            known = sum(one.kept_rows or 0 for one in said)
+            return Said(Routed(rows, whose_N, self.vocabulary), kept_rows=known if cached else None)
 
         return says
 

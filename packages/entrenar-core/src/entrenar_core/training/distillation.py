@@ -14,7 +14,8 @@ from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
 from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.packing import packing_of
-from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run

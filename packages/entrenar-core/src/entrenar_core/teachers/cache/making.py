@@ -34,7 +34,8 @@ from entrenar_core.teachers.endpoint.ready import connected
 from entrenar_core.teachers.texts import texts_of
 from entrenar_core.training.assembly import make_accelerator
 from entrenar_core.training.callbacks import Callback
-from entrenar_core.training.preparation import Preparation, prepare
+from entrenar_core.training.preparation import Preparation
+from entrenar_core.training.preparing import prepare
 from entrenar_core.training.ranks import on_all, on_main
 from entrenar_core.training.signals import StopRequest
 
