@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from entrenar_core.losses.divergence import cross_entropy_hard_core, forward_kl_core, reverse_kl_core
+from entrenar_core.losses.mixture import Mixture
 from entrenar_core.losses.routed import Routed
 from entrenar_core.losses.sparse import TopKRows
-from entrenar_core.losses.targets import Logits, Mixture, divergence_from
+from entrenar_core.losses.targets import Logits, divergence_from
 from entrenar_core.teachers.ensemble import mixture_weights
 
 ROWS, TOKENS = 11, 7

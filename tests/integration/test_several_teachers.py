@@ -180,6 +180,17 @@ def test_rows_are_taught_by_the_teacher_of_their_kind(sure: Models, second: str,
     assert together == pytest.approx(total / count, rel=1e-5)
 
 
+def test_rows_of_a_cached_teacher_are_counted_among_all(sure: Models, second: str, tmp_path: Path) -> None:
+    file = routed(sure, second, tmp_path, training={"batch_size": 2, "epochs": 1})
+    built(file, tmp_path / "cache", CacheSettings(precision="float32", member=0))
+    file["teacher"]["members"][0]["cache"] = str(tmp_path / "cache")
+    rates = [step.cache_hit_rate for step in run(file)[1].steps]
+    assert set(rates) == {0.0, 0.5, 1.0}, "of two rows, none, one or both are the cached teacher's"
+    prepared = prepare(parse_config(file))
+    own = sum(row["route"] == "a" for row in prepared.rows.train)
+    assert sum(rate or 0.0 for rate in rates) * 2 == own
+
+
 def test_a_row_that_no_teacher_teaches_is_named(sure: Models, second: str, tmp_path: Path) -> None:
     file = routed(sure, second, tmp_path)
     file["teacher"]["members"][1]["rows"] = ["c"]

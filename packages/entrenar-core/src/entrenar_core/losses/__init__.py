@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from entrenar_core.losses.kernel_alignment import cka_matrix, linear_cka
     from entrenar_core.losses.layer_mapping import layer_pairs, pairs_by_cka
     from entrenar_core.losses.logit_differences import bild
+    from entrenar_core.losses.mixture import Mixture
     from entrenar_core.losses.pooling import pooled
     from entrenar_core.losses.projections import make_projection
     from entrenar_core.losses.relations import in_batch_similarity, rkd_angle, rkd_distance, similarity_preserving
     from entrenar_core.losses.selection import top_k, where_uncertain
     from entrenar_core.losses.sums import LossSum
     from entrenar_core.losses.table import DIVERGENCES, LOSSES
-    from entrenar_core.losses.targets import HeadRows, Logits, Mixture, Targets, divergence_from
+    from entrenar_core.losses.targets import HeadRows, Logits, Targets, divergence_from
 
 __all__ = [
     "DIVERGENCES",
@@ -101,7 +102,7 @@ _HOMES = {
     "HeadRows": "targets",
     "Logits": "targets",
     "LossSum": "sums",
-    "Mixture": "targets",
+    "Mixture": "mixture",
     "SoftTerm": "kernel",
     "Targets": "targets",
     "attention_maps": "hidden",

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from entrenar_core.losses.divergence import Core, Local
+from entrenar_core.losses.mixture import Together
 from entrenar_core.losses.targets import Dense, Targets, TargetTiles
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(Together):
     """What several teachers say of rows of their own: `members` in the order of their rows, and whose a row is."""
 
     members: Sequence[Targets]
@@ -25,16 +26,6 @@ class Routed:
     def whole(self) -> bool:
         """As of `Targets`."""
         return all(member.whole for member in self.members)
-
-    @property
-    def columns(self) -> int:
-        """As of `Targets`."""
-        return min(member.columns for member in self.members)
-
-    @property
-    def width(self) -> int:
-        """Of what `of` gives."""
-        return self.vocabulary or self.columns
 
     def __len__(self) -> int:
         return len(self.member_N)

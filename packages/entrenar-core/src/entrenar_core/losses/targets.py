@@ -1,17 +1,16 @@
 """What a teacher says of rows that count, as losses read it: its distributions, in tiles of rows.
 
 A loss never asks where they come from. Logits may be at hand, made from hidden states and a head when a tile is read,
-mixed of several teachers, or known for a few tokens of each row (sparse.py).
+mixed of several
+teachers or each row by its own (mixture.py, routed.py), or known for a few tokens of each row (sparse.py).
 
 Shapes: N rows that count, K teacher's width, V classes or vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from entrenar_core.losses.divergence import Core, Local, differentiable
@@ -143,55 +142,6 @@ class HeadRows:
         return _OfHead(LogitTiles(self.hidden_NH, self.head, vocabulary))
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Several teachers of the same rows: Σ w p, of their distributions at the temperature in use.
-
-    `weights` are of the teachers, (M,), or of each in each row, (N, M); they add up to 1. By `confidence`, they are
-    multiplied by exp(−H), where H is the entropy of what a teacher says of a row, in nats, and add up to 1 again.
-    """
-
-    members: Sequence[Dense]
-    weights: Tensor
-    vocabulary: int | None = None
-    confidence: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """As of `Targets`."""
-        return True
-
-    @property
-    def columns(self) -> int:
-        """As of `Targets`."""
-        return min(member.columns for member in self.members)
-
-    @property
-    def width(self) -> int:
-        """Of what `of` gives."""
-        return self.vocabulary or self.columns
-
-    def __len__(self) -> int:
-        return len(self.members[0])
-
-    def of(self, rows: slice) -> Tensor:
-        """As `Dense.of`: log-probabilities."""
-        tiles = self.tiles(self.width)
-        tiles.load(rows)
-        return tiles.log_p(slice(None), 1.0)
-
-    def tiles(self, vocabulary: int) -> "LogTiles":
-        """As `Targets.tiles`."""
-        log_weights_NM = at_least_fp32(self.weights).log()
-        if log_weights_NM.ndim == 1:
-            log_weights_NM = log_weights_NM.expand(len(self), -1)
-        members = [member.tiles(vocabulary) for member in self.members]
-        assert all(isinstance(member, LogTiles) for member in members), "of dense members all is known"
-        return _OfMembers(
-            [member for member in members if isinstance(member, LogTiles)], log_weights_NM, self.confidence
-        )
-
-
 class LogTiles(ABC):
     """Tiles of which all of a row's distribution is known."""
 
@@ -233,33 +183,6 @@ class _OfHead(_OfLogits):
 
     def load(self, tile: slice) -> None:
         self.tile_NV = self.made.logits(tile)
-
-
-class _OfMembers(LogTiles):
-    def __init__(self, members: Sequence[LogTiles], log_weights_NM: Tensor, confidence: bool) -> None:
-        self.members, self.all_NM, self.confidence = members, log_weights_NM, confidence
-        self.tile_NM = log_weights_NM
-
-    def load(self, tile: slice) -> None:
-        self.tile_NM = self.all_NM[tile]
-        for member in self.members:
-            member.load(tile)
-        if self.confidence:
-            entropies = (_entropy(member.log_p(slice(None), 1.0)) for member in self.members)
-            self.tile_NM = (self.tile_NM - torch.stack(list(entropies), -1)).log_softmax(-1)
-
-    def log_p(self, rows: slice, temperature: float) -> Tensor:
-        first, *others = self.members
-        log_weights_MN1 = self.tile_NM[rows].T.unsqueeze(-1)
-        mixed_NV = first.log_p(rows, temperature).add_(log_weights_MN1[0])
-        for member, log_weight_N1 in zip(others, log_weights_MN1[1:], strict=True):
-            torch.logaddexp(mixed_NV, member.log_p(rows, temperature).add_(log_weight_N1), out=mixed_NV)
-        return mixed_NV
-
-
-def _entropy(log_p_NV: Tensor) -> Tensor:
-    entropy_N: Tensor = torch.special.entr(log_p_NV.exp()).sum(-1)
-    return entropy_N
 
 
 def divergence_from(teacher: Targets, core: Core, student_logits_NV: Tensor, temperature: float = 1.0) -> Tensor:

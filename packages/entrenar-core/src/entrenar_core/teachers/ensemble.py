@@ -14,8 +14,9 @@ from entrenar_core.config.teachers import EnsembleTeacher
 from entrenar_core.data.collating import Batch
 from entrenar_core.data.labels import IGNORED
 from entrenar_core.errors import ConfigError, DataError
+from entrenar_core.losses.mixture import Mixture
 from entrenar_core.losses.routed import Routed
-from entrenar_core.losses.targets import Dense, Mixture, Targets
+from entrenar_core.losses.targets import Dense, Targets
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.precomputed import ByRow
 from entrenar_core.teachers.promises import of_several
