@@ -15,9 +15,9 @@ from entrenar_core.config.desugaring import without_teacher
 from entrenar_core.data.tags import flat_labels
 from entrenar_core.errors import Interrupted, TrainingError
 from entrenar_core.models.facts import parameter_count
-from entrenar_core.models.heads import EMBEDDING, TAGGING
+from entrenar_core.models.heads import TAGGING
 from entrenar_core.models.placing import placed
-from entrenar_core.reports import ModelFacts, RunReport, Scores
+from entrenar_core.reports import RunReport, Scores
 from entrenar_core.teachers.assembly import make_teacher
 from entrenar_core.teachers.endpoint.ready import connected, endpoint_teacher
 from entrenar_core.teachers.live import LiveTeacher
@@ -25,7 +25,7 @@ from entrenar_core.teachers.moving_average import AverageOfStudent
 from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import SentenceTeacher, judge
 from entrenar_core.teachers.source import TeacherSource
-from entrenar_core.training.assembly import make_batches, make_student, student_name
+from entrenar_core.training.assembly import make_batches, make_student
 from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.diagnostics import Diagnostics
@@ -37,19 +37,12 @@ from entrenar_core.training.objective import Objective
 from entrenar_core.training.packing import packing_of, require_packing
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.ranks import on_main, seed_rank
+from entrenar_core.training.reporting import Judged, run_report
 from entrenar_core.training.result import describe_student, write_result
 from entrenar_core.training.run_folder import Metrics, RunFolder, flat, newest_step, read_metrics
 from entrenar_core.training.signals import StopRequest
 from entrenar_core.training.step import DistillationStep
-from entrenar_core.training.verdict import (
-    larger,
-    majority_accuracy,
-    perplexity_ratio,
-    quality,
-    retention,
-    troubles,
-    warnings,
-)
+from entrenar_core.training.verdict import quality
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +90,8 @@ class Run:
             ready = dataclasses.replace(ready, scores=self._evaluate(self.average.model, None))
         baseline = self._baseline(ready.model) if self.training.baseline else None
         self._phase("result")
-        report = self._report(progress, before, scores, baseline, ready, student)
+        judged = Judged(before, scores, baseline)
+        report = run_report(self.prepared, self.folder.path, progress, judged, ready, parameter_count(student))
         report = on_main(self.accelerator, lambda: self._write(student, report))
         if self.training.trackers:
             self.accelerator.end_training()
@@ -261,60 +255,6 @@ class Run:
         objective = make_objective(without_teacher(self.config.distillation), self.prepared, student, None)
         self._train(student, None, objective, "baseline")
         return self._evaluate(student, None)
-
-    def _report(
-        self,
-        progress: Progress,
-        before: Scores,
-        scores: Scores,
-        baseline: Scores | None,
-        teacher: ReadyTeacher,
-        student: torch.nn.Module,
-    ) -> RunReport:
-        rows, training = self.prepared.rows, self.training
-        assert progress.initial_loss is not None, "a run has a step"
-        assert progress.final_loss is not None, "a run has a step"
-        classifies = not self.prepared.over_tokens and self.prepared.task != EMBEDDING
-        majority = self._majority() if classifies else None
-        best = progress.best_step if training.select == "best" else None
-        return RunReport(
-            task=self.prepared.task,
-            output_dir=self.folder.path,
-            dataset=rows.name,
-            train_rows=rows.num_train_rows,
-            labelled_rows=rows.num_labelled_rows,
-            eval_rows=len(rows.evaluation),
-            seed=training.seed,
-            steps=progress.step,
-            selected_step=best or progress.step,
-            initial_loss=progress.initial_loss,
-            final_loss=progress.final_loss,
-            teacher=ModelFacts(self.prepared.teacher_name, teacher.parameters, self.prepared.teacher_bytes),
-            student=ModelFacts(student_name(self.config), parameter_count(student), 0),
-            teacher_scores=teacher.scores,
-            members=teacher.members,
-            student_before=before,
-            student_scores=scores,
-            baseline_scores=baseline,
-            majority_accuracy=majority,
-            retention=retention(scores, teacher.scores, self.prepared.task),
-            perplexity_ratio=perplexity_ratio(scores, teacher.scores),
-            train_s=progress.train_s,
-            examples_per_s=progress.examples / max(progress.train_s, 1e-9),
-            files=(),
-            warnings=(
-                *self.prepared.warnings,
-                *larger(parameter_count(student), teacher.parameters or math.inf),
-                *warnings(self.config, scores, baseline, teacher.scores, majority, before),
-                *troubles(self.config, read_metrics(self.folder.path / "metrics.jsonl")),
-            ),
-        )
-
-    def _majority(self) -> float:
-        """Of the labels that tokens carry: words that were cut off count in no score."""
-        evaluation = self.prepared.eval_tokens["labels"]
-        known = evaluation if self.config.dataset.streaming else self.prepared.train_tokens["labels"]
-        return majority_accuracy(flat_labels(evaluation), flat_labels(known))  # a stream is not read for this
 
 
 def _told_before(file: Path) -> Scores | None:
