@@ -150,7 +150,7 @@ def _judged(config: Mapping[str, Any], student: Path, exact: str) -> dict[str, A
 def _opened(config: str, *, teacher: bool = True) -> tuple[Any, Any, Any]:
     """A prepared run, its live teacher and the accelerator."""
     from entrenar_core import load_config
-    from entrenar_core.teachers.assembly import live_teacher, load_teacher
+    from entrenar_core.teachers.assembly import fitted_teacher, live_teacher
     from entrenar_core.training.assembly import make_accelerator
     from entrenar_core.training.preparing import prepare
     from entrenar_core.training.signals import StopRequest
@@ -160,7 +160,7 @@ def _opened(config: str, *, teacher: bool = True) -> tuple[Any, Any, Any]:
     if not teacher:
         return prepared, None, accelerator
     with StopRequest() as stop:
-        loaded = load_teacher(prepared, accelerator, (), stop, lambda _done, _total: None)
+        loaded = fitted_teacher(prepared, accelerator, (), stop, lambda _done, _total: None)
     return prepared, live_teacher(prepared, loaded, accelerator), accelerator
 
 

@@ -1,5 +1,6 @@
 """What is in the folder of a cache is looked at before the teacher is loaded, and one build at a time is at work."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cached_jobs import FP32, built, job, sure_models
+from cached_jobs import FP32, built, job, sure_models, using
 from entrenar_core import Callback
 from entrenar_core.errors import ModelError, OutputError, UsageError
 from entrenar_core.teachers.cache.folder import CacheFolder
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
-from tiny_jobs import Models, merged
+from entrenar_distill.cli import main
+from tiny_jobs import Models, merged, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
 
@@ -75,6 +77,37 @@ def test_what_is_another_in_it_is_said(
     built(file, tmp_path / "cache")
     with pytest.raises(UsageError, match=message):
         built(merged(file, changes), tmp_path / "cache", settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("hidden", {"kind": {"name": "full"}}),
+        ("hidden", {"kind": {"precision": None}}),
+        ("topk", {"kind": {"highest": "4"}}),
+        ("topk", {"kind": {"k": True}}),
+        ("sampled", {"kind": {"temperature": []}}),
+        ("sampled", {"kind": {"other": 1}}),
+        ("hidden", {"rows": "many"}),
+        ("hidden", {"shards": [1]}),
+        ("hidden", {"shards": [{"file": "shard-00000.safetensors"}]}),
+        ("hidden", {"teacher": []}),
+        ("hidden", {"identity": None}),
+        ("hidden", {"layers": 3}),
+    ],
+)
+def test_a_manifest_that_was_changed_by_hand_is_told(
+    kind: Any, changes: dict[str, Any], sure: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job(sure, tmp_path)
+    built(file, tmp_path / "cache", CacheSettings(kind=kind))
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(merged(manifest, changes)))
+    config = write_config(tmp_path / "job.yaml", using(file, tmp_path / "cache"))
+    for command in (["cache", "info", str(tmp_path / "cache")], ["run", str(config)], ["validate", str(config)]):
+        capsys.readouterr()
+        assert main(command) in (1, 2)
+        assert "manifest.json is damaged" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_two_builds_are_not_at_work_in_one_folder(sure: Models, tmp_path: Path) -> None:

@@ -115,6 +115,22 @@ def test_a_teacher_in_parts_on_disk_teaches_what_the_whole_one_does(models: Mode
     assert (students[0] - students[2]).norm() < 1e-2 * students[0].norm()
 
 
+@pytest.mark.parametrize("head", ["cpu", "disk"])
+def test_of_a_teacher_in_parts_hidden_states_are_kept(models: Models, tmp_path: Path, head: str) -> None:
+    """The head is copied from wherever it is, also from disk."""
+    kept, teacher = {}, str(tiny_llama(tmp_path / "teacher", tie_word_embeddings=False))
+    for name, device_map in (("whole", None), ("split", SPLIT | {"lm_head": head})):
+        placed = {"model_id": teacher} | ({"device_map": device_map} if device_map else {})
+        file = llama(models, tmp_path / name, **placed)
+        manifest = build_cache(parse_config(file), tmp_path / name / "cache", CacheSettings(precision="float32"))
+        assert manifest.kind["name"] == "hidden"
+        assert manifest.measured is not None
+        assert abs(manifest.measured["kl"]) < 1e-5
+        _, watch = run(merged(file, {"teacher": {"cache": {"dir": str(tmp_path / name / "cache")}}}))
+        kept[name] = [step.loss for step in watch.steps]
+    assert kept["split"] == pytest.approx(kept["whole"], rel=1e-5)
+
+
 @pytest.mark.parametrize("task", ["causal-lm", "embedding"])
 def test_a_teacher_reads_as_many_rows_at_once_as_it_is_told(models: Models, tmp_path: Path, task: str) -> None:
     """With losses between layers too, and the student's batches stay what they are."""

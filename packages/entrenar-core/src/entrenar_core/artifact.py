@@ -130,7 +130,8 @@ def inspect_folder(
         )
         format, weight_files = weights.format, _weight_files(path, weights)  # noqa: A001 - as the setting is called
     except EntrenarError:
-        if weights_needed or not (path / "config.json").is_file():
+        apart = format in (None, WeightFormat.SAFETENSORS, WeightFormat.PYTORCH)  # others hold more than weights
+        if weights_needed or not apart or not (path / "config.json").is_file():
             raise
         format, weight_files = format or WeightFormat.SAFETENSORS, ()  # noqa: A001
     config, architecture = _configuration(path, format, weight_files)

@@ -174,8 +174,8 @@ def cache(report: CacheReport) -> Table:
         "Read": f"{report.made_of['reads']}, at most {report.made_of['max_length']:,} a row, in "
         f"{_computed(report.made_of)}",
     }
-    if built is not None:
-        facts["Built"] = f"in {duration(built['seconds'])}, {_rate(built['positions_per_s'])} positions/s"
+    if built is not None and built["positions_per_s"] is not None:
+        facts["Built"] = f"{_rate(built['positions_per_s'])} positions/s, in the last {duration(built['seconds'])}"
     if report.layers is not None:
         facts["Layers"] = _layers(report.layers)
     if measured is not None and "kl" in measured:

@@ -27,11 +27,13 @@ def each_teacher(config: DistillationConfig) -> tuple[OneTeacher, ...]:
             return (_with(config, model),)
 
 
-def needs_weights(config: OneTeacher) -> bool:
-    """Whether the teacher's weights are read: not where a folder has all that it is asked for."""
+def needs_weights(config: OneTeacher, *, copied: bool = True) -> bool:
+    """Whether the teacher's weights are read: not where a folder has all that it is asked for, unless the student is
+    made of them, as it can be of those of the first of several (`copied`).
+    """
     use = config.teacher.cache
     says_all = use is not None and use.dir is not None and use.missing == "refuse"
-    return not says_all or config.student.init_from is not None
+    return not says_all or (copied and config.student.init_from is not None)
 
 
 def _student_as_teacher(config: DistillationConfig) -> TeacherConfig:

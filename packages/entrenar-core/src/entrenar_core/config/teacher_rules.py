@@ -94,9 +94,10 @@ def _moving_average(values: Mapping[str, Any]) -> Iterator[Broken]:
 def _endpoint(teacher: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Broken]:
     if isinstance(teacher["endpoint"], str):
         try:
-            EndpointSettings(teacher["endpoint"], "")
+            EndpointSettings(teacher["endpoint"], "", api_key_env=_text(teacher.get("api_key_env")))
         except UsageError as error:
-            yield Broken(("teacher", "endpoint"), f"`teacher.endpoint`: {error.message}", error.hint)
+            key = "api_key_env" if "api_key_env" in error.message else "endpoint"
+            yield Broken(("teacher", key), f"`teacher.{key}`: {error.message}", error.hint)
     if _mapping(values.get("student")).get("model_id") is None:
         message = "`teacher.endpoint` is asked by the ids of tokens, and no `student.model_id` says of which tokenizer"
         yield Broken(("student",), message, "name a pretrained student")
@@ -150,6 +151,10 @@ def _cache(where: Path, cache: Mapping[str, Any], *, streaming: bool) -> Iterato
     elif "memory" in cache and streaming:
         message = f"`{name}.memory` holds every row, and a stream is not at hand"
         yield Broken((*where, "memory"), message, "remove `dataset.streaming`, or keep a folder with `cache build`")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -80,6 +80,7 @@ def look(
             "`diagnose` looks into one teacher that is a model here, and the configuration has another kind",
             "name the model with --teacher",
         )
+    config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": None})})
     accelerator = make_accelerator(config)
     prepared = _first_rows(prepare(config, download_progress), rows)
     return _Looking(prepared, accelerator, callbacks).look()
@@ -241,7 +242,7 @@ class _Looking:
             batch_size=1,
             counting=self.prepared.counting,
             accelerator=self.accelerator,
-            output=self.prepared.output_layer(model),
+            output=self.prepared.output_layer(model, self.accelerator.device),
         )
 
     def _phase(self, name: str) -> None:

@@ -107,7 +107,7 @@ def head_labels(artifact: ModelArtifact, task: str = CLASSIFICATION) -> tuple[st
     Raises:
         ModelError: the names cannot be read, or the weights cannot.
     """
-    if artifact.format is WeightFormat.GGUF or _task_of(artifact) != task:
+    if artifact.format is WeightFormat.GGUF or not artifact.is_here or _task_of(artifact) != task:
         return None
     if (
         artifact.weight_files

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from entrenar_core.data.collating import Packed
 from entrenar_core.losses.head import Head, logits_of_rows
 from entrenar_core.models.calling import logits_of
+from entrenar_core.models.placing import is_spread
 from entrenar_core.models.token_map import TokenMap
 
 _TOLERANCE = 1e-3
@@ -25,25 +26,38 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OutputLayer:
-    """The layer from hidden states to logits, and what follows it. `reordered` is its weights in another order of
-    tokens, of a model that does not train.
+    """The layer from hidden states to logits, and what follows it. `copy` is its weights in another order of tokens, or
+    on another device, of a model that does not train.
     """
 
     module: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
-    reordered: Head | None = None
+    copy: Head | None = None
 
     @property
     def head(self) -> Head:
         """Its present weights."""
-        return self.reordered or Head(self.module.weight, self.module.bias, self.scale, self.softcap)
+        return self.copy or Head(self.module.weight, self.module.bias, self.scale, self.softcap)
 
     def in_order_of(self, token_map: TokenMap) -> "OutputLayer":
         """The layer with its tokens in the student's order."""
-        bias_V = None if self.module.bias is None else token_map.head_rows(self.module.bias.detach())
-        head = Head(token_map.head_rows(self.module.weight.detach()), bias_V, self.scale, self.softcap)
-        return dataclasses.replace(self, reordered=head)
+        now = self.head
+        bias_V = None if now.bias_V is None else token_map.head_rows(now.bias_V.detach())
+        head = Head(token_map.head_rows(now.weight_VH.detach()), bias_V, self.scale, self.softcap)
+        return dataclasses.replace(self, copy=head)
+
+    def copied_to(self, device: torch.device) -> "OutputLayer":
+        """The layer with a copy of its weights on a device, from wherever they are: on another, or on disk."""
+        from accelerate.utils import align_module_device
+
+        with align_module_device(self.module, device), torch.no_grad():
+            weight_VH, bias_V = (
+                None if one is None else one.detach().to(device, copy=True)
+                for one in (self.module.weight, self.module.bias)
+            )
+        assert weight_VH is not None, "a layer has weights"
+        return dataclasses.replace(self, copy=Head(weight_VH, bias_V, self.scale, self.softcap))
 
 
 def output_layer_of(model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> OutputLayer | None:
@@ -55,6 +69,8 @@ def output_layer_of(model: PreTrainedModel, input_ids_BT: Tensor, attention_mask
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return None
     layer = OutputLayer(module, _scale(model), _number(model, "final_logit_softcapping"))
+    if is_spread(model):
+        layer = layer.copied_to(input_ids_BT.device)
     training = model.training
     model.eval()
     try:
@@ -83,7 +99,7 @@ def hidden_states(
     with instead_of_logits(layer, lambda hidden_BTH: found.append(hidden_BTH)):
         logits_of(model, input_ids_BT, attention_mask_BT, packed)
     assert len(found) == 1, "one forward pass reads the output layer once"
-    return found[0]
+    return found[0].to(input_ids_BT.device)
 
 
 @contextmanager
@@ -97,11 +113,14 @@ def instead_of_logits(layer: OutputLayer, use: Callable[[Tensor], object]) -> It
         use(hidden_BTH)
         return hidden_BTH.new_zeros(*hidden_BTH.shape[:-1], 0)
 
+    before = layer.module.__dict__.get("forward")  # of a layer on a device of its own, which moves what it reads there
     layer.module.forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         del layer.module.forward  # the class's own again
+        if before is not None:
+            layer.module.forward = before  # type: ignore[method-assign]
 
 
 def _scale(model: PreTrainedModel) -> float:

@@ -36,6 +36,7 @@ def require_packable(
     collator: Collator,
     counting: Counting,
     output: OutputLayer | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Compares logits of packed rows with those of each example by itself. Model and random state stay as they were.
 
@@ -46,6 +47,7 @@ def require_packable(
         collator: makes batches of them.
         counting: what of a batch counts.
         output: where the logits of a language model are made, if they can be made in tiles.
+        device: of its inputs, that of its weights if not given.
 
     Raises:
         ModelError: the examples are not kept apart.
@@ -56,7 +58,7 @@ def require_packable(
             f"the {part} ({inner}) computes attention by `{implementation}`, which cannot keep packed examples apart",
             f"load it with `attn_implementation` sdpa or eager, or {_WITHOUT}",
         )
-    training, device = model.training, next(model.parameters()).device
+    training, device = model.training, device or next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():

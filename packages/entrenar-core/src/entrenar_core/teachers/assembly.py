@@ -146,7 +146,8 @@ def fitted_teacher(
 
 def live_teacher(prepared: "Preparation", fitted: FittedTeacher, accelerator: Accelerator) -> LiveTeacher:
     """A teacher that reads the student's batches."""
-    output, size = prepared.output_layer(fitted.reader), prepared.config.teacher.batch_size
+    output = prepared.output_layer(fitted.reader, accelerator.device)
+    size = prepared.config.teacher.batch_size
     return LiveTeacher(fitted.reader, accelerator, prepared.counting, output, size)
 
 

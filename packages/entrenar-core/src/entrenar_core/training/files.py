@@ -11,7 +11,7 @@ from typing import Any
 
 from entrenar_core.errors import OutputError
 
-_FULL = "free space or choose another `output.dir`"
+_FULL = "free space, or choose another folder"
 
 
 @contextlib.contextmanager
@@ -26,9 +26,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename if isinstance(error.filename, str) and error.filename != str(path) else ""
         reason = f"{error.strerror or error}{f' ({place})' if place else ''}"
-        hint = (
-            _FULL if error.errno in (ENOSPC, EDQUOT, EFBIG) else "look at what is there, or choose another `output.dir`"
-        )
+        hint = _FULL if error.errno in (ENOSPC, EDQUOT, EFBIG) else "look at what is there, or choose another folder"
         raise OutputError(f"{path} cannot be written: {reason}", hint) from error
     except Exception as error:
         if "I/O error" not in str(error) and "os error" not in str(error):

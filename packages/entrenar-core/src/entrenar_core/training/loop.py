@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch
-from entrenar_core.errors import Interrupted
+from entrenar_core.errors import FetchError, Interrupted
 from entrenar_core.models.quiet import quietly
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.moving_average import AverageOfStudent
@@ -62,6 +62,8 @@ class LoopSettings:
     """What is trained, as trackers call its series."""
     describe: Callable[[Path], None] = lambda _: None
     """Writes what makes a checkpoint a model that can be loaded."""
+    remote: bool = False
+    """Whether the teacher may go away in the middle of a step."""
 
 
 class _StepResult(NamedTuple):
@@ -127,7 +129,14 @@ class Loop:
         steps = self.batches.steps(self.progress.step) if self.progress.step < last else iter(())
         began = time.perf_counter()
         for micro_batches in steps:
-            result, examples = self._step(micro_batches, checkpoints)
+            state = random_state() if self.settings.remote and self.accelerator.num_processes == 1 else None
+            try:
+                result, examples = self._step(micro_batches, checkpoints)
+            except (FetchError, Interrupted):
+                if state is not None and self.progress.step > 0:  # the steps before this one are done
+                    self.optimizer.zero_grad()
+                    self._write(checkpoints, [state])
+                raise
             done = self.progress.step + 1 >= last
             self._advance(result, examples, time.perf_counter() - began, last=done)
             if self._look(micro_batches, checkpoints, done):

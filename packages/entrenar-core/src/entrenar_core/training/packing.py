@@ -6,6 +6,7 @@ from torch import nn
 
 from entrenar_core.data.packing import Packing
 from entrenar_core.models.packing import Example, require_packable
+from entrenar_core.teachers.ensemble import AveragedTeachers
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.preparation import Preparation
 
@@ -26,19 +27,26 @@ def require_packing(prepared: Preparation, packing: Packing, student: nn.Module,
         prepared: whose rows.
         packing: of the training rows.
         student: on the device of the run.
-        teacher: where its signals come from; of a live one, the model is tried.
+        teacher: where its signals come from; of live ones, the models are tried.
 
     Raises:
         ModelError: as `require_packable`.
     """
     rows = _tried(packing, prepared.train_tokens)
     if rows:
+        device = next(student.parameters()).device
         parts = [("student", student, prepared.output_layer(student))]
-        parts += [("teacher", teacher.model, teacher.output)] if isinstance(teacher, LiveTeacher) else []
+        parts += [("teacher", live.model, live.output) for live in _live(teacher)]
         for part, model, output in parts:
-            require_packable(model, part, rows, prepared.collator, prepared.counting, output)
+            require_packable(model, part, rows, prepared.collator, prepared.counting, output, device)
     examples = len(prepared.train_tokens)
     return f"packed {examples:,} examples into {len(packing):,} rows, which are {packing.fill:.1%} full"
+
+
+def _live(teacher: object) -> list[LiveTeacher]:
+    """The models that read what the student reads. Of several teachers with rows of their own, each reads examples."""
+    members = teacher.members if isinstance(teacher, AveragedTeachers) else [teacher]
+    return [member for member in members if isinstance(member, LiveTeacher)]
 
 
 def _tried(packing: Packing, tokens: Any) -> list[list[Example]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config.desugaring import Term, terms_of
-from entrenar_core.config.one_teacher import OneTeacher
+from entrenar_core.config.one_teacher import OneTeacher, needs_weights
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.teachers import (
     EndpointTeacher,
@@ -24,12 +24,14 @@ from entrenar_core.models.heads import (
 from entrenar_core.models.sentence_files import Pool
 from entrenar_core.models.token_map import TokenMap
 from entrenar_core.models.vocabulary import VocabularyFinding
+from entrenar_core.teachers.cache.manifest import read_manifest
 from entrenar_core.teachers.endpoint.settings import EndpointSettings, endpoint_settings
 from entrenar_core.training.requirements import (
     unselective,
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -53,7 +55,8 @@ class Preparation:
 
     `given` is the configuration as it was given, and `config` the same with one teacher that is a model, and with the
     losses of a sentence encoder listed. Of several teachers, `members` has one preparation for each, which share all
-    but what is said of the teacher; this is that of the first one. `fewest_tokens` is how many all of them have.
+    but what is said of the teacher; this is that of the first one, which alone is `copied`, if the student is made of
+    layers of its teacher. `fewest_tokens` is how many all of them have.
     """
 
     given: DistillationConfig
@@ -72,6 +75,7 @@ class Preparation:
     poolings: tuple[Pool, Pool] | None = None
     members: "tuple[Preparation, ...]" = ()
     fewest_tokens: int | None = None
+    copied: bool = True
 
     @property
     def moving_average(self) -> MovingAverage | None:
@@ -168,18 +172,19 @@ class Preparation:
         """The first training rows, for what is decided by looking at the models before training."""
         return self.collator(list(itertools.islice(iter(self.train_tokens), _SAMPLED)))
 
-    def output_layer(self, model: "nn.Module") -> "OutputLayer | None":
-        """Where a language model makes its logits, if they can be made in tiles; tried on an evaluation row."""
+    def output_layer(self, model: "nn.Module", device: "torch.device | None" = None) -> "OutputLayer | None":
+        """Where a language model makes its logits, if they can be made in tiles; tried on an evaluation row. Its inputs
+        are on `device`, or on the model's own.
+        """
         from transformers import PreTrainedModel
 
         from entrenar_core.models.output_layer import output_layer_of
-        from entrenar_core.models.placing import is_spread
         from entrenar_core.models.token_map import MappedTeacher
 
         inner = model.model if isinstance(model, MappedTeacher) else model
-        if self.vocabulary is None or not isinstance(inner, PreTrainedModel) or is_spread(inner):
-            return None  # of a model whose parts have places of their own, the head is where its weights are
-        batch = self.collator([self.eval_tokens[0]]).to(inner.device)
+        if self.vocabulary is None or not isinstance(inner, PreTrainedModel):
+            return None
+        batch = self.collator([self.eval_tokens[0]]).to(device or inner.device)
         ids_BT, mask_BT = batch.input_ids_BT[:, :_TRIED], batch.attention_mask_BT[:, :_TRIED]
         if inner is model or self.token_map is None:
             return output_layer_of(inner, ids_BT, mask_BT)
@@ -188,19 +193,25 @@ class Preparation:
 
     def _caches(self) -> Iterator[tuple[str, str]]:
         """What is in the folders of caches."""
-        from entrenar_core.teachers.cache.manifest import read_manifest
-
         for place, one in enumerate(self.members or (self,), start=1):
             use = one.config.teacher.cache
             if use is not None and use.dir is not None:
                 yield ("cache" if place == 1 else f"cache {place}"), read_manifest(use.dir).fingerprint()
 
+    def _fingerprint(self) -> str:
+        """SHA-256 of the teacher; of weights that are not read, which may come and go, as its cache has it."""
+        if needs_weights(self.config, copied=self.copied):
+            return self.teacher.fingerprint()
+        assert self.config.teacher.cache is not None
+        assert self.config.teacher.cache.dir is not None, "which says all"
+        return f"cached: {read_manifest(self.config.teacher.cache.dir).identity['weights']}"
+
     def fingerprints(self) -> Mapping[str, str | None]:
         """SHA-256 of all that the run is made from."""
-        several = {f"teacher {place}": one.teacher.fingerprint() for place, one in enumerate(self.members[1:], start=2)}
+        several = {f"teacher {place}": one._fingerprint() for place, one in enumerate(self.members[1:], start=2)}
         several |= dict(self._caches())
         return {
-            "teacher": self.teacher.fingerprint() if self.endpoint is None else f"served: {self.endpoint.model}",
+            "teacher": self._fingerprint() if self.endpoint is None else f"served: {self.endpoint.model}",
             **several,
             "student": self.student.fingerprint() if self.student else None,
             "data": self.rows.fingerprint,

@@ -68,18 +68,31 @@ def fetch(source: ModelSource, model_id: str, progress: Any = None, *, weights_n
     )
 
 
-def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
+def prepare(config: DistillationConfig, progress: Any = None, *, of: int | None = None) -> Preparation:
     """Fetches, reads and checks. Downloads what is missing, and writes nothing else.
+
+    Args:
+        config: what is prepared.
+        progress: is told how far downloads are.
+        of: of several teachers, the only one whose weights are needed.
 
     Raises:
         EntrenarError: of the kind that fits; nothing has been trained or written.
     """
     first, *others = each_teacher(config)
-    prepared = _prepare(config, first, progress)
+    prepared = _prepare(config, first, progress, weights=needs_weights(first) and of in (None, 0))
     if others:
         if problems := list(unmet_together([promised(config, one, prepared.task, None) for one in (first, *others)])):
             raise ConfigError(problems)
-        prepared = _together([prepared, *(_beside(prepared, one, progress) for one in others)])
+        prepared = _together(
+            [
+                prepared,
+                *(
+                    _beside(prepared, one, progress, weights=needs_weights(one, copied=False) and of in (None, place))
+                    for place, one in enumerate(others, start=1)
+                ),
+            ]
+        )
     for one in prepared.members or (prepared,):
         if one.config.teacher.cache is not None:
             from entrenar_core.teachers.cache.opening import require_cache
@@ -88,8 +101,8 @@ def prepare(config: DistillationConfig, progress: Any = None) -> Preparation:
     return prepared
 
 
-def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any) -> Preparation:
-    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=needs_weights(config))
+def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any, *, weights: bool) -> Preparation:
+    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=weights)
     student = fetch(config.student, config.student.model_id, progress) if config.student.model_id else None
     task = _task(config, teacher, student)
     check_models(config, task, teacher, student)
@@ -152,10 +165,10 @@ def _together(members: Sequence[Preparation]) -> Preparation:
     return prepared
 
 
-def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparation:
+def _beside(first: Preparation, config: OneTeacher, progress: Any, *, weights: bool) -> Preparation:
     """Another teacher of the same student, on the same rows."""
     task, student = first.task, first.student
-    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=needs_weights(config))
+    teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=weights)
     check_beside(config, task, teacher, student)
     tokenizer = _tokenizer(teacher, config.teacher)
     if task == MASKED_LM:
@@ -168,7 +181,7 @@ def _beside(first: Preparation, config: OneTeacher, progress: Any) -> Preparatio
     longest(config, teacher, student, reads)
     check_room(config, tokenizer, first.tokenizer, task)
     return dataclasses.replace(
-        first, config=config, teacher=teacher, teacher_tokenizer=tokenizer, finding=finding, members=()
+        first, config=config, teacher=teacher, teacher_tokenizer=tokenizer, finding=finding, members=(), copied=False
     )
 
 

@@ -158,7 +158,7 @@ class Run:
             batch_size=batch_size or self.training.evaluation_batch_size,
             counting=self.prepared.counting,
             accelerator=self.accelerator,
-            output=self.prepared.output_layer(model),
+            output=self.prepared.output_layer(model, self.accelerator.device),
             teacher=teacher.rows if teacher else None,
             tags=self.prepared.label_names if self.prepared.task == TAGGING else None,
             on_batch=on_batch or self._watch,
@@ -224,6 +224,7 @@ class Run:
             score=lambda scores: quality(scores, language=self.prepared.over_tokens),
             name=name,
             describe=lambda folder: describe_student(folder, self.prepared, student),
+            remote=self.prepared.endpoint is not None and main,
         )
         said = teacher.listening(objective.wants(1)) if teacher else None
         step = DistillationStep(student, objective, self.prepared.output_layer(student))

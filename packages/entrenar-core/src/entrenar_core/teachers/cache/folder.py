@@ -16,7 +16,7 @@ from entrenar_core.teachers.cache.opening import HEAD, check_head
 from entrenar_core.training.files import writing
 from entrenar_core.units import size
 
-_OURS = (MANIFEST, HEAD, f".{MANIFEST}.partial", f".{HEAD}.partial", "shard-*.safetensors", ".shard-*")
+_BESIDE, _SHARDS = (MANIFEST, HEAD, f".{MANIFEST}.partial", f".{HEAD}.partial", ".shard-*"), "shard-*.safetensors"
 _ELSEWHERE = "choose another folder, or replace it with --force"
 
 
@@ -38,17 +38,22 @@ class CacheFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with contextlib.suppress(OSError):  # of a file system that holds nothing
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    message = f"another build is at work in {self.path}"
-                    raise UsageError(message, "wait until it ends, or choose another folder") from None
-            yield
+            self._hold(handle)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # it holds something
+                    self.path.rmdir()
         finally:
-            with contextlib.suppress(OSError):  # it holds something
-                self.path.rmdir()
             os.close(handle)
+
+    def _hold(self, handle: int) -> None:
+        with contextlib.suppress(OSError):  # of a file system that holds nothing
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another build is at work in {self.path}"
+                raise UsageError(message, "wait until it ends, or choose another folder") from None
 
     def manifest(self, *, force: bool) -> Manifest | None:
         """Of the cache that is there; None where nothing is, or, with `force`, where what is there is damaged.
@@ -115,10 +120,18 @@ class CacheFolder:
             raise UsageError(message, _ELSEWHERE)
         if force:
             with writing(self.path):
-                for pattern in _OURS:  # the manifest first: what is half deleted is no cache
-                    for file in self.path.glob(pattern):
-                        file.unlink()
+                for file in self._others(wanted.about):
+                    file.unlink()
         return None
+
+    def _others(self, about: str) -> Iterator[Path]:
+        """The files of another cache; the manifest first, for what is half deleted is no cache."""
+        for pattern in _BESIDE:
+            yield from self.path.glob(pattern)
+        for file in self.path.glob(_SHARDS):
+            number = file.stem.removeprefix("shard-")
+            if not number.isdecimal() or not is_whole(file, about, int(number)):
+                yield file
 
     def require_room(self, taken: int) -> None:
         """Raises OutputError where so many bytes more have no room."""

@@ -13,7 +13,7 @@ from entrenar_core.errors import UsageError
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.assembly import FittedTeacher, live_teacher
-from entrenar_core.teachers.cache.draws import Sampled
+from entrenar_core.teachers.cache.draws import MOST_SAMPLES, Sampled
 from entrenar_core.teachers.cache.kinds import Hidden, Kind, TopK, Values
 from entrenar_core.teachers.cache.layers import Layers
 from entrenar_core.teachers.cache.planning import Costs, PlannedRow
@@ -143,10 +143,14 @@ def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> KindNam
             "--samples": settings.samples is not None and kind != "sampled",
             "--precision": settings.precision is not None and kind != "hidden" and not wants.anything}  # fmt: skip
     for flag, given in idle.items():
+        if given and flag == "--top-k" and prepared.endpoint is not None:
+            raise UsageError("--top-k says nothing of an endpoint", "set `teacher.top_logprobs`")
         if given:
             raise UsageError(f"{flag} changes nothing of --kind {kind}", "leave it out")
     if kind == "sampled":
         _one_temperature(prepared)
+    if settings.samples is not None and not 0 < settings.samples <= MOST_SAMPLES:
+        raise UsageError(f"{settings.samples} draws of a position", f"take 1 to {MOST_SAMPLES}")
     if settings.top_k is not None and prepared.vocabulary is not None and settings.top_k >= prepared.vocabulary:
         message = f"--top-k {settings.top_k:,} of {prepared.vocabulary:,} tokens leaves out none"
         raise UsageError(message, "lower it, or keep --kind hidden, from which all are known")
@@ -200,8 +204,7 @@ def _kind(prepared: "Preparation", accelerator: Accelerator, loaded: FittedTeach
     output = live_teacher(prepared, loaded, accelerator).output
     if output is None:
         raise UsageError(
-            f"the logits of {prepared.teacher.reference} are not made, on one device, by one matrix of its last hidden "
-            "states",
+            f"the logits of {prepared.teacher.reference} are not made by one matrix of its last hidden states",
             "keep its likeliest tokens on disk: `entrenar-distill cache build --kind topk`",
         )
     return Hidden(settings.precision or "bfloat16", output.head.weight_VH.shape[1], output.head, vocabulary)

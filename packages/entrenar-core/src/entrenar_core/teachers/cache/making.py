@@ -85,7 +85,7 @@ def _prepared(config: DistillationConfig, member: int | None, progress: Callable
                 )
             live = tuple(one.model_copy(update={"cache": None}) for one in teacher.members)
             alive = teacher.model_copy(update={"members": live})
-            return prepare(config.model_copy(update={"teacher": alive}), progress).members[member]
+            return prepare(config.model_copy(update={"teacher": alive}), progress, of=member).members[member]
         case _ if member is not None:
             raise UsageError(f"--member {member} is of several teachers, and there is one", "leave --member out")
         case _:
@@ -167,7 +167,11 @@ class _Build:
             head=written,
             teacher={**manifest.teacher, "scores": dataclasses.asdict(scores)},
             shards=tuple(_shards(folder, plan)),
-            built={"seconds": seconds, "positions_per_s": sum(rates), "environment": environment()},
+            built={
+                "seconds": seconds,
+                "positions_per_s": sum(rates) if missing else None,
+                "environment": environment(),
+            },
             measured=measure(reader, cached, plan, texts)
             if isinstance(reader, Reader)
             else ask_again(reader, cached, plan),

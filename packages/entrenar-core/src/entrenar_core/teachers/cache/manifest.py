@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from entrenar_core.errors import DataError, Problem
@@ -53,12 +54,17 @@ class Manifest:
     @property
     def about(self) -> str:
         """SHA-256 of what decides the bytes of its shards; each of them says it of itself."""
-        made = [self.kind, self.layers, self.identity, self.plan]
+        made = [self.kind, self.layers, self._identity, self.plan]
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _identity(self) -> Mapping[str, Any]:
+        """Wherever the teacher lies, and whatever it is called."""
+        return {name: value for name, value in self.identity.items() if name != "teacher"}
 
     def fingerprint(self) -> str:
         """SHA-256 of what is in the cache and of what it was made."""
-        content = [self.kind, self.layers, self.identity, self.head, [shard["sha256"] for shard in self.shards]]
+        content = [self.kind, self.layers, self._identity, self.head, [shard["sha256"] for shard in self.shards]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -83,12 +89,47 @@ def read_manifest(folder: Path) -> Manifest:
         if version != VERSION:
             raise DataError(f"{file} is of version {version}, and this is a program for version {VERSION}", AGAIN)
         found = Manifest(**content)
-        _ = found.wants  # which is read without a further look
+        _require_sound(found)
         return found
     except FileNotFoundError:
         raise DataError(f"{folder} holds no cache", "build one with `entrenar-distill cache build`") from None
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged: {error}", AGAIN) from error
+
+
+_NUMBER = (int, float)
+_OF_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "hidden": {"precision": str, "width": int, "vocabulary": int, "scale": _NUMBER, "softcap": (*_NUMBER, NoneType)},
+    "topk": {"k": int, "lowest": _NUMBER, "highest": _NUMBER, "vocabulary": int},
+    "sampled": {"samples": int, "temperature": _NUMBER, "seed": int, "vocabulary": int},
+    "logits": {"columns": int},
+    "vectors": {"columns": int},
+}
+_SHOWN = ("reads", "max_length", "dtype", "load_in", "precision", "weights")
+"""Of `identity`, what is shown of a cache."""
+_SHARD = {"file": str, "rows": int, "bytes": int, "sha256": str}
+
+
+def _require_sound(found: Manifest) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError where it lacks what others rely on."""
+    settings = {name: value for name, value in found.kind.items() if name != "name"}
+    _require_types(settings, _OF_KINDS[found.kind["name"]], "kind")
+    for shard in found.shards:
+        _require_types(shard, _SHARD, "shards")
+    _require_types({"rows": found.rows, "positions": found.positions}, {"rows": int, "positions": int}, "it")
+    if lacking := {*_SHOWN} - found.identity.keys() or {"reference", "parameters"} - found.teacher.keys():
+        raise ValueError(f"it does not say {', '.join(sorted(lacking))}")
+    if found.layers is not None and not isinstance(found.layers["precision"], str):
+        raise ValueError("`precision` of `layers` is no text")
+    _ = found.wants
+
+
+def _require_types(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if not isinstance(value, types[name]) or isinstance(value, bool):
+            raise ValueError(f"`{name}` of `{where}` is {value!r}")
+    if missing := types.keys() - values.keys():
+        raise ValueError(f"`{where}` lacks {', '.join(sorted(missing))}")
 
 
 def check_manifest(manifest: Manifest, folder: Path) -> list[Problem]:

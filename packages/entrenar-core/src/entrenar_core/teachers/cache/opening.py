@@ -155,6 +155,8 @@ def require_cache(prepared: "Preparation", use: CacheUse) -> None:
 
 
 def _require_rows(prepared: "Preparation", folder: Path, store: Store) -> None:
+    if prepared.config.dataset.streaming:
+        return  # what a stream has is known when it is met
     missing = [row for row in planned_rows(prepared) if store.place(row.key) is None]
     if missing:
         raise DataError(

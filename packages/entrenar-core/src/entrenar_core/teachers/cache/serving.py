@@ -61,7 +61,7 @@ def cached_teacher(
     opened, manifest = open_cache(use.dir, accelerator.device)
     tell(callbacks, f"the teacher is read from {use.dir}: {of_cache(manifest.kind, manifest.wants)}")
     reader = _of_what_is_missing(prepared, use, opened, live, callbacks)
-    if prepared.config.student.init_from is not None:
+    if prepared.copied and prepared.config.student.init_from is not None:
         _ = live.teacher
     source, scores = serve(prepared, opened, accelerator, on_batch, reader)
     return ReadyTeacher(source, scores, manifest.teacher["parameters"], live.model)
@@ -127,11 +127,11 @@ def _of_what_is_missing(
     """Who reads the rows that a folder lacks, if there are any. Of a stream, none is known before it is met."""
     if use.missing == "refuse":
         return None
-    rows = planned_rows(prepared)
-    missing = sum(1 for row in rows if opened.store.place(row.key) is None)
-    if not missing:
-        return None
-    tell(callbacks, f"{missing:,} rows are not in {use.dir}: the teacher reads them whenever they are met")
+    if not prepared.config.dataset.streaming:
+        missing = sum(1 for row in planned_rows(prepared) if opened.store.place(row.key) is None)
+        if not missing:
+            return None
+        tell(callbacks, f"{missing:,} rows are not in {use.dir}: the teacher reads them whenever they are met")
     return live.teacher.reader(Keeping(opened.kind, opened.layers))
 
 

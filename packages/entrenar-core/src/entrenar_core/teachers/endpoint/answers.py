@@ -100,9 +100,13 @@ def answer_of(question: Question, said: Iterable[Said], k: int, vocabulary: int,
 
 
 def _number(value: Any, question: Question, place: int, url: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value > _LOG_SLACK:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number > _LOG_SLACK:
         _fail(question, place, url, f"{str(value)[:40]!r} is no log-probability")
-    return float(value)
+    return number
 
 
 def _ids(tokens: list[list[Any]], k: int, vocabulary: int, question: Question, url: str) -> np.ndarray:

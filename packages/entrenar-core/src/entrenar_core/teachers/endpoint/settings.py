@@ -1,5 +1,6 @@
 """How a teacher behind an endpoint is asked; without torch, so that a configuration is checked in no time."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
@@ -9,6 +10,7 @@ from entrenar_core.errors import UsageError
 if TYPE_CHECKING:
     from entrenar_core.config.teachers import EndpointTeacher
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
 _LIKE = "write it as http://127.0.0.1:8080/v1"
 DEFAULT_KEY = "OPENAI_API_KEY"
 
@@ -28,7 +30,7 @@ class EndpointSettings:
         patience_s: how long a server that fails is asked again.
 
     Raises:
-        UsageError: the URL is none of a server, or holds a password.
+        UsageError: the URL is none of a server, or holds a password; or `api_key_env` is no name.
         ValueError: a number is not positive.
     """
 
@@ -44,6 +46,9 @@ class EndpointSettings:
         for name in ("top_logprobs", "concurrency", "timeout_s", "patience_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+        if self.api_key_env is not None and not _NAME.fullmatch(self.api_key_env):
+            # not repeated: it may be the key itself
+            raise UsageError("`api_key_env` is no name of an environment variable", "write the name, and not the key")
         _split(self.url)
         object.__setattr__(self, "url", self.url.rstrip("/"))
 
