@@ -395,6 +395,13 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
     assert "hunter2" not in f"{caught.value!r} {caught.value.hint}"
 
 
+@pytest.mark.parametrize("key", ["sk-proj-0123456789", "0123456789abcdef", "a" * 60, "my key", "ключ"])
+def test_a_key_in_place_of_its_name_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UsageError, match="no name of an environment variable") as refused:
+        EndpointSettings("http://127.0.0.1/v1", "m", api_key_env=key)
+    assert key not in f"{refused.value.message} {refused.value.hint}"
+
+
 @pytest.mark.parametrize("name", ["top_logprobs", "concurrency", "timeout_s", "patience_s"])
 def test_numbers_are_positive(name: str) -> None:
     values: dict[str, Any] = {name: 0}

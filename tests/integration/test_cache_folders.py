@@ -121,6 +121,7 @@ def test_two_builds_are_not_at_work_in_one_folder(sure: Models, tmp_path: Path) 
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match="another build is at work"):
             built(file, cache)
+        assert cache.is_dir(), "it is the other's"
         other.stdin.close()
     assert built(file, cache).complete
 
@@ -138,6 +139,29 @@ def test_with_force_nothing_but_the_cache_is_deleted(sure: Models, tmp_path: Pat
     with pytest.raises(UsageError, match="holds something else than a cache"):
         built(file, page, force=True)
     assert [path.name for path in page.iterdir()] == ["manifest.json"]
+
+
+def test_a_build_goes_on_wherever_the_teacher_lies_now(sure: Models, tmp_path: Path) -> None:
+    file = job(sure, tmp_path)
+    shutil.copytree(sure.llama, tmp_path / "moved")
+    small = CacheSettings(precision="float32", shard_bytes=20_000)
+    whole = built(file, tmp_path / "cache", small)
+    (tmp_path / "cache" / "shard-00001.safetensors").unlink()
+    first = (tmp_path / "cache" / "shard-00000.safetensors").stat().st_mtime_ns
+    again = built(merged(file, {"teacher": {"model_id": str(tmp_path / "moved")}}), tmp_path / "cache", small)
+    assert again.fingerprint() == whole.fingerprint()
+    assert (tmp_path / "cache" / "shard-00000.safetensors").stat().st_mtime_ns == first
+
+
+def test_with_force_whole_shards_are_kept_where_the_manifest_is_broken(sure: Models, tmp_path: Path) -> None:
+    file, small = job(sure, tmp_path), CacheSettings(precision="float32", shard_bytes=20_000)
+    whole = built(file, tmp_path / "cache", small)
+    (tmp_path / "cache" / "manifest.json").write_text("{")
+    (tmp_path / "cache" / "shard-00002.safetensors").write_bytes(b"broken")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("shard-*")}
+    assert built(file, tmp_path / "cache", small, force=True).fingerprint() == whole.fingerprint()
+    anew = [path.name for path, before in written.items() if path.stat().st_mtime_ns != before]
+    assert anew == ["shard-00002.safetensors"]
 
 
 def test_a_file_in_place_of_a_folder_is_said(sure: Models, tmp_path: Path) -> None:

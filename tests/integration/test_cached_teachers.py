@@ -424,6 +424,7 @@ def test_a_folder_of_something_else_is_not_touched(sure: Models, tmp_path: Path)
         ({}, CacheSettings(kind="logits"), "--kind logits is not for language models"),
         ({}, CacheSettings(kind="topk", top_k=320), "--top-k 320 of 320 tokens leaves out none"),
         ({}, CacheSettings(kind="topk", samples=5), "--samples changes nothing of --kind topk"),
+        ({}, CacheSettings(kind="sampled", samples=256), "256 draws of a position"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused(

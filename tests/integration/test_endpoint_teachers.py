@@ -1,7 +1,9 @@
 """Students of a model that a server runs: what they learn, what is kept, and what happens when it goes away."""
 
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections import deque
@@ -10,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cached_jobs import Job, job, sure_models, using
-from entrenar_core import Callback, parse_config
-from entrenar_core.errors import ConfigError, EntrenarError, FetchError, ModelError
+from entrenar_core import Callback, distill, parse_config
+from entrenar_core.errors import ConfigError, EntrenarError, FetchError, Interrupted, ModelError
 from entrenar_core.teachers.cache.making import build_cache
 from entrenar_core.teachers.cache.settings import CacheSettings
+from entrenar_core.training.callbacks import StepMetrics
 from entrenar_distill.cli import main
 from telling_server import MODEL, TellingServer, biased
 from tiny_jobs import Models, merged, write_config
-from watched_runs import run
+from tiny_models import tiny_llama
+from watched_runs import run, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
 
@@ -207,6 +212,33 @@ def test_how_long_a_server_is_waited_for_is_said(server: TellingServer, sure: Mo
     with pytest.raises(FetchError, match=r"no answer within 0\.5 s"):
         run(file)
     assert time.monotonic() - began < 30, "not for five minutes"
+
+
+@pytest.mark.parametrize("how", ["stays away", "is interrupted"])
+def test_steps_are_kept_when_a_server_is_lost_in_the_middle_of_one(
+    how: str, server: TellingServer, sure: Models, tmp_path: Path
+) -> None:
+    file = merged(served(server, sure, tmp_path), {"teacher": {"patience_s": 0.3}, "training": {"max_steps": 6}})
+    file["output"]["checkpoint_every"] = 1000
+    loud = tiny_llama(tmp_path / "student", num_hidden_layers=1, seed=1, attention_dropout=0.3)
+    file["student"] = {"model_id": str(loud), "dropout": 0.3}
+    run(file)
+    whole = weights(tmp_path)
+
+    class Losing(Callback):
+        def on_step(self, metrics: StepMetrics) -> None:
+            if metrics.step == 3:
+                server.behaviour.faults = deque([(503, {})] * 50)
+                if how == "is interrupted":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises((FetchError, Interrupted)):
+        distill(parse_config(file), force=True, callbacks=[Losing()])
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
+    server.behaviour.faults.clear()
+    assert distill(parse_config(file), resume=True).steps == 6
+    for name, tensor in weights(tmp_path).items():
+        assert torch.equal(tensor, whole[name]), name
 
 
 def test_packed_examples_are_asked_for_one_by_one(server: TellingServer, sure: Models, tmp_path: Path) -> None:

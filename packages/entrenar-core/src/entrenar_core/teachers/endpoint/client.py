@@ -218,7 +218,9 @@ def api_key(settings: EndpointSettings) -> str | None:
     if not key:
         if settings.api_key_env is None:
             return None
-        raise AccessError(f"the environment variable {name}, which `api_key_env` names, is not set", f"set {name}")
+        told = f" ({name})" if name.isupper() else ""  # what does not look like a name may be the key itself
+        message = f"the environment variable that `teacher.api_key_env` names{told} is not set"
+        raise AccessError(message, "set it, or correct the name")
     if not key.isascii() or not key.isprintable() or " " in key:
         # An HTTP library would refuse it too, and print it.
         raise AccessError(f"{name} holds characters that no key has", f"set {name} again")
