@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import ModuleList
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from entrenar_core.config.schema import TrainingConfig
 from entrenar_core.data.collating import Batch
@@ -202,7 +202,9 @@ class Loop:
             scaler.unscale_(self.optimizer)
         self.journal.gradients(self.progress.step + 1, micro_batches, now)
         limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
-        norm = float(clip_grad_norm_(self.trained, limit))
+        total = get_total_norm([one.grad for one in self.trained if one.grad is not None])
+        if not (norm := float(total)) <= limit:  # else every gradient would be multiplied by 1
+            clip_grads_with_norm_(self.trained, limit, total)
         if scaler is None:
             require_finite("gradient norm", norm, self.progress.step + 1, micro_batches, checkpoints)
             self.optimizer.step()
