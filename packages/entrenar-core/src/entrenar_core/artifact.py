@@ -130,8 +130,7 @@ def inspect_folder(
         )
         format, weight_files = weights.format, _weight_files(path, weights)  # noqa: A001 - as the setting is called
     except EntrenarError:
-        apart = format in (None, WeightFormat.SAFETENSORS, WeightFormat.PYTORCH)  # others hold more than weights
-        if weights_needed or not apart or not (path / "config.json").is_file():
+        if weights_needed or not _says_all_beside(path, format):
             raise
         format, weight_files = format or WeightFormat.SAFETENSORS, ()  # noqa: A001
     config, architecture = _configuration(path, format, weight_files)
@@ -148,6 +147,11 @@ def inspect_folder(
         weight_files[0] if inside else path if beside else None,
         commit,
     )
+
+
+def _says_all_beside(folder: Path, kind: WeightFormat | None) -> bool:
+    """Whether the folder may say all that is not weights: a GGUF or ONNX file holds more than these."""
+    return kind in (None, WeightFormat.SAFETENSORS, WeightFormat.PYTORCH) and (folder / "config.json").is_file()
 
 
 def _folder_of(file: Path) -> Path:

@@ -24,7 +24,7 @@ from entrenar_core.models.layer_similarity import similar_layers
 from entrenar_core.models.layer_sizes import Sizes, layer_sizes
 from entrenar_core.models.loading import seeded
 from entrenar_core.models.recording import require_recordable
-from entrenar_core.models.wants import EMBEDDINGS
+from entrenar_core.models.wants import EMBEDDINGS, Wants
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher
 from entrenar_core.teachers.signals import unmet_by_losses
@@ -45,8 +45,7 @@ def make_objective(
         ConfigError: a loss does not fit the sizes of the models, or asks the teacher for what it does not say.
         ModelError: a model does not show its layers.
     """
-    if teacher is not None and (problems := unmet_by_losses(terms, teacher.signals, None)):
-        raise ConfigError(problems)
+    _require_said(terms, teacher, None)
     layered = [term for term in terms if compares_layers(term.entry)]
     of_vectors = [term for term in terms if compares_vectors(term.entry)]
     exits = [term for term in terms if isinstance(term.entry, ExitLoss)]
@@ -63,9 +62,13 @@ def make_objective(
     for term, layer_term in zip(layered, made, strict=True):
         _require_recordable(term, layer_term, student, model)
     objective = Objective(prepared.counting, rows, made, vectors, pool, out)
-    if teacher is not None and (problems := unmet_by_losses(terms, teacher.signals, objective.wants(1))):
-        raise ConfigError(problems)
+    _require_said(terms, teacher, objective.wants(1))
     return objective
+
+
+def _require_said(terms: Sequence[Term], teacher: TeacherSource | SentenceTeacher | None, wants: Wants | None) -> None:
+    if teacher is not None and (problems := unmet_by_losses(terms, teacher.signals, wants)):
+        raise ConfigError(problems)
 
 
 def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher: nn.Module | None) -> None:

@@ -139,22 +139,31 @@ def require_kept_so(prepared: "Preparation", settings: CacheSettings) -> KindNam
             "which layers the losses compare is chosen by looking at both models (`cka`)",
             "name the pairs of layers, or take another mapping",
         )
-    idle = {"--top-k": settings.top_k is not None and (kind != "topk" or prepared.endpoint is not None),
+    _require_meant(kind, settings, wants)
+    if kind == "sampled":
+        _one_temperature(prepared)
+    _require_numbers(prepared, settings)
+    return kind
+
+
+def _require_meant(kind: KindName, settings: CacheSettings, wants: Wants) -> None:
+    """Every setting that was given changes something."""
+    idle = {"--top-k": settings.top_k is not None and kind != "topk",
             "--samples": settings.samples is not None and kind != "sampled",
             "--precision": settings.precision is not None and kind != "hidden" and not wants.anything}  # fmt: skip
     for flag, given in idle.items():
-        if given and flag == "--top-k" and prepared.endpoint is not None:
-            raise UsageError("--top-k says nothing of an endpoint", "set `teacher.top_logprobs`")
         if given:
             raise UsageError(f"{flag} changes nothing of --kind {kind}", "leave it out")
-    if kind == "sampled":
-        _one_temperature(prepared)
+
+
+def _require_numbers(prepared: "Preparation", settings: CacheSettings) -> None:
+    if settings.top_k is not None and prepared.endpoint is not None:
+        raise UsageError("--top-k says nothing of an endpoint", "set `teacher.top_logprobs`")
     if settings.samples is not None and not 0 < settings.samples <= MOST_SAMPLES:
         raise UsageError(f"{settings.samples} draws of a position", f"take 1 to {MOST_SAMPLES}")
     if settings.top_k is not None and prepared.vocabulary is not None and settings.top_k >= prepared.vocabulary:
         message = f"--top-k {settings.top_k:,} of {prepared.vocabulary:,} tokens leaves out none"
         raise UsageError(message, "lower it, or keep --kind hidden, from which all are known")
-    return kind
 
 
 _WHOSE = {"hidden": "language models", "vectors": "a sentence encoder", "logits": "a classifier", "topk": "an endpoint"}
