@@ -124,24 +124,29 @@ def inspect_folder(
             raise UsageError(f"{reference} is one file, and {', '.join(files)} are asked for", "name the folder")
         folder = _folder_of(path)
         path, files = folder, (path.relative_to(folder).as_posix(),)
+    names = _names(path, files or ())
     try:
-        weights = choose_weights(
-            _names(path, files or ()), where=str(reference), format=format, files=files, allow_pickle=allow_pickle
-        )
-        format, weight_files = weights.format, _weight_files(path, weights)  # noqa: A001 - as the setting is called
+        weights = choose_weights(names, where=str(reference), format=format, files=files, allow_pickle=allow_pickle)
+        kind, weight_files = weights.format, _weight_files(path, weights)
     except EntrenarError:
         if weights_needed or not _says_all_beside(path, format):
             raise
-        format, weight_files = format or WeightFormat.SAFETENSORS, ()  # noqa: A001
-    config, architecture = _configuration(path, format, weight_files)
-    inside = format is WeightFormat.GGUF and "tokenizer.ggml.model" in config
+        kind, weight_files = format or WeightFormat.SAFETENSORS, ()
+    return _artifact(path, kind, weight_files, reference, commit)
+
+
+def _artifact(
+    path: Path, kind: WeightFormat, weight_files: tuple[Path, ...], reference: Reference, commit: str | None
+) -> ModelArtifact:
+    config, architecture = _configuration(path, kind, weight_files)
+    inside = kind is WeightFormat.GGUF and "tokenizer.ggml.model" in config
     beside = any((path / name).is_file() for name in TOKENIZERS)
     return ModelArtifact(
         reference,
         path,
         weight_files,
         sum(file.stat().st_size for file in weight_files),
-        format,
+        kind,
         config,
         architecture,
         weight_files[0] if inside else path if beside else None,
