@@ -132,8 +132,9 @@ def reading(bench: Bench) -> Part:
 
 
 def quality(bench: Bench) -> Part:
-    """Students of two layers after one epoch, on rows that they have not seen: means of the seeds, with 95 % intervals,
-    and paired differences from the students of the live teacher. A seed is an order of the rows.
+    """Gradients, and students of two layers after one epoch, on rows that they have not seen: means of the seeds, with
+    95 % intervals, and paired differences from the students of the live teacher. A seed is a draw of the noise that the
+    gradients are measured with, and an order of the rows.
     """
     for name in CACHES:
         bench.manifest(name)
@@ -149,13 +150,25 @@ def quality(bench: Bench) -> Part:
         }
         for arm, of_arm in students.items()
     }  # fmt: skip
+    angles = {name: _angles(bench, name) for name in CACHES}
     lines = [
+        f"{name}: gradient at {_interval(told['gradient_angle'])}°, of a position {_interval(told['position_angle'])}°"
+        for name, told in angles.items()
+    ]
+    lines += [
         f"{arm}: " + ", ".join(
             f"{key} {_interval(told[key])} (less live {_interval(told[key]['less_live'], '+')})" for key in told
         )
         for arm, told in found.items()
     ]  # fmt: skip
-    return Part({"students": students, "arms": found}, lines)
+    return Part({"students": students, "arms": found, "angles": angles}, lines)
+
+
+def _angles(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
+    bench.say(f"gradients: {name}")
+    arguments = {"config": str(bench.ready()), "cache": str(bench.language.cache(name)), "seeds": list(SEEDS)}
+    found = work("angles", threads=2, **arguments)
+    return {key: interval([one[key] for one in found]) for key in ("gradient_angle", "position_angle")}
 
 
 def _students(bench: Bench, arm: str) -> list[dict[str, Any]]:

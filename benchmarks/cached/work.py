@@ -42,8 +42,11 @@ def logits(config: str, folder: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from entrenar_core.teachers.assembly import live_teacher
+
     with torch.no_grad():
-        prepared, live, _ = _opened(config)
+        prepared, fitted, accelerator = _opened(config)
+        live = live_teacher(prepared, fitted, accelerator)
         warm_up, batch = (
             prepared.collator([prepared.train_tokens[row] for row in range(first, first + WRITTEN_ROWS)])
             for first in (WRITTEN_ROWS, 0)
@@ -98,6 +101,25 @@ def _bytes(store: Any, batch: Any) -> int:
     return sum(array.nbytes for key in keys_of(batch) for array in store.read(store.place(key)).values())
 
 
+def angles(config: str, cache: str, seeds: list[int]) -> list[dict[str, Any]]:
+    """How far the gradients from a cache are from those of the live teacher, as `cache build` measures it, with several
+    draws of the noise.
+    """
+    from entrenar_core.teachers.cache.keeping import AskedTeacher, Keeping
+    from entrenar_core.teachers.cache.measuring import measure
+    from entrenar_core.teachers.cache.opening import open_cache
+    from entrenar_core.teachers.cache.planning import plan_cache
+    from entrenar_core.teachers.cache.teacher import CachedTeacher
+
+    prepared, fitted, accelerator = _opened(config)
+    opened, _ = open_cache(Path(cache), accelerator.device)
+    keeping, batch_size = Keeping(opened.kind, opened.layers), prepared.teacher_batch_size
+    reader = AskedTeacher(prepared, accelerator, fitted).reader(keeping)
+    plan = plan_cache(prepared, keeping.costs, batch_size=batch_size, shard_bytes=64_000_000)
+    cached = CachedTeacher(opened.store, opened.kind, opened.layers)
+    return [measure(reader, cached, plan, (), seed=seed) for seed in seeds]
+
+
 def quality(config: Mapping[str, Any], seeds: list[int], exact: str, folder: str) -> list[dict[str, Any]]:
     """Students of some seeds, each judged by the teacher's own words as `exact`, a cache in 32 bits, keeps them."""
     from entrenar_core import distill, parse_config
@@ -148,9 +170,9 @@ def _judged(config: Mapping[str, Any], student: Path, exact: str) -> dict[str, A
 
 
 def _opened(config: str, *, teacher: bool = True) -> tuple[Any, Any, Any]:
-    """A prepared run, its live teacher and the accelerator."""
+    """A prepared run, its teacher as it is loaded, and the accelerator."""
     from entrenar_core import load_config
-    from entrenar_core.teachers.assembly import fitted_teacher, live_teacher
+    from entrenar_core.teachers.assembly import fitted_teacher
     from entrenar_core.training.assembly import make_accelerator
     from entrenar_core.training.preparing import prepare
     from entrenar_core.training.signals import StopRequest
@@ -160,10 +182,9 @@ def _opened(config: str, *, teacher: bool = True) -> tuple[Any, Any, Any]:
     if not teacher:
         return prepared, None, accelerator
     with StopRequest() as stop:
-        loaded = fitted_teacher(prepared, accelerator, (), stop, lambda _done, _total: None)
-    return prepared, live_teacher(prepared, loaded, accelerator), accelerator
+        return prepared, fitted_teacher(prepared, accelerator, (), stop, lambda _done, _total: None), accelerator
 
 
 WORK: Mapping[str, Callable[..., Any]] = {
-    "run": run, "trl": trl, "logits": logits, "reading": reading, "quality": quality,
+    "run": run, "trl": trl, "logits": logits, "reading": reading, "angles": angles, "quality": quality,
 }  # fmt: skip

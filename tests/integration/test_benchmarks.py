@@ -88,6 +88,20 @@ def test_reading_a_cache_counts_what_lies_in_its_shards(
 
 
 @pytest.mark.parametrize("benchmark_named", ["cached.work"], indirect=True)
+def test_logits_are_stored_in_full_and_gradients_compared_with_several_draws(
+    benchmark_named: ModuleType, cached_language: tuple[Path, dict[str, Any], Path]
+) -> None:
+    folder, told, cache = cached_language
+    config = str(write_config(folder / "measured.json", told))
+    found = benchmark_named.logits(config, str(folder))
+    assert found["bytes_per_position"] == 2 * 320
+    assert found["positions_per_s"] > 0
+    one, other = benchmark_named.angles(config, str(cache), [0, 1])
+    assert one["kl_live"] != other["kl_live"], "each draw is another student"
+    assert max(one["gradient_angle"], other["gradient_angle"]) < 0.1
+
+
+@pytest.mark.parametrize("benchmark_named", ["cached.work"], indirect=True)
 def test_students_of_caches_are_judged_as_those_of_the_live_teacher_are(
     benchmark_named: ModuleType, tmp_path: Path, cached_language: tuple[Path, dict[str, Any], Path]
 ) -> None:

@@ -35,12 +35,15 @@ _TILE = 64
 
 
 @torch.no_grad()
-def measure(reader: Reader, cached: CachedTeacher, plan: CachePlan, texts: Sequence[str]) -> dict[str, Any]:
+def measure(
+    reader: Reader, cached: CachedTeacher, plan: CachePlan, texts: Sequence[str], *, seed: int = 0
+) -> dict[str, Any]:
     """On some rows, evenly from the first to the last of the plan, so from the shortest to the longest.
 
     Of distributions over tokens, `kl`: of the student from what is kept, less that from the live teacher, on average,
     in nats; and `kl_live`, which it is to be compared with. `gradient_angle`: between the gradients of a forward KL in
-    the logits, of all positions together, in degrees; `position_angle`: of each position, on average.
+    the logits, of all positions together, in degrees; `position_angle`: of each position, on average. `seed` is that of
+    the noise.
 
     Of other numbers, `error`: the root of the mean square of what is kept less what the live teacher says, over that of
     the latter; and of layers likewise `layers_error`.
@@ -51,7 +54,7 @@ def measure(reader: Reader, cached: CachedTeacher, plan: CachePlan, texts: Seque
     told = _of_layers(reader, cached, read) if cached.layers is not None else {}
     if isinstance(cached.kind, Values):
         return _of_values(reader, cached, rows, texts) | told
-    return _of_distributions(reader, cached, read) | told
+    return _of_distributions(reader, cached, read, seed) | told
 
 
 def ask_again(reader: Asks, cached: CachedTeacher, plan: CachePlan) -> dict[str, Any]:
@@ -72,11 +75,11 @@ def ask_again(reader: Asks, cached: CachedTeacher, plan: CachePlan) -> dict[str,
     return {"rows": len(rows), "error": _error(pairs), "left_out": float(np.concatenate(left_out).mean())}
 
 
-def _of_distributions(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow]) -> dict[str, Any]:
+def _of_distributions(reader: Reader, cached: CachedTeacher, read: Sequence[PlannedRow], seed: int) -> dict[str, Any]:
     temperature = cached.kind.temperature if isinstance(cached.kind, Sampled) else 1.0
     sums = torch.zeros(5, dtype=torch.float64)
     count, angle = 0, 0.0
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for live, kept in _distributions(reader, cached, read):
         for start in range(0, len(live), _TILE):
             tile = slice(start, min(start + _TILE, len(live)))
