@@ -35,7 +35,10 @@ def keys_of(batch: Batch) -> Iterator[bytes]:
     targets = batch.targets.cpu().numpy()
     begins_BT = None if batch.packed is None else batch.packed.positions_BT.cpu().numpy() == 0
     for row, (ids_T, real_T) in enumerate(zip(ids_BT, real_BT, strict=True)):
-        starts = np.flatnonzero(begins_BT[row][real_T])[1:] if begins_BT is not None else np.zeros(0, dtype=int)
         counts = targets[row][real_T] if targets.ndim > 1 else np.zeros(0, dtype=bool)
+        if begins_BT is None:
+            yield row_key(ids_T[real_T], counts)
+            continue
+        starts = np.flatnonzero(begins_BT[row][real_T])[1:]
         for ids, of_ids in zip(np.split(ids_T[real_T], starts), np.split(counts, starts), strict=True):
             yield row_key(ids, of_ids)
