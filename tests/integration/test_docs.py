@@ -103,10 +103,18 @@ def run(command: list[str], folder: Path) -> None:
     assert status == 0, f"{shlex.join(command)}\n{output}"
 
 
+LONGEST = ("language-models.md", "losses.md")
+FOLLOWED = [page for page in PAGES if list(blocks(page, "console", "python"))]
+
+
 @pytest.mark.pages
 @pytest.mark.timeout(900)  # a page has up to six programs
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if list(blocks(page, "console", "python"))], ids=lambda p: p.name
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.nightly] if page.name in LONGEST else [])
+        for page in FOLLOWED
+    ],
 )
 def test_a_page_can_be_followed(page: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
