@@ -1,8 +1,8 @@
 """What a teacher says of rows that count, as losses read it: its distributions, in tiles of rows.
 
 A loss never asks where they come from. Logits may be at hand, made from hidden states and a head when a tile is read,
-mixed of several
-teachers or each row by its own (mixture.py, routed.py), or known for a few tokens of each row (sparse.py).
+mixed of several teachers or of a teacher for each row (mixture.py, routed.py), or known for a few tokens of each row
+(sparse.py).
 
 Shapes: N rows that count, K teacher's width, V classes or vocabulary.
 """
