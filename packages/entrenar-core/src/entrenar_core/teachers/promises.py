@@ -22,7 +22,7 @@ def promised(
     given: DistillationConfig,
     config: OneTeacher,
     task: str | None,
-    format: WeightFormat | None,  # noqa: A002
+    format: WeightFormat | None,  # noqa: A002 - as the setting is called
 ) -> Signals | None:
     """What one teacher will say: in place of it, its cache. None where a cache cannot be read, which is told where it
     is opened.
@@ -57,7 +57,7 @@ def taught(
     given: DistillationConfig,
     config: OneTeacher,
     task: str | None,
-    format: WeightFormat | None,  # noqa: A002
+    format: WeightFormat | None,  # noqa: A002 - as the setting is called
 ) -> Signals | None:
     """What the losses are given: of several teachers, what they say together; else as `promised`."""
     return of_several() if isinstance(given.teacher, EnsembleTeacher) else promised(given, config, task, format)

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ class CacheFolder:
                 "choose another folder, another kind, or fewer rows",
             )
 
-    def size_of(self, shards: Iterator[int]) -> int:
+    def size_of(self, shards: Iterable[int]) -> int:
         """Of shards that are there, in bytes."""
         return sum(shard_file(self.path, number).stat().st_size for number in shards)
 

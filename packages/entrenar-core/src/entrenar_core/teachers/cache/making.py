@@ -1,7 +1,6 @@
 """`cache build`: from a configuration to a cache, which tells what it takes before it begins."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from entrenar_core.teachers.cache.keeping import Asked, AskedTeacher, Keeping, r
 from entrenar_core.teachers.cache.kinds import Hidden, kind_settings
 from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.measuring import ask_again, measure
-from entrenar_core.teachers.cache.opening import OpenCache, store_of, write_head
+from entrenar_core.teachers.cache.opening import OpenCache, sha256_of, store_of, write_head
 from entrenar_core.teachers.cache.planning import CachePlan, plan_cache
 from entrenar_core.teachers.cache.reader import Reader
 from entrenar_core.teachers.cache.serving import serve
@@ -199,7 +198,7 @@ class _Build:
         return write_head(keeping.kind.head, self.folder.path) if isinstance(keeping.kind, Hidden) else None
 
     def _require_room(self, plan: CachePlan, missing: Sequence[int], head: int) -> None:
-        there = self.folder.size_of(number for number in range(len(plan.shards)) if number not in set(missing))
+        there = self.folder.size_of(set(range(len(plan.shards))) - set(missing))
         self.folder.require_room(max(0, plan.bytes - there) + head)
 
     def _phase(self, name: str) -> None:
@@ -241,8 +240,7 @@ def _shards(folder: Path, plan: CachePlan) -> list[dict[str, Any]]:
     found = []
     for number, batches in enumerate(plan.shards):
         file = shard_file(folder, number)
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256_of(file)
         rows = sum(map(len, batches))
         found.append({"file": file.name, "rows": rows, "bytes": file.stat().st_size, "sha256": digest})
     return found
