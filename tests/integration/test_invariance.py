@@ -90,8 +90,9 @@ def test_one_by_eight_two_by_four_and_eight_by_one_give_one_gradient(
         gradients(task, models[task], tmp_path / str(cut), cut=cut, side=side, rows=row_terms(teacher_weight))
         for cut in CUTS
     )
-    assert difference(two, eight) <= 1e-6
-    assert difference(one, eight) <= 1e-6
+    bound = 1e-6 if side == "right" else 2e-6  # other padding is other positions, and rotary angles are in 32 bits
+    assert difference(two, eight) <= bound
+    assert difference(one, eight) <= bound
 
 
 SELECTIONS: dict[str, Callable[[Core], Core]] = {
