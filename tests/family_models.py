@@ -17,13 +17,17 @@ WANTED = {
     "vocab_size": 131,
     "max_positions": 96,
 }
-# Outside of the table's sizes: the width of a head, which follows from the others only in some families.
-FURTHER: dict[str, dict[str, int]] = {
+# Outside of the table's sizes: the width of a head, which follows from the others only in some families, and experts.
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "mlp_only_layers": [0]}
+FURTHER: dict[str, dict[str, Any]] = {
     "t5": {"d_kv": 6, "num_decoder_layers": 3},
     "qwen3": {"head_dim": 6},
     "gemma2": {"head_dim": 6},
     "gemma3_text": {"head_dim": 6},
     "mistral": {"head_dim": 6},
+    "mixtral": {"head_dim": 6, "num_local_experts": 3},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 28},
+    "qwen3_moe": EXPERTS | {"head_dim": 6},
     "phi3": {"pad_token_id": 0},
 }
 

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 RepoType = Literal["model", "dataset"]
-FaultKind = Literal["close", "reset", "corrupt", "unavailable", "ignore_range"]
+FaultKind = Literal[
+    "close",
+    "reset",
+    "corrupt",
+    "unavailable",
+    "ignore_range",
+    "whole",
+    "shifted",
+    "shorter",
+    "few",
+    "packed",
+    "expired",
+]
 LFS_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".parquet", ".gz"}
 
 

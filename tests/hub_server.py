@@ -78,7 +78,11 @@ class HubServer:
         after_bytes: int = 0,
     ) -> None:
         """Lets the sending of a file go wrong: the connection closes or is reset after some bytes, a bit of it is
-        flipped, the answer is 503, or ranges are ignored and the connection closes."""
+        flipped, the answer is 503, or ranges are ignored and the connection closes.
+
+        What goes wrong with ranges alone: the whole file is sent instead (`whole`), the answer says another range
+        (`shifted`), is of a file that ends after some bytes (`shorter`), ends after some bytes itself (`few`), claims
+        to be `packed`, or the address is `expired`."""
         self.faults[name] = Fault(kind, times, after_bytes)
 
     def fetched(self) -> set[str]:

@@ -137,4 +137,4 @@ def views() -> ViewTable:
     return VIEWS
 
 
-main = build_program("sample", app, views, "1.2.3")
+main = build_program("sample", app, views, lambda: "1.2.3")

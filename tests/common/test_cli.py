@@ -245,7 +245,7 @@ def test_a_mode_does_not_outlive_its_program(program: Program, capsys: Capture) 
 def test_the_app_itself_is_left_as_it_was(program: Program) -> None:
     app = importlib.import_module("sample_program").app
     assert app.registered_callback is None
-    assert build_program("other", app, dict, "1")(["check", "--help"]) == 0
+    assert build_program("other", app, dict, lambda: "1")(["check", "--help"]) == 0
 
 
 HELP = """\
@@ -323,7 +323,7 @@ def test_commands_in_groups_have_the_global_flags(capsys: Capture) -> None:
         """Other."""
         return "text"
 
-    program = build_program("grouped", app, lambda: {str: str}, "1")
+    program = build_program("grouped", app, lambda: {str: str}, lambda: "1")
     for argv in (["--json", "group", "other"], ["group", "--json", "other"], ["group", "other", "--json"]):
         assert program(argv) == 0
         assert capsys.readouterr().out == '"text"\n'

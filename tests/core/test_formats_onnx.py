@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from entrenar_core.artifact import inspect_folder
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.onnx import OnnxValue, read_graph
+from entrenar_core.references import PathReference
+from entrenar_core.stored_model import open_model
 from onnx_models import exported, save
 from tiny_models import tiny_llama
 
@@ -53,6 +55,18 @@ def test_inputs_outputs_and_weights_are_those_that_onnx_reads(llama: Path) -> No
     inside = sum(numpy.prod(tensor.dims) for tensor in weights)
     assert inside <= found.num_parameters <= inside + 100, "constants of nodes are weights too"
     assert found.external == ("model.onnx_data",)
+
+
+def test_every_weight_of_an_exported_model_is_found(llama: Path) -> None:
+    graph = onnx.load(llama / "model.onnx").graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    with open_model(PathReference(str(llama))) as model:
+        assert values.keys() <= model.tensors.keys()
+        assert not model.faults + model.files[0].header.oddities
+        for name, expected in values.items():
+            tensor = model.tensors[name]
+            assert tensor.shape == expected.shape
+            assert model.sources[tensor.file].read(tensor.offset, tensor.size_bytes) == expected.tobytes()
 
 
 def test_weights_inside_nodes_functions_and_sparse_tensors_are_found(tmp_path: Path) -> None:

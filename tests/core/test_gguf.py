@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import ModelError, NotFoundError
 from entrenar_core.formats.gguf import KEPT_ITEMS, TENSOR_TYPES, SkippedArray, read_header
 from entrenar_core.references import PackageReference
 from tiny_models import tiny_gguf
@@ -40,8 +40,8 @@ def test_every_tensor_lies_where_the_table_says(sound: Path) -> None:
     for expected in gguf.GGUFReader(sound).tensors:
         tensor = tensors.pop(expected.name)
         assert tensor.shape == tuple(reversed(expected.shape.tolist()))
-        assert tensor.type == expected.tensor_type.name
-        assert data[tensor.offset : tensor.offset + (tensor.size_bytes or 0)] == expected.data.tobytes()
+        assert tensor.dtype.name == expected.tensor_type.name
+        assert data[tensor.offset : tensor.end] == expected.data.tobytes()
     assert not tensors
     assert read_header(sound).num_parameters == 5 * 32 * 32
 
@@ -71,7 +71,8 @@ def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
 
 def test_the_table_of_types_is_ggmls() -> None:
     known = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert {code: known[code] for code in TENSOR_TYPES} == TENSOR_TYPES
+    told = {code: (dtype.name, dtype.block, dtype.block_bytes) for code, dtype in TENSOR_TYPES.items()}
+    assert {code: known[code] for code in TENSOR_TYPES} == told
 
 
 def text(data: bytes) -> bytes:
@@ -122,7 +123,7 @@ HOSTILE: dict[str, tuple[str, tuple[bytes, ...], tuple[bytes, ...]]] = {
     "2^32 - 1 dimensions": ("has 4294967295 dimensions", (), (text(b"w") + struct.pack("<I", 2**32 - 1) + b"\0" * 64,)),
     "a tensor beyond the file": ("does not lie inside", (), (tensor(b"w", 4, offset=32),)),
     "a tensor longer than the file": ("does not lie inside", (), (tensor(b"w", 2**62, 2**62, 2**62, 2**62),)),
-    "an offset between alignments": ("does not lie inside", (), (tensor(b"w", 1, offset=4),)),
+    "an offset between alignments": ("not start at a multiple of 32", (), (tensor(b"w", 1, offset=4),)),
     "rows that no block divides": ("cannot be cut into Q8_0", (), (tensor(b"w", 33, kind=8),)),
     "a tensor twice": ("tensor w comes twice", (), (tensor(b"w", 4), tensor(b"w", 4))),
 }
@@ -160,13 +161,15 @@ def test_what_is_no_gguf_of_today_is_refused(tmp_path: Path, content: bytes) -> 
 def test_a_type_that_came_after_us_is_numbered(tmp_path: Path) -> None:
     path = file_of(tmp_path, tensors=(tensor(b"w", 4, kind=250),), data=b"\0" * 32)
     (only,) = read_header(path).tensors
-    assert (only.type, only.size_bytes) == ("250", None)
+    assert (only.dtype.name, only.size_bytes) == ("ggml type 250", 32)
+    assert "unknown type 250" in read_header(path).oddities[0]
 
 
 def test_a_missing_file_or_a_folder_is_a_model_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.gguf"):
-        with pytest.raises(ModelError, match="cannot be read"):
-            read_header(path)
+    with pytest.raises(ModelError, match="is no plain file"):
+        read_header(tmp_path)
+    with pytest.raises(NotFoundError, match=r"none\.gguf does not exist"):
+        read_header(tmp_path / "none.gguf")
 
 
 @settings(max_examples=300, deadline=1000)

@@ -39,17 +39,18 @@ _PREFIX = "global_"  # keeps the names of global flags apart from those of a com
 
 
 def build_program(
-    name: str, app: typer.Typer, views: Callable[[], ViewTable], version: str
+    name: str, app: typer.Typer, views: Callable[[], ViewTable], version: Callable[[], str]
 ) -> Callable[[Sequence[str] | None], int]:
     """A function that runs a command line (None: that of the process) and returns the exit status.
 
-    `views` is called when there is a report to show: what views import is not loaded for `--help`.
+    `views` is called when there is a report to show, and `version` when it is asked for: what they import is not loaded
+    for `--help`.
     """
     return _Program(name, app, views, version)
 
 
 class _Program:
-    def __init__(self, name: str, app: typer.Typer, views: Callable[[], ViewTable], version: str) -> None:
+    def __init__(self, name: str, app: typer.Typer, views: Callable[[], ViewTable], version: Callable[[], str]) -> None:
         self._name, self._app, self._views, self._version = name, app, views, version
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
@@ -104,12 +105,12 @@ class _Program:
         return group
 
 
-def _with_version(name: str, version: str) -> Callable[..., None]:
+def _with_version(name: str, version: Callable[[], str]) -> Callable[..., None]:
     """The parameters of the program itself: the global flags and `--version`. Their callbacks do the work."""
 
     def show(value: bool) -> None:
         if value:
-            output.current().tell(f"{name} {version}")
+            output.current().tell(f"{name} {version()}")
             raise typer.Exit
 
     def flag(help_text: str, *names: str) -> Any:

@@ -140,7 +140,7 @@ def _rich(table: Table) -> "RichTable":
     for row in table.rows:
         labelled = not headed and len(row) == 2
         cells = [human(cell) for cell in row]
-        styles = [STYLES["label"] if labelled and i == 0 else _style(cell) for i, cell in enumerate(cells)]
+        styles = [_style(cell) or (STYLES["label"] if labelled and i == 0 else "") for i, cell in enumerate(cells)]
         rich_table.add_row(*(Text(cell, style) for cell, style in zip(cells, styles, strict=True)))
     return rich_table
 

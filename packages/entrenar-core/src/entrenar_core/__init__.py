@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from entrenar_core.hub import download_dataset, fetch_model, list_files
     from entrenar_core.references import parse_reference
     from entrenar_core.reports import RunReport, Scores
+    from entrenar_core.stored_model import StoredModel, open_model
     from entrenar_core.training.callbacks import Callback
     from entrenar_core.training.distillation import distill, plan
 
@@ -27,11 +28,13 @@ __all__ = [
     "ModelArtifact",
     "RunReport",
     "Scores",
+    "StoredModel",
     "distill",
     "download_dataset",
     "fetch_model",
     "list_files",
     "load_config",
+    "open_model",
     "parse_config",
     "parse_reference",
     "plan",
@@ -44,11 +47,13 @@ _HOMES = {
     "ModelArtifact": "artifact",
     "RunReport": "reports",
     "Scores": "reports",
+    "StoredModel": "stored_model",
     "distill": "training.distillation",
     "download_dataset": "hub",
     "fetch_model": "hub",
     "list_files": "hub",
     "load_config": "config",
+    "open_model": "stored_model",
     "parse_config": "config",
     "parse_reference": "references",
     "plan": "training.distillation",

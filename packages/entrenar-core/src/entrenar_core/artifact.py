@@ -12,6 +12,7 @@ from entrenar_core.errors import EntrenarError, ModelError, NotFoundError, Usage
 from entrenar_core.formats import WeightFormat, Weights, choose_weights, format_of, read_json, shards_of
 from entrenar_core.formats.gguf import SkippedArray, read_header
 from entrenar_core.formats.onnx import external_files
+from entrenar_core.formats.places import root_of
 from entrenar_core.references import PathReference, Reference
 
 __all__ = ["Architecture", "ModelArtifact", "WeightFormat", "inspect_folder"]
@@ -187,7 +188,7 @@ def _weight_files(folder: Path, weights: Weights) -> tuple[Path, ...]:
             file = folder / name
             if not file.is_file():
                 raise ModelError(f"{folder} lacks {name}, which {lister} lists", "fetch or export the model again")
-            if not file.resolve().is_relative_to(_root(folder)):
+            if not file.resolve().is_relative_to(root_of(folder)):
                 raise ModelError(f"{file} is a link that leads out of its folder", "put the file itself there")
             names.append(name)
     return tuple(folder / name for name in dict.fromkeys(names))
@@ -199,12 +200,6 @@ def _listed(folder: Path, weights: Weights) -> Iterator[tuple[str, tuple[str, ..
         yield index, shards_of(folder, index)
     for name in weights.names if weights.format is WeightFormat.ONNX else ():
         yield name, external_files(folder / name, folder)
-
-
-def _root(folder: Path) -> Path:
-    """Where the links of a folder may lead: inside it, and from a snapshot in the Hub's cache into that cache."""
-    in_cache = folder.parent.name == "snapshots" and "--" in folder.parent.parent.name
-    return (folder.parents[2] if in_cache else folder).resolve()
 
 
 def _configuration(folder: Path, kind: WeightFormat, weights: Sequence[Path]) -> tuple[Mapping[str, Any], Architecture]:

@@ -80,6 +80,12 @@ class ModelError(EntrenarError):
     code = "model"
 
 
+class UnsoundFileError(ModelError):
+    """A model file that is broken, cut short or not there at all, though another one names it."""
+
+    code = "unsound"
+
+
 class DataError(EntrenarError):
     """Rows, columns or labels that the task cannot use."""
 

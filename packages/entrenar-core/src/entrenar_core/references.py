@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from entrenar_core.errors import NotFoundError, UsageError
+from entrenar_core.formats.kinds import FORMATS
 
-MODEL_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx")
+MODEL_SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row.suffixes)
 ACCEPTED = (
     "give a Hub repository (org/name or org/name@revision), a local file or folder (./folder, model.gguf) "
     "or a path in an installed package (pkg://package/path)"

@@ -1,7 +1,6 @@
 """The program `entrenar-distill`."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from entrenar_common.cli import build_program
 from entrenar_common.output import ViewTable
@@ -14,7 +13,13 @@ def _views() -> ViewTable:
     return VIEWS
 
 
-_program = build_program("entrenar-distill", app, _views, version("entrenar-distill"))
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("entrenar-distill")
+
+
+_program = build_program("entrenar-distill", app, _views, _version)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,19 +6,26 @@ before anything is read or allocated, and whatever does not add up is a ModelErr
 Source: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
-import math
 import struct
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from entrenar_core.errors import ModelError
+from entrenar_core.formats.dtypes import DTYPES, GGML_BLOCKS, Dtype
+from entrenar_core.formats.kinds import WeightFormat
+from entrenar_core.formats.names import odd_name, shown
+from entrenar_core.formats.sources import Cursor, FileSource, Source
+from entrenar_core.formats.tensors import Header, StoredTensor
+from entrenar_core.units import size as humane
 
 KEPT_ITEMS = 1024
 """Arrays up to this long are read; longer ones (token lists) only when asked for."""
 
 _MAX_DEPTH, _MAX_DIMENSIONS, _MAX_NAME_BYTES = 4, 4, 65_535
+# Of all together: large vocabularies have 300,000 tokens and twice as many merges, and a text may be a tokenizer.json.
+_MAX_ITEMS, _MAX_KEPT_BYTES = 2_000_000, 64_000_000
 _MIN_PAIR_BYTES, _MIN_TENSOR_BYTES = 13, 24
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -35,41 +42,12 @@ _SCALARS = {
     12: ("f64", "d"),
 }
 
-# Code: name, weights in a block, bytes of a block (ggml.c, type_traits).
-TENSOR_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
+_PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
+TENSOR_TYPES: Mapping[int, Dtype] = {
+    **{code: DTYPES[name] for code, name in _PLAIN.items()},
+    **{code: DTYPES[name] for code, (name, _, _) in GGML_BLOCKS.items()},
 }
+"""What ggml's numbers mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +58,8 @@ class SkippedArray:
     length: int
 
 
+_Entry = tuple[str, tuple[int, ...], int, int]
 GgufValue = int | float | bool | str | tuple["GgufValue", ...] | SkippedArray
-
-
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """One entry of the table. `shape` is in torch's order; `offset` counts bytes from the start of the file.
-
-    `type` is ggml's name, or its number where this reader knows no name; then `size_bytes` is None.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    offset: int
-    size_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +68,23 @@ class GgufHeader:
 
     version: int
     metadata: Mapping[str, GgufValue]
-    tensors: tuple[GgufTensor, ...]
+    tensors: tuple[StoredTensor, ...]
+    header_bytes: int
+    oddities: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+        return sum(tensor.values for tensor in self.tensors)
+
+
+def read(source: Source) -> Header:
+    """The header as every format gives it: see `GgufHeader`, which is its `details`.
+
+    Raises:
+        ModelError: as `read_header`.
+    """
+    found = _Reader(source, arrays=False).header()
+    return Header(WeightFormat.GGUF, found.tensors, found.metadata, found.header_bytes, found.oddities, details=found)
 
 
 def read_header(path: Path, *, arrays: bool = False) -> GgufHeader:
@@ -116,46 +93,27 @@ def read_header(path: Path, *, arrays: bool = False) -> GgufHeader:
     Takes time and memory in proportion to the header, at most some tens of bytes per byte of the file.
 
     Raises:
+        NotFoundError: there is no such file.
         ModelError: the file cannot be read, is no GGUF of version 2 or 3, or is malformed anywhere in its header.
     """
-    try:
-        with path.open("rb") as file:
-            return _Reader(file, path, arrays=arrays).header()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the file and its permissions") from error
+    with FileSource(path) as source:
+        return _Reader(source, arrays=arrays).header()
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, path: Path, *, arrays: bool) -> None:
-        self.file, self.path, self.arrays = file, path, arrays
-        self.size = path.stat().st_size
-        self.position = 0
+    def __init__(self, source: Source, *, arrays: bool) -> None:
+        self.source, self.arrays = source, arrays
+        self.cursor = Cursor(source, self.fail)
+        self.take, self.skip, self.require = self.cursor.take, self.cursor.skip, self.cursor.require
+        self.number = self.cursor.number
+        self.names: set[str] = set()
+        self.items_left, self.bytes_left = _MAX_ITEMS, _MAX_KEPT_BYTES
+        self.oddities: list[str] = []
 
     def fail(self, what: str) -> ModelError:
         return ModelError(
-            f"{self.path} is not a sound GGUF file: {what}", "fetch or convert it again; it may be cut short"
+            f"{self.source.name} is not a sound GGUF file: {what}", "fetch or convert it again; it may be cut short"
         )
-
-    def take(self, size: int) -> bytes:
-        self.require(size)
-        data = self.file.read(size)
-        if len(data) != size:
-            raise self.fail("it became shorter while it was read")
-        self.position += size
-        return data
-
-    def skip(self, size: int) -> None:
-        self.require(size)
-        self.file.seek(size, 1)
-        self.position += size
-
-    def require(self, size: int) -> None:
-        if size > self.size - self.position:
-            raise self.fail(f"{size:,} bytes are announced at byte {self.position:,}, and the file ends before")
-
-    def number(self, code: str) -> int:
-        (value,) = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))
-        return int(value)
 
     def name(self) -> str:
         size = self.number("Q")
@@ -166,9 +124,23 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise self.fail("a name that is not UTF-8") from error
 
+    def kept(self, size: int) -> bytes:
+        """Bytes of the metadata, of which there may be so many."""
+        self.require(size)
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise self.fail(f"a value of {size:,} bytes: its metadata has more than {humane(_MAX_KEPT_BYTES)}")
+        return self.take(size)
+
+    def spend(self, items: int) -> None:
+        """Counts what is gone through one by one."""
+        self.items_left -= items
+        if self.items_left < 0:
+            raise self.fail(f"an array of {items:,}: its arrays have more than {_MAX_ITEMS:,} texts and arrays")
+
     def header(self) -> GgufHeader:
-        if self.size < 24 or self.take(4) != b"GGUF":
-            raise ModelError(f"{self.path} is not a GGUF file", "GGUF files start with the letters GGUF")
+        if self.source.size_bytes < 24 or self.take(4) != b"GGUF":
+            raise ModelError(f"{self.source.name} is not a GGUF file", "GGUF files start with the letters GGUF")
         version = self.number("I")
         if version not in (2, 3):
             raise self.fail(f"version {version}; 2 and 3 are read, little-endian")
@@ -178,10 +150,13 @@ class _Reader:
         for _ in range(pairs):
             key = self.name()
             if key in metadata:
-                raise self.fail(f"the key {key} comes twice")
+                raise self.fail(f"the key {shown(key)} comes twice")
             metadata[key] = self.value(self.number("I"))
         table = [self.tensor() for _ in range(tensors)]
-        return GgufHeader(version, metadata, self.placed(table, self.alignment(metadata)))
+        alignment = self.alignment(metadata)
+        start = -(-self.cursor.position // alignment) * alignment
+        placed = self.placed(table, start, alignment)
+        return GgufHeader(version, metadata, placed, start, tuple(self.oddities))
 
     def value(self, kind: int, depth: int = 0) -> GgufValue:
         if kind in _SCALARS:
@@ -189,7 +164,7 @@ class _Reader:
             value: int | float | bool = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
             return value
         if kind == _STRING:
-            return self.take(self.number("Q")).decode(errors="replace")
+            return self.kept(self.number("Q")).decode(errors="replace")
         if kind == _ARRAY:
             return self.array(depth + 1)
         raise self.fail(f"a value of the unknown type {kind}")
@@ -203,12 +178,13 @@ class _Reader:
             size = length * struct.calcsize("<" + code)
             self.require(size)
             if self.arrays or length <= KEPT_ITEMS:
-                return struct.unpack(f"<{length}{code}", self.take(size))
+                return struct.unpack(f"<{length}{code}", self.kept(size))
             self.skip(size)
             return SkippedArray(name, length)
         if kind not in (_STRING, _ARRAY):
             raise self.fail(f"an array of the unknown type {kind}")
         self.require(length * (8 if kind == _STRING else 12))
+        self.spend(length)
         if self.arrays or length <= KEPT_ITEMS:
             return tuple(self.value(kind, depth) for _ in range(length))
         for _ in range(length):
@@ -218,33 +194,57 @@ class _Reader:
                 self.array(depth + 1)
         return SkippedArray("string" if kind == _STRING else "array", length)
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+    def tensor(self) -> _Entry:
         name = self.name()
+        if name in self.names:
+            raise self.fail(f"the tensor {shown(name)} comes twice")
+        self.names.add(name)
         dimensions = self.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise self.fail(f"tensor {name} has {dimensions} dimensions, and {_MAX_DIMENSIONS} are allowed")
+            raise self.fail(f"tensor {shown(name)} has {dimensions} dimensions, and {_MAX_DIMENSIONS} are allowed")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         return name, shape[::-1], self.number("I"), self.number("Q")
 
     def alignment(self, metadata: Mapping[str, GgufValue]) -> int:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise self.fail(f"general.alignment is {alignment!r}, not a power of two")
+            raise self.fail(f"general.alignment is {shown(repr(alignment))}, not a power of two")
         return alignment
 
-    def placed(self, table: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> tuple[GgufTensor, ...]:
+    def placed(self, table: list[_Entry], start: int, alignment: int) -> tuple[StoredTensor, ...]:
         """The tensors with their place in the file, which each must lie inside."""
-        start = -(-self.position // alignment) * alignment
-        found: dict[str, GgufTensor] = {}
+        places = sorted({offset for *_, offset in table})
+        found: list[StoredTensor] = []
         for name, shape, code, offset in table:
-            if name in found:
-                raise self.fail(f"the tensor {name} comes twice")
-            type_name, block, block_bytes = TENSOR_TYPES.get(code, (str(code), 1, 0))
-            if shape and shape[-1] % block:
-                raise self.fail(f"tensor {name}: rows of {shape[-1]:,} weights cannot be cut into {type_name} blocks")
-            size = math.prod(shape) // block * block_bytes
-            if offset % alignment or start + offset + size > self.size:
-                raise self.fail(f"the data of tensor {name} does not lie inside the file")
-            known = size if code in TENSOR_TYPES else None
-            found[name] = GgufTensor(name, shape, type_name, start + offset, known)
-        return tuple(found.values())
+            called = shown(name)
+            if (why := odd_name(name)) is not None:
+                self.oddities.append(f"tensor {called} {why}")
+            if offset % alignment:
+                raise self.fail(f"the data of tensor {called} does not start at a multiple of {alignment}")
+            dtype = TENSOR_TYPES.get(code)
+            if dtype is None:
+                after = places[bisect_right(places, offset) :]
+                size = (after[0] if after else max(self.source.size_bytes - start, offset)) - offset
+                dtype = Dtype(f"ggml type {code}", "quantised", 1, 0)
+                self.oddities.append(f"tensor {called} is of the unknown type {code}; its size is that of its place")
+            else:
+                size = self.size_of(called, dtype, shape)
+            found.append(StoredTensor(name, dtype, shape, "", start + offset, size))
+        if found:
+            self.inside(max(found, key=lambda tensor: tensor.end))
+        return tuple(found)
+
+    def size_of(self, name: str, dtype: Dtype, shape: tuple[int, ...]) -> int:
+        size = dtype.size_bytes(shape)
+        if size is None:
+            row = shape[-1] if shape else 1
+            raise self.fail(f"tensor {name}: rows of {row:,} weights cannot be cut into {dtype} blocks")
+        return size
+
+    def inside(self, last: StoredTensor) -> None:
+        if last.end > self.source.size_bytes:
+            missing = last.end - self.source.size_bytes
+            raise self.fail(
+                f"the data of tensor {shown(last.name)} does not lie inside the file: {missing:,} bytes "
+                f"({humane(missing)} of {humane(last.end)}) are missing at its end"
+            )

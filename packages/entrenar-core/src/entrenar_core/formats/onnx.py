@@ -1,47 +1,40 @@
-"""ONNX files: what a graph reads and gives, and which files beside it hold its weights. Nothing of it is run.
+"""ONNX files: their tensors, what a graph reads and gives, and which files beside it hold its weights. Nothing of it is
+run.
 
-A file is a protobuf message. It is read field by field through a memory map, so that weights inside it are passed over,
-and only what is asked here is looked at. Source: onnx.proto3 of the ONNX project, and protobuf's encoding.
+A file is a protobuf message. It is walked field by field, so that weights inside it are passed over, and only what is
+asked here is looked at. Source: onnx.proto3 of the ONNX project.
 """
 
-import math
-import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from entrenar_core.errors import ModelError
-from entrenar_core.formats import stays_below
+from entrenar_core.formats.kinds import WeightFormat
+from entrenar_core.formats.names import odd_name
+from entrenar_core.formats.onnx_tensors import (
+    MAX_INLINE_BYTES,
+    TYPES,
+    Placing,
+    TensorEntry,
+    check_location,
+    read_tensor,
+)
+from entrenar_core.formats.onnx_values import Dimension, OnnxValue, read_value
+from entrenar_core.formats.protobuf import Field, Messages
+from entrenar_core.formats.sources import FileSource, Source
+from entrenar_core.formats.tensors import Header, StoredTensor
 
-_MAX_DEPTH = 32
-_MAX_NAME_BYTES = 4096
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_TYPES = {
-    1: "float",
-    2: "uint8",
-    3: "int8",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "double",
-    16: "bfloat16",
-    21: "uint4",
-    22: "int4",
-}
+__all__ = ["Dimension", "OnnxGraph", "OnnxValue", "external_files", "read", "read_graph"]
+
+_MAX_DEPTH, _MAX_PLACE, _MAX_STEP = 32, 1000, 60
+_MAX_TEXT_BYTES = 65_536
+_FEWEST_FLOATS, _FEWEST_OTHERS = 2, 64
 _WEIGHTS = ("float", "float16", "bfloat16", "double", "int8", "uint8", "int4", "uint4")
-
-Dimension = int | str
-"""A size, or the name of one that is known when the graph runs; a size without a name is an empty one."""
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxValue:
-    """An input or output. `type` is ONNX's name of its elements, or its number; `shape` is None where none is given."""
-
-    name: str
-    type: str
-    shape: tuple[Dimension, ...] | None
+_TENSORS, _GRAPHS = (5, 10), (6, 11)
+_HOLDING = (*_TENSORS, *_GRAPHS, 22, 23)
+_TOLD = {1: "ir_version", 2: "producer_name", 3: "producer_version", 4: "domain", 5: "model_version", 6: "doc_string"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,196 +47,237 @@ class OnnxGraph:
     num_parameters: int
 
 
+def read(source: Source) -> Header:
+    """The initialisers of a file, those inside its nodes and functions included, and what it says of itself: `details`
+    is an `OnnxGraph`.
+
+    The tensors in nodes are among them, since some exporters write weights as Constants, which are called as their
+    outputs; but not single floats, nor fewer than 64 integers, which are the scalars and shapes of the arithmetic.
+    Names that two graphs of a file use are told apart by where they are, as in `If_3.then_branch.weight`. What the
+    header holds itself takes at most eight bytes per byte of the file, and at most 32 MB.
+
+    Raises:
+        ModelError: the file is no sound ONNX, or the values of a tensor are not there, or not those of its shape.
+    """
+    reader = _Reader(source, keep=True)
+    graph = reader.model()
+    tensors, inline = reader.stored()
+    inside = sum(tensor.size_bytes for tensor in tensors if not tensor.file and not tensor.inline)
+    return Header(
+        WeightFormat.ONNX,
+        tensors,
+        reader.metadata,
+        source.size_bytes - inside,
+        tuple(reader.oddities),
+        inline,
+        details=graph,
+    )
+
+
 def read_graph(path: Path) -> OnnxGraph:
     """Reads inputs, outputs and the places of weights; takes time in proportion to the number of nodes.
 
     Raises:
+        NotFoundError: there is no such file.
         ModelError: the file cannot be read, or is no sound ONNX.
     """
-    try:
-        with path.open("rb") as file:
-            return _Reader(path).graph(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-    except (OSError, ValueError) as error:  # of an empty file there is no map
-        raise ModelError(f"{path} cannot be read: {error}", "fetch or export it again") from error
+    with FileSource(path) as source:
+        return _Reader(source, keep=False).model()
 
 
 def external_files(path: Path, folder: Path) -> tuple[str, ...]:
     """The files with weights of the graph in `path`, relative to `folder`, in which it lies.
 
     Raises:
-        ModelError: as `read_graph`; or a place leads out of the folder of the graph, or means no file.
+        NotFoundError, ModelError: as `read_graph`; or a place leads out of the folder of the graph, or means no file.
     """
     above = path.relative_to(folder).parent
     names = read_graph(path).external
     for name in names:
-        if not name or not stays_below(name):
-            raise ModelError(
-                f"{path} keeps weights in {name!r}, which is no file of its folder",
-                "such a file is broken or hostile: fetch the model from where you trust it",
-            )
+        check_location(str(path), name)
     return tuple((above / name).as_posix() for name in names)
 
 
-@dataclass(slots=True)
 class _Reader:
-    path: Path
-    external: dict[str, None] = field(default_factory=dict)
-    parameters: int = 0
+    """Walks through a model; its tensors are gone by and counted, and those that are its own also listed if `keep`."""
+
+    def __init__(self, source: Source, *, keep: bool) -> None:
+        self.source, self.keep = source, keep
+        self.messages = Messages(source, self.fail)
+        self.fields, self.text = self.messages.fields, self.messages.text
+        self.listed: dict[tuple[str, str], TensorEntry] = {}  # by graph and name
+        self.weights: set[str] = set()
+        self.external: dict[str, None] = {}
+        self.parameters = 0
+        self.inputs: list[OnnxValue] = []
+        self.outputs: list[OnnxValue] = []
+        self.metadata: dict[str, Any] = {}
+        self.oddities: list[str] = []
+        self.inline_left = MAX_INLINE_BYTES
 
     def fail(self, what: str) -> ModelError:
-        return ModelError(f"{self.path} is not a sound ONNX file: {what}", "fetch or export it again")
+        return ModelError(f"{self.source.name} is not a sound ONNX file: {what}", "fetch or export it again")
 
-    def graph(self, data: memoryview) -> OnnxGraph:
-        graphs = self.inside(data, 7)
-        for function in self.inside(data, 25):
-            for node in self.inside(function, 7):
-                self.node(node, 0)
-        if len(graphs) != 1:
-            raise self.fail(f"{len(graphs)} graphs")
-        names = self.nodes_and_weights(graphs[0], 0)
-        inputs, outputs = (tuple(self.value(value) for value in self.inside(graphs[0], place)) for place in (11, 12))
-        given = tuple(value for value in inputs if value.name not in names)  # older files list weights as inputs
-        return OnnxGraph(given, outputs, tuple(self.external), self.parameters)
-
-    def nodes_and_weights(self, graph: memoryview, depth: int) -> set[str]:
-        """Looks through a graph, and those inside its nodes; gives the names of its own weights."""
-        if depth > _MAX_DEPTH:
-            raise self.fail(f"graphs nested more than {_MAX_DEPTH} deep")
-        names = set()
-        for number, value in self.fields(graph):
-            if number == 1:
-                self.node(self.bytes(value), depth)
-            elif number == 5:
-                names.add(self.tensor(self.bytes(value)))
-            elif number == 15:
-                self.sparse(self.bytes(value))
-        return names
-
-    def node(self, node: memoryview, depth: int) -> None:
-        for attribute in self.inside(node, 5):
-            self.attribute(attribute, depth)
-
-    def attribute(self, attribute: memoryview, depth: int) -> None:
-        for number, value in self.fields(attribute):
-            if number in (5, 10):
-                self.tensor(self.bytes(value))
-            elif number in (6, 11):
-                self.nodes_and_weights(self.bytes(value), depth + 1)
-            elif number in (22, 23):
-                self.sparse(self.bytes(value))
-
-    def sparse(self, tensor: memoryview) -> None:
-        for number, value in self.fields(tensor):
-            if number in (1, 2):
-                self.tensor(self.bytes(value))
-
-    def tensor(self, tensor: memoryview) -> str:
-        """Notes where a tensor lies and how many weights it has; gives its name."""
-        name, shape, kind = "", [], ""
-        for number, value in self.fields(tensor):
-            if number == 1:
-                shape += self.numbers(value)
-            elif number == 2:
-                kind = _TYPES.get(self.number(value), "")
-            elif number == 8:
-                name = self.text(value)
-            elif number == 13:
-                key, place = self.pair(self.bytes(value))
-                if key == "location":
-                    self.external[place] = None
-        if kind in _WEIGHTS:
-            self.parameters += math.prod(shape)
-        return name
-
-    def pair(self, entry: memoryview) -> tuple[str, str]:
-        found = {number: self.text(value) for number, value in self.fields(entry) if number in (1, 2)}
-        return found.get(1, ""), found.get(2, "")
-
-    def value(self, value: memoryview) -> OnnxValue:
-        name, kind, shape = "", "", None
-        for number, part in self.fields(value):
-            if number == 1:
-                name = self.text(part)
-            elif number == 2:
-                for inner, tensor in self.fields(self.bytes(part)):
-                    kind, shape = self.tensor_type(self.bytes(tensor)) if inner == 1 else ("no tensor", None)
-        return OnnxValue(name, kind, shape)
-
-    def tensor_type(self, tensor: memoryview) -> tuple[str, tuple[Dimension, ...] | None]:
-        kind, shape = "", None
-        for number, value in self.fields(tensor):
-            if number == 1:
-                kind = _TYPES.get(self.number(value), str(value))
-            elif number == 2:
-                shape = tuple(self.dimension(part) for part in self.inside(self.bytes(value), 1))
-        return kind, shape
-
-    def dimension(self, dimension: memoryview) -> Dimension:
-        size: Dimension = ""
-        for number, value in self.fields(dimension):
-            if number in (1, 2):
-                size = self.number(value) if number == 1 else self.text(value)
-        return size
-
-    def inside(self, data: memoryview, number: int) -> list[memoryview]:
-        """The messages in a message that have this number."""
-        return [self.bytes(value) for found, value in self.fields(data) if found == number]
-
-    def fields(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-        """The fields of a message: its number, and its value or where it lies."""
-        place = 0
-        while place < len(data):
-            key, place = self.varint(data, place)
-            kind = key & 7
-            if kind == _VARINT:
-                value, place = self.varint(data, place)
-                yield key >> 3, value
-                continue
-            if kind == _BYTES:
-                size, place = self.varint(data, place)
-            elif kind in (_FIXED64, _FIXED32):
-                size = 8 if kind == _FIXED64 else 4
+    def model(self) -> OnnxGraph:
+        graphs = 0
+        for part in self.fields():
+            if part.number == 7:
+                graphs += 1
+                self.graph(part, "", 0)
+            elif part.number == 25:
+                self.function(part)
+            elif part.number == 20:
+                self.oddities.append("it holds what it is trained by, whose tensors are not among its own")
             else:
-                raise self.fail(f"a field of the unknown kind {kind}")
-            if size > len(data) - place:
-                raise self.fail(f"{size:,} bytes are announced, and {len(data) - place:,} are there")
-            yield key >> 3, data[place : place + size]
-            place += size
+                self.tell(part)
+        if graphs != 1:
+            raise self.fail(f"{graphs} graphs")
+        given = tuple(value for value in self.inputs if value.name not in self.weights)  # older files list them here
+        return OnnxGraph(given, tuple(self.outputs), tuple(self.external), self.parameters)
 
-    def varint(self, data: memoryview, place: int) -> tuple[int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            if place >= len(data):
-                raise self.fail("it ends inside a number")
-            byte = data[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, place
-        raise self.fail("a number of more than 64 bits")
+    def tell(self, part: Field) -> None:
+        """Notes what a model says of itself besides its graph."""
+        if part.number in (1, 5):
+            self.metadata[_TOLD[part.number]] = self.messages.number(part)
+        elif part.number in _TOLD and part.start < part.end:
+            self.metadata[_TOLD[part.number]] = self.passage(part, f"its {_TOLD[part.number]}")
+        elif part.number == 8:
+            told = {inner.number: inner for inner in self.fields(part)}
+            domain = self.text(told[1]) if 1 in told else ""
+            version = self.messages.number(told[2]) if 2 in told else 0
+            self.metadata.setdefault("opset_import", {})[domain or "ai.onnx"] = version
+        elif part.number == 14:
+            pair = {inner.number: self.passage(inner, "an entry of its metadata") for inner in self.fields(part)}
+            self.metadata.setdefault("metadata_props", {})[pair.get(1, "")] = pair.get(2, "")
 
-    def bytes(self, value: int | memoryview) -> memoryview:
-        if isinstance(value, int):
-            raise self.fail("a number where a message should be")
-        return value
+    def passage(self, part: Field, what: str) -> str:
+        """A text of any length, of which the start is kept."""
+        size = part.end - part.start
+        if size > _MAX_TEXT_BYTES:
+            self.oddities.append(f"{what} has {size:,} bytes, of which {_MAX_TEXT_BYTES:,} were read")
+        return self.text(part._replace(end=part.start + min(size, _MAX_TEXT_BYTES)), _MAX_TEXT_BYTES)
 
-    def number(self, value: int | memoryview) -> int:
-        if not isinstance(value, int):
-            raise self.fail("a message where a number should be")
-        return value
+    def graph(self, message: Field, where: str, depth: int) -> None:
+        """Looks through a graph, and those inside its nodes."""
+        if depth > _MAX_DEPTH or len(where) > _MAX_PLACE:
+            raise self.fail(f"graphs nested more than {_MAX_DEPTH} deep, or under long names")
+        nodes = 0
+        for part in self.fields(message):
+            if part.number == 1:
+                self.node(part, where, nodes, depth)
+                nodes += 1
+            elif part.number == 5:
+                self.weight(part, where)
+            elif part.number == 15:
+                self.sparse(part, where)
+            elif part.number in (11, 12) and not depth:
+                (self.inputs if part.number == 11 else self.outputs).append(read_value(self.messages, part))
 
-    def numbers(self, value: int | memoryview) -> list[int]:
-        """A repeated number comes one by one, or packed."""
-        if isinstance(value, int):
-            return [value]
-        found, place = [], 0
-        while place < len(value):
-            number, place = self.varint(value, place)
-            found.append(number)
-        return found
+    def function(self, message: Field) -> None:
+        named = {part.number: self.text(part) for part in self.fields(message) if part.number in (1, 10, 13)}
+        where = ".".join(named[number][:_MAX_STEP] for number in (10, 1, 13) if named.get(number))
+        nodes = 0
+        for part in self.fields(message):
+            if part.number == 7:
+                self.node(part, where, nodes, 0)
+                nodes += 1
+            elif part.number == 11:  # what an attribute of a call is where it is not given
+                self.attribute(part, where, where, None, 0)
 
-    def text(self, value: int | memoryview) -> str:
-        raw = self.bytes(value)
-        if len(raw) > _MAX_NAME_BYTES:
-            raise self.fail(f"a name of {len(raw):,} bytes")
-        return bytes(raw).decode(errors="replace")
+    def node(self, message: Field, where: str, index: int, depth: int) -> None:
+        output = kind = None
+        attributes = []
+        for part in self.fields(message):
+            if part.number == 5:
+                attributes.append(part)
+            elif part.number == 4:
+                kind = part
+            elif part.number == 2 and output is None:
+                output = part
+        if attributes:
+            called = self.text(kind) if kind else ""
+            place = f"{where}{'.' if where else ''}{called[:_MAX_STEP]}_{index}"
+            for attribute in attributes:
+                self.attribute(attribute, where, place, output if called == "Constant" else None, depth)
+
+    def attribute(self, message: Field, where: str, node: str, constant: Field | None, depth: int) -> None:
+        """Looks for tensors and graphs in an attribute of a node of the graph `where`."""
+        name, held = None, []
+        for part in self.fields(message):
+            if part.number == 1:
+                name = part
+            elif part.number in _HOLDING:
+                held.append(part)
+        for position, part in enumerate(held):
+            place = f"{node}.{self.text(name)[:_MAX_STEP] if name else ''}" + (f".{position}" if position else "")
+            if part.number in _TENSORS:
+                self.constant(part, where, self.text(constant) if constant else place)
+            elif part.number in _GRAPHS:
+                self.graph(part, place, depth + 1)
+            else:
+                self.sparse(part, place)
+
+    def tensor(self, message: Field, where: str) -> TensorEntry:
+        entry = read_tensor(self.messages, message, where)
+        if "location" in entry.elsewhere:
+            self.external[entry.elsewhere["location"]] = None
+        if TYPES.get(entry.type, ("",))[0] in _WEIGHTS:
+            self.parameters += entry.size
+        return entry
+
+    def weight(self, message: Field, where: str) -> None:
+        entry = self.tensor(message, where)
+        if not where:
+            self.weights.add(entry.name)
+        self.note(entry)
+
+    def constant(self, message: Field, where: str, name: str) -> None:
+        entry = self.tensor(message, where)
+        if entry.size >= (_FEWEST_FLOATS if entry.is_float else _FEWEST_OTHERS):
+            entry.name = name
+            self.note(entry)
+
+    def note(self, entry: TensorEntry) -> None:
+        if not self.keep:
+            return
+        if (entry.where, entry.name) in self.listed:
+            raise self.fail(f"the tensor {entry.name} comes twice")
+        self.listed[entry.where, entry.name] = entry
+
+    def sparse(self, message: Field, where: str) -> None:
+        parts = {part.number: self.tensor(part, where) for part in self.fields(message) if part.number in (1, 2)}
+        name = parts[1].name if 1 in parts else ""
+        if not where:
+            self.weights.add(name)
+        self.oddities.append(f"tensor {name} is sparse, and is not among its tensors")
+
+    def stored(self) -> tuple[tuple[StoredTensor, ...], dict[str, bytes]]:
+        """The tensors that a model is said to have, and the bytes of those that have no place in a file."""
+        named = Counter(name for _, name in self.listed)
+        found: dict[str, StoredTensor | None] = {}
+        inline: dict[str, bytes] = {}
+        for entry in self.listed.values():
+            name = f"{entry.where}.{entry.name}" if entry.where and named[entry.name] > 1 else entry.name
+            if name in found:
+                raise self.fail(f"the tensor {name} comes twice")
+            if (why := odd_name(name.lstrip("/"))) is not None:  # exporters write the path of a module, from its root
+                self.oddities.append(f"tensor {name} {why}")
+            placing = Placing(self.messages, entry, name)
+            dtype = placing.dtype()
+            if dtype is None:
+                found[name] = None
+                self.oddities.append(
+                    f"tensor {name} is of the type {TYPES[entry.type][0]}, and is not among its tensors"
+                )
+                continue
+            found[name], held = placing.stored(dtype)
+            if held is not None:
+                self.hold(inline, name, held)
+        return tuple(tensor for tensor in found.values() if tensor is not None), inline
+
+    def hold(self, inline: dict[str, bytes], name: str, held: bytes) -> None:
+        """Puts bytes to the others that are not in a file."""
+        inline[name] = held
+        self.inline_left -= len(held)
+        if self.inline_left < 0:
+            raise self.fail(f"numbers of varying length that take more than {MAX_INLINE_BYTES:,} bytes")

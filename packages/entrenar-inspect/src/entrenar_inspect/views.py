@@ -1,0 +1,67 @@
+"""How the reports look in a terminal."""
+
+from entrenar_common.output import Block, View, ViewTable
+from entrenar_common.tables import Cell, Column, Table, key_values
+from entrenar_core.units import count, size
+from entrenar_inspect.comparison_views import comparison
+from entrenar_inspect.reports import (
+    Comparison,
+    ConversionReport,
+    LayerRow,
+    LayersReport,
+    ModelSummary,
+    ValidationReport,
+)
+from entrenar_inspect.summary_views import summary
+from entrenar_inspect.validation_views import validation
+from entrenar_inspect.value_views import value_tables
+
+
+def layers(report: LayersReport) -> list[Block]:
+    """A line for each module or tensor, and the sums below; then what their values are like."""
+    title = f"Tensors of {report.name}" if report.by_tensor else f"Layers of {report.name}"
+    totals = f"{report.tensors:,} tensors, {report.parameters:,} parameters, {size(report.size_bytes)}"
+    matching = f"only what is called like {report.filter}" if report.filter else None
+    repeated = any(row.copies > 1 for row in report.rows)
+    each = "parameters and bytes of several are those of each" if repeated else None
+    table = Table(
+        title,
+        ("layer" if not report.by_tensor else "tensor", Column("", "right"), "shape", "dtype",
+         Column("parameters", "right"), Column("bytes", "right")),
+        tuple(_layer(row) for row in report.rows),
+        tuple(note for note in (totals, each, matching, *report.notes) if note),
+    )  # fmt: skip
+    return [table, *value_tables(report.rows)]
+
+
+def _layer(row: LayerRow) -> tuple[Cell, ...]:
+    shape = " × ".join(f"{length}" for length in row.shape) if row.shape is not None else f"{row.tensors} tensors"
+    copies = f"{row.copies} ×" if row.copies > 1 else ""
+    return row.name, copies, shape or "scalar", ", ".join(row.dtypes), count(row.parameters), size(row.size_bytes)
+
+
+def conversion(report: ConversionReport) -> Table:
+    """What was written, and what had to be changed for it."""
+    blocks = ", ".join(f"{number:,} of {name}" for name, number in report.dequantised.items())
+    facts: dict[str, Cell] = {
+        "From": f"{report.source} ({report.source_format})",
+        "To": f"{report.output} ({report.format})",
+        "Files": ", ".join(report.files) if len(report.files) <= 6 else f"{len(report.files)}",
+        "Size": size(report.size_bytes),
+        "Tensors": report.tensors,
+        "Copied as they are": report.copied,
+        "Cast": report.cast or None,
+        "Dequantised": blocks or None,
+        "Rounding": None if not report.relative_rms else f"{report.relative_rms:.2e} of the values (root mean square)",
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return key_values(f"Written to {report.output}", known, tuple(f"! {note}" for note in report.notes))
+
+
+VIEWS: ViewTable = {
+    ModelSummary: summary,
+    LayersReport: layers,
+    Comparison: comparison,
+    ValidationReport: validation,
+    ConversionReport: View(conversion, quiet=lambda report: [str(report.output)]),
+}

@@ -1,0 +1,79 @@
+"""`convert` at the command line: dtypes by their customary names, sizes, files and folders, and the Hub."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hub_server import HubServer
+from tiny_models import tiny_gguf
+
+Check = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "dtype"), [("bf16", torch.bfloat16), ("FP16", torch.float16), ("float32", torch.float32)]
+)
+def test_weights_are_cast(bert: Path, tmp_path: Path, program: Any, spelled: str, dtype: torch.dtype) -> None:
+    assert program(["convert", str(bert), "--to", "safetensors", "-o", str(tmp_path / "out"), "--dtype", spelled]) == 0
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+    assert AutoModel.from_pretrained(tmp_path / "out").config.dtype == dtype
+
+
+def test_in_all_forms(bert: Path, tmp_path: Path, program: Any, check_output: Check) -> None:
+    out = tmp_path / "out"
+    report = check_output(
+        program,
+        ["convert", str(bert), "--to", "safetensors", "--output", str(out), "--force", "--dtype", "bf16"],
+        values={"source": str(bert), "output": str(out), "format": "safetensors", "copied": 0, "dequantised": {}},
+        shows=["Rounding", "of the values (root mean square)", "model.safetensors, config.json"],
+        lines=["Cast\t39"],
+        quiet=[str(out)],
+    )
+    assert 1e-4 < report["relative_rms"] < 4e-3
+
+
+def test_what_is_on_the_hub_is_fetched_and_converted(hub: HubServer, bert: Path, tmp_path: Path, program: Any) -> None:
+    hub.add("org/bert", bert)
+    out = tmp_path / "model.apr"
+    assert program(["convert", "org/bert", "--to", "apr", "--output", str(out)]) == 0
+    assert program(["validate", str(out)]) == 0
+    assert "model.safetensors" in hub.fetched()
+
+
+def test_that_weights_were_dequantised_is_said(tmp_path: Path, program: Any, capsys: Any) -> None:
+    path = tiny_gguf(tmp_path / "model.gguf")
+    assert program(["convert", str(path), "--to", "safetensors", "--output", str(tmp_path / "x.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert "(gguf)" in shown
+    assert "Copied as they are" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--dtype", "int4"], "weights are not cast to int4"),
+        (["--shard-size", "0"], "a file holds something"),
+        (["--shard-size", "5 apples"], "is not a size"),
+        (["--to", "gguf"], "'gguf' is not"),
+    ],
+)
+def test_flags_that_cannot_be_meant(
+    bert: Path, tmp_path: Path, program: Any, capsys: Any, flags: list[str], complaint: str
+) -> None:
+    status = program(["convert", str(bert), "--to", "safetensors", "--output", str(tmp_path / "out"), *flags])
+    assert status == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_needs_its_flag(tmp_path: Path, program: Any, capsys: Any) -> None:
+    torch.save({"w": torch.randn(3)}, tmp_path / "model.bin")
+    command = ["convert", str(tmp_path / "model.bin"), "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
+    assert program(command) == 1
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert program([*command, "--allow-pickle"]) == 0

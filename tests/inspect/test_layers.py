@@ -1,0 +1,126 @@
+"""`layers`: the tree of any model, with layers that are alike taken together, and the values of its tensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from entrenar_core.references import parse_reference
+from entrenar_core.stored_model import open_model
+from entrenar_inspect.layers import list_layers
+from entrenar_inspect.reports import LayersReport
+
+Check = Callable[..., dict[str, Any]]
+
+
+def listed(path: Path, **how: Any) -> LayersReport:
+    with open_model(parse_reference(str(path))) as model:
+        return list_layers(model, **how)
+
+
+def names(report: LayersReport) -> list[tuple[str, int]]:
+    return [(row.name, row.copies) for row in report.rows]
+
+
+def test_each_level_opens_what_the_one_before_showed(llama: Path) -> None:
+    assert names(listed(llama)) == [("model.embed_tokens", 1), ("model.layers.0–1", 2), ("model.norm", 1)]
+    assert names(listed(llama, depth=2))[1:-1] == [
+        ("model.layers.0–1.input_layernorm", 2),
+        ("model.layers.0–1.mlp", 2),
+        ("model.layers.0–1.post_attention_layernorm", 2),
+        ("model.layers.0–1.self_attn", 2),
+    ]
+    deepest = listed(llama, depth=9)
+    assert ("model.layers.0–1.mlp.down_proj.weight", 2) in names(deepest)
+    assert all(row.shape is not None for row in deepest.rows)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_sums_are_those_of_the_model(llama: Path, depth: int) -> None:
+    tensors = [tensor for file in llama.glob("*.safetensors") for tensor in load_file(file).values()]
+    report = listed(llama, depth=depth)
+    assert report.tensors == len(tensors)
+    assert report.parameters == sum(tensor.numel() for tensor in tensors)
+    assert report.size_bytes == 4 * report.parameters
+
+
+def test_what_differs_is_not_taken_together(tmp_path: Path) -> None:
+    shapes = {0: (2, 3), 1: (2, 3), 2: (4, 3), 3: (2, 3), 5: (2, 3), 10: (2, 3), 11: (2, 3)}
+    save_file({f"h.{layer}.w": torch.zeros(shape) for layer, shape in shapes.items()}, tmp_path / "x.safetensors")
+    expected = [("h.0–1", 2), ("h.2", 1), ("h.3", 1), ("h.5", 1), ("h.10–11", 2)]
+    assert names(listed(tmp_path / "x.safetensors")) == expected
+
+
+def test_lists_within_lists_are_opened(tmp_path: Path) -> None:
+    tensors = {f"h.{layer}.experts.{expert}.w": torch.zeros(2) for layer in range(2) for expert in range(3)}
+    save_file({**tensors, "out": torch.zeros(3), "0": torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert ("h.0–1", 2) in names(listed(tmp_path / "x.safetensors"))
+    assert ("h.0–1.experts.0–2", 6) in names(listed(tmp_path / "x.safetensors", depth=3))
+
+
+def test_a_name_of_a_thousand_parts_is_one_name(tmp_path: Path) -> None:
+    save_file({".".join(["a"] * 1000): torch.zeros(2), "..": torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert listed(tmp_path / "x.safetensors", depth=5).parameters == 3
+
+
+def test_in_all_forms(llama: Path, program: Any, check_output: Check) -> None:
+    report = check_output(
+        program,
+        ["layers", str(llama), "--verbose", "--filter", "*layers.1.mlp*"],
+        values={"tensors": 3, "parameters": 3 * 32 * 64, "by_tensor": True, "filter": "*layers.1.mlp*"},
+        shows=["model.layers.1.mlp.down_proj.weight", "32 × 64", "2.0K", "8.2 kB"],
+        lines=["model.layers.1.mlp.down_proj.weight\t\t32 × 64\tF32\t2.0K\t8.2 kB"],
+    )
+    assert [row["shape"] for row in report["rows"]] == [[32, 64], [64, 32], [64, 32]]
+
+
+def test_a_pattern_that_nothing_matches_says_what_names_are_like(llama: Path, program: Any, capsys: Any) -> None:
+    assert program(["layers", str(llama), "--filter", "q_proj"]) == 1
+    error = capsys.readouterr().err
+    assert "error: no tensor is called like q_proj" in error
+    assert "hint: names look like model." in error
+
+
+def test_statistics_are_those_of_the_values(tmp_path: Path, program: Any, check_output: Check) -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(50, 40)
+    weights[0, :10] = 0
+    weights[1, 0], weights[1, 1], weights[2, 0] = 30.0, float("nan"), float("inf")
+    tensors = {"w": weights, "half": weights.bfloat16(), "ids": torch.arange(7)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    report = check_output(
+        program, ["layers", str(tmp_path / "x.safetensors"), "--stats"], values={}, shows=["NaN", "█"]
+    )
+    for row in report["rows"]:
+        found, values = row["statistics"], tensors[row["name"]].double().numpy().ravel()
+        finite = values[np.isfinite(values)]
+        assert (found["count"], found["nan"], found["inf"]) == (
+            len(values), int(np.isnan(values).sum()), int(np.isinf(values).sum()),
+        )  # fmt: skip
+        told = found["finite"]
+        for key, value in (("mean", finite.mean()), ("std", finite.std()), ("minimum", finite.min())):
+            assert told[key] == pytest.approx(value, rel=1e-6)
+        assert told["zeros"] == int((finite == 0).sum())
+        assert sum(told["histogram"]) == len(finite)
+
+
+def test_effective_ranks_are_those_of_the_singular_values(tmp_path: Path, program: Any, check_output: Check) -> None:
+    torch.manual_seed(0)
+    tensors = {"low": torch.randn(60, 5) @ torch.randn(5, 40), "full": torch.randn(60, 40), "row": torch.zeros(9)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    report = check_output(
+        program, ["layers", str(tmp_path / "x.safetensors"), "--rank"], values={}, shows=["stable rank"]
+    )
+    for row in report["rows"]:
+        if row["name"] == "row":
+            assert row["rank"] is None
+            continue
+        spectrum = np.linalg.svd(tensors[row["name"]].double().numpy(), compute_uv=False)
+        share = spectrum / spectrum.sum()
+        share = share[share > 0]
+        assert row["rank"]["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=0.02)
+        assert row["rank"]["stable_rank"] == pytest.approx((spectrum**2).sum() / spectrum[0] ** 2, rel=0.02)
