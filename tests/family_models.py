@@ -29,6 +29,8 @@ FURTHER: dict[str, dict[str, Any]] = {
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 28},
     "qwen3_moe": EXPERTS | {"head_dim": 6},
     "phi3": {"pad_token_id": 0},
+    "bart": {"decoder_attention_heads": 4},
+    "whisper": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
 }
 
 

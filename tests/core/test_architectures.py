@@ -8,7 +8,15 @@ import torch
 from gguf.constants import MODEL_ARCH_NAMES
 from transformers import CONFIG_MAPPING, AutoModel
 
-from entrenar_core.architectures import SIZES, Architecture, architecture_of, architecture_of_gguf, families, family_of
+from entrenar_core.architectures import (
+    SIZES,
+    Architecture,
+    architecture_of,
+    architecture_of_gguf,
+    families,
+    family_of,
+    known_families,
+)
 from entrenar_core.formats.gguf import SkippedArray
 from family_models import FURTHER, WANTED
 
@@ -74,9 +82,51 @@ def test_grouped_heads_reach_the_key_projection(model_type: str) -> None:
     assert keys == [architecture.num_kv_heads * config.hidden_size // config.num_attention_heads]
 
 
-@pytest.mark.parametrize("name", families())
+# Of which only names and sizes are known, and which read tokens.
+NAMED = ["falcon", "albert", "deberta-v2", "bart", "whisper"]
+
+
+@pytest.mark.parametrize("model_type", NAMED)
+def test_sizes_of_families_whose_inside_is_not_known_are_read_all_the_same(model_type: str) -> None:
+    family = known_families()[model_type]
+    wanted = {size: value for size, value in WANTED.items() if size != "num_kv_heads"}
+    config = CONFIG_MAPPING[model_type](
+        **{family.keys[size][0]: value for size, value in wanted.items()}, **FURTHER.get(model_type, {})
+    )
+    with torch.device("meta"):
+        body = AutoModel.from_config(config)
+    architecture = architecture_of(config.to_dict())
+    assert architecture.family == model_type
+    assert {size: getattr(architecture, size) for size in wanted} == wanted
+    assert architecture.num_kv_heads == (None if model_type == "falcon" else WANTED["num_heads"])
+    assert isinstance(body.get_submodule(family.layers), torch.nn.ModuleList)
+    assert body.get_input_embeddings().weight.shape[0] == WANTED["vocab_size"]
+    widths = {width for weight in body.get_submodule(family.layers).parameters() for width in weight.shape}
+    assert {WANTED["hidden_size"], WANTED["intermediate_size"]} <= widths
+    assert family.kind == kind_of(config, body)
+    assert family_of(config.to_dict()) is None
+    assert model_type not in families()
+
+
+def test_a_clip_has_the_sizes_of_its_text_tower_and_each_tower_its_own() -> None:
+    config = CONFIG_MAPPING["clip"](text_config={"num_hidden_layers": 5}, vision_config={"num_hidden_layers": 7})
+    architecture = architecture_of(config.to_dict())
+    assert (architecture.family, architecture.num_layers) == ("clip", 5)
+    assert (architecture.vocab_size, architecture.max_positions) == (49_408, 77)
+    for tower, layers in (("text_config", 5), ("vision_config", 7)):
+        architecture = architecture_of(config.to_dict()[tower])
+        assert (architecture.family, architecture.num_layers) == ("clip", layers)
+
+
+def test_a_vit_has_no_vocabulary() -> None:
+    architecture = architecture_of(CONFIG_MAPPING["vit"](num_hidden_layers=5, hidden_size=24).to_dict())
+    assert (architecture.family, architecture.num_layers, architecture.hidden_size) == ("vit", 5, 24)
+    assert (architecture.vocab_size, architecture.max_positions) == (None, None)
+
+
+@pytest.mark.parametrize("name", known_families())
 def test_the_gguf_spelling_exists(name: str) -> None:
-    spelling = families()[name].gguf
+    spelling = known_families()[name].gguf
     assert spelling is None or spelling in MODEL_ARCH_NAMES.values()
 
 
@@ -136,5 +186,6 @@ def test_gguf_metadata_gives_the_same_sizes() -> None:
 
 
 def test_no_model_type_belongs_to_two_families() -> None:
-    assert len(MODEL_TYPES) == len(set(MODEL_TYPES))
+    model_types = [model_type for family in known_families().values() for model_type in family.model_types]
+    assert len(model_types) == len(set(model_types))
     assert files("entrenar_core.architectures").joinpath("families.toml").is_file()

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -173,3 +175,8 @@ def test_a_type_that_is_not_known_is_named(tmp_path: Path) -> None:
         pytest.raises(ModelError, match="tensor odd is of the type ggml type 99"),
     ):
         content_of(model, model.tensors["odd"])
+
+
+def test_what_shows_figures_needs_no_numpy() -> None:
+    script = "import sys, entrenar_core.measuring; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

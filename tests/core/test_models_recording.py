@@ -43,6 +43,7 @@ SIZES = {
     "max_positions": 64,
 }
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 # The width of a head where it does not follow from the others; and windows that are narrower than the rows.
 FURTHER: dict[str, dict[str, Any]] = {
     "t5": {"d_kv": 6, "decoder_start_token_id": 0},
@@ -51,6 +52,9 @@ FURTHER: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 6, "sliding_window": 4, "attn_logit_softcapping": 0.05, "query_pre_attn_scalar": 6},
     "gemma3_text": {"head_dim": 6, "sliding_window": 4, "query_pre_attn_scalar": 6},
     "mistral": {"head_dim": 6, "sliding_window": 4},
+    "mixtral": {"head_dim": 6, "num_local_experts": 3},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 20},
+    "qwen3_moe": EXPERTS | {"head_dim": 6},
     "phi3": {"sliding_window": 4},
     "starcoder2": {"sliding_window": 4},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},

@@ -43,7 +43,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelArtifac
         given = {family.keys[size][0]: value for size, value in (sizes | {"vocab_size": 120}).items()}
         given[family.keys["num_heads"][0]] = 4
         own = AutoConfig.for_model(family.model_types[0])
-        given |= {key: 8 for key in ("head_dim",) if hasattr(own, key)}
+        few = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        given |= {key: value for key, value in (few | {"head_dim": 8}).items() if hasattr(own, key)}
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         config = AutoConfig.for_model(family.model_types[0], **ids | given | settings)
         auto = AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification

@@ -141,25 +141,39 @@ def _retyped(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTenso
 
 def _renamed(first: StoredModel, second: StoredModel) -> Iterator[tuple[str, str]]:
     """Tensors of one dtype, shape and content that each side has under a name of its own."""
-    from entrenar_core.measuring.differences import digest, same_bytes
+    from entrenar_core.measuring.differences import same_bytes
 
-    def kind(tensor: StoredTensor) -> tuple[str, tuple[int, ...]]:
-        return tensor.dtype.name, tensor.shape
-
-    old = [tensor for name, tensor in first.tensors.items() if name not in second.tensors]
-    new = [tensor for name, tensor in second.tensors.items() if name not in first.tensors]
-    kinds = {kind(tensor) for tensor in old} & {kind(tensor) for tensor in new}
-    by_content: defaultdict[object, list[StoredTensor]] = defaultdict(list)
-    for tensor in new:
-        if kind(tensor) in kinds:
-            by_content[kind(tensor), digest(second, tensor)].append(tensor)
-    for tensor in old:
-        if kind(tensor) in kinds:
-            candidates = by_content.get((kind(tensor), digest(first, tensor)), [])
+    old, new = _alike(first, second)
+    by_content = _by_content(second, new)
+    for content, tensors in _by_content(first, old).items():
+        for tensor in tensors:
+            candidates = by_content.get(content, [])
             found = next((other for other in candidates if same_bytes(first, tensor, second, other)), None)
             if found is not None:
                 candidates.remove(found)
                 yield tensor.name, found.name
+
+
+def _alike(first: StoredModel, second: StoredModel) -> tuple[list[StoredTensor], list[StoredTensor]]:
+    """The tensors that one side alone has, of a dtype and shape that one of the other side's has too."""
+    old = [tensor for name, tensor in first.tensors.items() if name not in second.tensors]
+    new = [tensor for name, tensor in second.tensors.items() if name not in first.tensors]
+    kinds = {_kind(tensor) for tensor in old} & {_kind(tensor) for tensor in new}
+    return [tensor for tensor in old if _kind(tensor) in kinds], [tensor for tensor in new if _kind(tensor) in kinds]
+
+
+def _kind(tensor: StoredTensor) -> tuple[str, tuple[int, ...]]:
+    return tensor.dtype.name, tensor.shape
+
+
+def _by_content(model: StoredModel, tensors: Sequence[StoredTensor]) -> Mapping[object, list[StoredTensor]]:
+    """Tensors by what finds those that may be equal."""
+    from entrenar_core.measuring.differences import digest
+
+    found: defaultdict[object, list[StoredTensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[_kind(tensor), digest(model, tensor)].append(tensor)
+    return found
 
 
 def _pairs(

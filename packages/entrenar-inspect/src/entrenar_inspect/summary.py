@@ -163,31 +163,49 @@ def _tied(model: StoredModel, found: Detection | None) -> tuple[tuple[str, str],
 
 
 def _experts(model: StoredModel, found: Detection | None, weights: Mapping[str, int], total: int) -> Experts | None:
-    """Of a mixture of experts. A GGUF has those of a layer in one tensor."""
-    layers, metadata = 1, model.metadata
-    if model.format is WeightFormat.GGUF:
-        name = metadata.get("general.architecture")
-        per_layer, per_token = metadata.get(f"{name}.expert_count"), metadata.get(f"{name}.{_GGUF_PER_TOKEN}")
-        names = tuple(tensor for tensor in weights if "_exps." in tensor)
-        layers = len({tensor.split(".")[1] for tensor in names})
-    else:
-        names = found.experts if found is not None else ()
-        per_layer = found.sizes.get("experts") if found is not None else None
-        per_token = (
-            next((model.config[key] for key in _PER_TOKEN if key in model.config), None) if model.config else None
-        )
-        layers = len({_layer(tensor) for tensor in names})
-    if not names or not isinstance(per_layer, int) or not per_layer:
+    """Of a mixture of experts; None of other models."""
+    routed = _routed_of_gguf(model, weights) if model.format is WeightFormat.GGUF else _routed(model, found)
+    if routed is None or not routed.names:
         return None
-    routed = sum(weights.get(tensor, 0) for tensor in names)
-    used = per_token if isinstance(per_token, int) and 0 < per_token <= per_layer else None
-    active = total - routed + routed * used // per_layer if used is not None else None
-    return Experts(per_layer, used, routed, routed // (per_layer * layers), active)
+    parameters = sum(weights.get(name, 0) for name in routed.names)
+    used = routed.per_token
+    active = None if used is None else total - parameters + parameters * used // routed.per_layer
+    return Experts(routed.per_layer, used, parameters, parameters // (routed.per_layer * len(routed.layers)), active)
 
 
-def _layer(name: str) -> str:
-    """The number of the layer that an expert belongs to: the first in its name."""
-    return next((part for part in name.split(".") if part.isdecimal()), "")
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """The tensors of routed experts, the layers that have them, and how many there are of each."""
+
+    names: tuple[str, ...]
+    layers: frozenset[str]
+    per_layer: int
+    per_token: int | None
+
+
+def _routed(model: StoredModel, found: Detection | None) -> _Routed | None:
+    per_layer = found.sizes.get("experts") if found is not None else None
+    if found is None or not per_layer:
+        return None
+    told = next((value for key in _PER_TOKEN if (value := (model.config or {}).get(key)) is not None), None)
+    # the number of the layer that an expert belongs to is the first in its name
+    layers = (next((part for part in name.split(".") if part.isdecimal()), "") for name in found.experts)
+    return _Routed(found.experts, frozenset(layers), per_layer, _within(told, per_layer))
+
+
+def _routed_of_gguf(model: StoredModel, weights: Mapping[str, int]) -> _Routed | None:
+    """A GGUF has all experts of a layer in one tensor."""
+    kind = model.metadata.get("general.architecture")
+    per_layer = model.metadata.get(f"{kind}.expert_count")
+    if not isinstance(per_layer, int) or per_layer < 1:
+        return None
+    names = tuple(name for name in weights if "_exps." in name)
+    used = _within(model.metadata.get(f"{kind}.{_GGUF_PER_TOKEN}"), per_layer)
+    return _Routed(names, frozenset(name.split(".")[1] for name in names), per_layer, used)
+
+
+def _within(used: Any, per_layer: int) -> int | None:
+    return used if isinstance(used, int) and 0 < used <= per_layer else None
 
 
 def _quantisation(model: StoredModel) -> str | None:

@@ -43,13 +43,14 @@ class Family:
     flows: Flows | None = None
     rotates: bool = False
     scaled_embeddings: bool = False
+    inside: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model's family and sizes, None where the configuration does not say.
 
-    `family` is a name in `families()`; `classes` are the names under `architectures` in config.json, such as
+    `family` is a name in `known_families()`; `classes` are the names under `architectures` in config.json, such as
     `LlamaForCausalLM`; `num_parameters` is known where a header lists the tensors, and `head_dim` where heads have a
     width of their own, which does not follow from the others.
     """
@@ -70,7 +71,13 @@ class Architecture:
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Every family by name, in the order of families.toml."""
+    """The families whose inside is known by name, in the order of families.toml: their models can be made and cut."""
+    return {name: family for name, family in known_families().items() if family.inside}
+
+
+@cache
+def known_families() -> Mapping[str, Family]:
+    """Every family by name, also those of which only names and sizes are known."""
     rows = tomllib.loads(files(__package__).joinpath("families.toml").read_text("utf-8"))
     defaults = rows.pop("defaults")["keys"]
     flows = {name: flows_of(table) for name, table in rows.pop("flows").items()}
@@ -84,16 +91,21 @@ def _family(name: str, row: dict[str, Any], defaults: dict[str, list[str]], flow
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """The family that `model_type` in a config.json names, if the table has it."""
+    """The family that `model_type` in a config.json names, if the table has it and its inside is known."""
+    family = _named(config)
+    return family if family is not None and family.inside else None
+
+
+def _named(config: Mapping[str, Any]) -> Family | None:
     model_type = config.get("model_type")
-    return next((family for family in families().values() if model_type in family.model_types), None)
+    return next((family for family in known_families().values() if model_type in family.model_types), None)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """What a config.json says. A model that wraps a text model (`text_config`) has that one's sizes."""
-    family = family_of(config)
+    family = _named(config)
     inner = config.get("text_config")
-    inside = architecture_of(inner) if family is None and isinstance(inner, Mapping) else None
+    inside = architecture_of(inner) if isinstance(inner, Mapping) and not (family and family.inside) else None
     keys = family.keys if family else _every_key()
     sizes: dict[str, Any] = {size: _first(config, keys[size]) or getattr(inside, size, None) for size in SIZES}
     if family and family.intermediate_multiple and sizes["hidden_size"]:
@@ -113,7 +125,7 @@ def architecture_of_gguf(metadata: Mapping[str, Any], *, num_parameters: int | N
     the family is the first of them.
     """
     name = metadata.get("general.architecture")
-    family = next((family for family in families().values() if family.gguf and family.gguf == name), None)
+    family = next((family for family in known_families().values() if family.gguf and family.gguf == name), None)
     sizes: dict[str, Any] = {size: _positive(metadata.get(f"{name}.{key}")) for size, key in _GGUF_KEYS.items()}
     tokens = metadata.get("tokenizer.ggml.tokens")
     if sizes["vocab_size"] is None and tokens is not None:
