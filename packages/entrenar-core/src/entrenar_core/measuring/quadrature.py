@@ -2,11 +2,12 @@
 
 From each random vector the matrix is bidiagonalised for some steps; the singular values of the small matrix that comes
 out are, with weights, the nodes of a Gauss quadrature over those of the large one, and the mean over the vectors
-estimates the sum. Only right vectors are kept and orthogonalised, which keeps the left ones orthogonal enough.
+estimates the sum. Vectors of one step are not kept to make those of later ones orthogonal to them, which singular vectors
+would need and quadrature does not.
 
 Sources: G. Golub, W. Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965; S. Ubaru, J. Chen,
-Y. Saad, Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, 2017; H. Simon, H. Zha, Low-Rank Matrix
-Approximation Using the Lanczos Bidiagonalization Process, 2000, for one side alone.
+Y. Saad, Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, 2017; T. Chen, T. Trogdon, S. Ubaru, Analysis of
+Stochastic Lanczos Quadrature for Spectrum Approximation, 2021.
 
 Shapes: M rows, N columns, R rows of a block, P random vectors, K steps.
 """
@@ -56,11 +57,9 @@ def bidiagonalised(matrix: StoredMatrix, generator: np.random.Generator, stepped
     probes_NP = generator.standard_normal((matrix.columns, PROBES), np.float32)
     right_NP = probes_NP / np.linalg.norm(probes_NP, axis=0)
     left_MP = np.zeros((matrix.rows, PROBES), np.float32)
-    basis_PKN = np.zeros((PROBES, STEPS, matrix.columns), np.float32)
     found = Bidiagonal(np.zeros((PROBES, STEPS)), np.zeros((PROBES, STEPS)))
     above_P = np.zeros(PROBES)
     for step in range(STEPS):
-        basis_PKN[:, step] = right_NP.T
         back_NP, first = np.zeros_like(right_NP), 0
         for block_RN in matrix.blocks():  # U is not of length 1 until the pass is over, which a division makes good
             left_RP = left_MP[first : first + len(block_RN)]
@@ -70,17 +69,9 @@ def bidiagonalised(matrix: StoredMatrix, generator: np.random.Generator, stepped
         diagonal_P, inverse_P = found.norms(left_MP)
         found.diagonal_PK[:, step] = diagonal_P
         left_MP *= inverse_P
-        next_NP = _orthogonal(back_NP * inverse_P - right_NP * diagonal_P.astype(np.float32), basis_PKN[:, : step + 1])
+        next_NP = back_NP * inverse_P - right_NP * diagonal_P.astype(np.float32)
         above_P, inverse_P = found.norms(next_NP)
         found.above_PK[:, step] = above_P
         right_NP = next_NP * inverse_P
         stepped()
     return found
-
-
-def _orthogonal(vectors_NP: Matrix, basis_PKN: Matrix) -> Matrix:
-    """What is orthogonal to the basis of each probe; done twice, since once leaves the errors of rounding."""
-    rest_PN1 = vectors_NP.T[:, :, None]
-    for _ in range(2):
-        rest_PN1 = rest_PN1 - basis_PKN.transpose(0, 2, 1) @ (basis_PKN @ rest_PN1)
-    return np.ascontiguousarray(rest_PN1[:, :, 0].T)

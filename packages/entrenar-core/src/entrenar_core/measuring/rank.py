@@ -43,7 +43,7 @@ def effective_rank(
     together with what the last third of the steps changed; it is large where singular values fall by orders of
     magnitude.
 
-    Memory, besides 256 MB for the matrix: of its smaller side n, 24 n² bytes to compute, and 6,144 n to estimate.
+    Memory, besides 256 MB for the matrix: 24 n² bytes of its smaller side n to compute, and far less to estimate.
 
     Args:
         seed: of the random vectors.

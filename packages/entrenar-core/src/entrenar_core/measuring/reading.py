@@ -136,11 +136,7 @@ def share_out(
     """
     count = min(threads or default_threads(), len(jobs) if isinstance(jobs, Sized) else _MAX_THREADS)
     if count < 2:  # what is small is done before a thread has started
-        do = worker()
-        for job in jobs:
-            size_bytes = do(job)
-            if progress is not None:
-                progress(size_bytes)
+        _do_all(jobs, worker(), progress)
         return
     shared = _Shared(jobs)
 
@@ -160,6 +156,13 @@ def share_out(
                     one.result()
         finally:
             shared.stop.set()
+
+
+def _do_all(jobs: Iterable[_Job], do: Callable[[_Job], int], progress: Progress | None) -> None:
+    for job in jobs:
+        size_bytes = do(job)
+        if progress is not None:
+            progress(size_bytes)
 
 
 def default_threads() -> int:
