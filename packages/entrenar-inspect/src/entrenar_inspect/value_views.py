@@ -12,35 +12,40 @@ _STRIP = 16  # cells of a strip: each has two bins of the histogram
 
 
 def value_tables(rows: Sequence[LayerRow]) -> Iterator[Table]:
-    """A table of statistics, and one of ranks, where there are any."""
+    """Two tables of statistics, each narrow enough for a terminal, and one of ranks, where there are any."""
     counted = [(row.name, row.statistics) for row in rows if row.statistics is not None]
     ranked = [(row.name, row.rank) for row in rows if row.rank is not None]
     if counted:
-        yield _statistics(counted)
+        yield _distributions(counted)
+        yield _shares(counted)
     if ranked:
         yield _ranks(ranked)
 
 
-def _statistics(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
-    titles = ("mean", "deviation", "smallest", "largest", "zeros", "outliers", "NaN", "infinite")
-    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles), "histogram")
-    lines = tuple((name, *_figures(found.finite), *_counts(found), _strip(found.finite)) for name, found in rows)
-    note = (
-        f"outliers lie further than {OUTLIER_DEVIATIONS:g} deviations from the mean; histograms go from the smallest "
-        "to the largest value, or to where outliers begin"
-    )
+def _distributions(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
+    titles = ("mean", "std", "min", "max", "histogram")
+    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles))
+    lines = tuple((name, *_figures(found.finite), _strip(found.finite)) for name, found in rows)
+    note = "histograms go from the smallest to the largest value, or to where outliers begin"
     return Table("Values", columns, lines, (note,))
 
 
 def _figures(found: Distribution | None) -> tuple[Cell, ...]:
     if found is None:
-        return (None,) * 6
-    numbers = (found.mean, found.std, found.minimum, found.maximum)
-    return (*(f"{number:.3g}" for number in numbers), percent(found.sparsity), percent(found.outlier_ratio, 3))
+        return (None,) * 4
+    return tuple(f"{number:.3g}" for number in (found.mean, found.std, found.minimum, found.maximum))
 
 
-def _counts(found: TensorStatistics) -> tuple[Cell, ...]:
-    return found.nan, found.inf
+def _shares(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
+    titles = ("zeros", "outliers", "NaN", "infinite")
+    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles))
+    lines = tuple((name, *_parts(found.finite), found.nan, found.inf) for name, found in rows)
+    note = f"outliers lie further than {OUTLIER_DEVIATIONS:g} deviations from the mean"
+    return Table("Zeros, outliers, and what is no finite number", columns, lines, (note,))
+
+
+def _parts(found: Distribution | None) -> tuple[Cell, ...]:
+    return (None, None) if found is None else (percent(found.sparsity), percent(found.outlier_ratio, 3))
 
 
 def _strip(found: Distribution | None) -> str:
