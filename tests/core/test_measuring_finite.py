@@ -65,7 +65,7 @@ def test_each_code_alone_is_judged_as_torch_does(name: str, tmp_path: Path) -> N
     rows = np.zeros((len(upper), size), np.uint8)
     rows[:, size - upper.shape[1] :] = upper
     expected = torch.from_numpy(rows).view(TORCH[name]).double().isfinite().flatten().tolist()
-    parts = {str(number): Part(name, (1,), row.tobytes()) for number, row in enumerate(rows)}
+    parts = {str(number): Part(name, (1,), row.tobytes(), gap=64) for number, row in enumerate(rows)}  # each alone
     with model_of(tmp_path / "x", parts) as model:
         found = {one.tensor for one in non_finite(model)}
     assert found == {str(number) for number, fine in enumerate(expected) if not fine}
@@ -87,6 +87,22 @@ def test_count_place_and_value_are_those_of_the_decoded_tensor(
     expected = torch.frombuffer(raw, dtype=TORCH[name]).double().numpy()
     shape = (values // 2, 2) if values % 2 == 0 else (values, 1)
     check(tmp_path_factory.mktemp("x") / "x", Part(name, shape, bytes(raw)), expected)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_infinite_half_matters_just_where_a_scale_is(name: str, tmp_path: Path) -> None:
+    size = DTYPES[name].block_bytes
+    rows = np.zeros((size // 2, size), np.uint8)
+    for number, row in enumerate(rows):
+        row[2 * number + 1] = 0x7C
+    with np.errstate(all="ignore"):
+        values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+    expected = [str(number) for number, row in enumerate(values) if not np.isfinite(row).all()]
+    shape = (1, DTYPES[name].block)
+    parts = {str(number): Part(name, shape, row.tobytes(), gap=64) for number, row in enumerate(rows)}
+    with model_of(tmp_path / "x", parts) as model:
+        assert [one.tensor for one in non_finite(model)] == expected
+    assert expected or name in ("MXFP4", "IQ1_M"), "whose scales are no halves"
 
 
 @given(name=st.sampled_from(BLOCKS), seed=st.integers(0, 10_000), wild=st.integers(0, 2))

@@ -103,7 +103,7 @@ def run(command: list[str], folder: Path) -> None:
     assert status == 0, f"{shlex.join(command)}\n{output}"
 
 
-LONGEST = ("language-models.md", "losses.md")
+LONGEST = ("caching-teachers.md", "language-models.md", "losses.md", "several-teachers.md")
 FOLLOWED = [page for page in PAGES if list(blocks(page, "console", "python"))]
 
 

@@ -25,7 +25,7 @@ KEPT_ITEMS = 1024
 
 _MAX_DEPTH, _MAX_DIMENSIONS, _MAX_NAME_BYTES = 4, 4, 65_535
 # Of all together: large vocabularies have 300,000 tokens and twice as many merges, and a text may be a tokenizer.json.
-_MAX_ITEMS, _MAX_KEPT_BYTES = 2_000_000, 64_000_000
+_MAX_STEPS, _STEPS_OF_AN_ARRAY, _MAX_KEPT_BYTES = 2_000_000, 20, 40_000_000
 _MIN_PAIR_BYTES, _MIN_TENSOR_BYTES = 13, 24
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -107,7 +107,7 @@ class _Reader:
         self.take, self.skip, self.require = self.cursor.take, self.cursor.skip, self.cursor.require
         self.number = self.cursor.number
         self.names: set[str] = set()
-        self.items_left, self.bytes_left = _MAX_ITEMS, _MAX_KEPT_BYTES
+        self.steps_left, self.bytes_left = _MAX_STEPS, _MAX_KEPT_BYTES
         self.oddities: list[str] = []
 
     def fail(self, what: str) -> ModelError:
@@ -132,11 +132,13 @@ class _Reader:
             raise self.fail(f"a value of {size:,} bytes: its metadata has more than {humane(_MAX_KEPT_BYTES)}")
         return self.take(size)
 
-    def spend(self, items: int) -> None:
-        """Counts what is gone through one by one."""
-        self.items_left -= items
-        if self.items_left < 0:
-            raise self.fail(f"an array of {items:,}: its arrays have more than {_MAX_ITEMS:,} texts and arrays")
+    def spend(self, steps: int) -> None:
+        """Counts what is gone through one by one, which zeros that take no room on a disk could be without end."""
+        self.steps_left -= steps
+        if self.steps_left < 0:
+            raise self.fail(
+                f"its arrays have more than {_MAX_STEPS:,} texts, or {_MAX_STEPS // _STEPS_OF_AN_ARRAY:,} arrays"
+            )
 
     def header(self) -> GgufHeader:
         if self.source.size_bytes < 24 or self.take(4) != b"GGUF":
@@ -184,15 +186,15 @@ class _Reader:
         if kind not in (_STRING, _ARRAY):
             raise self.fail(f"an array of the unknown type {kind}")
         self.require(length * (8 if kind == _STRING else 12))
-        self.spend(length)
+        self.spend(length if kind == _STRING else length * _STEPS_OF_AN_ARRAY)
         if self.arrays or length <= KEPT_ITEMS:
             return tuple(self.value(kind, depth) for _ in range(length))
+        if kind == _STRING:
+            self.cursor.skip_texts(length)
+            return SkippedArray("string", length)
         for _ in range(length):
-            if kind == _STRING:
-                self.skip(self.number("Q"))
-            else:
-                self.array(depth + 1)
-        return SkippedArray("string" if kind == _STRING else "array", length)
+            self.array(depth + 1)
+        return SkippedArray("array", length)
 
     def tensor(self) -> _Entry:
         name = self.name()

@@ -15,6 +15,7 @@ from entrenar_core.errors import ModelError, NotFoundError
 from entrenar_core.units import size as humane
 
 WINDOW_BYTES = 65_536
+_LENGTH = struct.Struct("<Q")
 _TEXT_BLOCK_BYTES = 1 << 23  # of a file on a server each is a request
 
 
@@ -168,13 +169,18 @@ class Cursor:
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes."""
+        begin = self._look(size)
+        self.position += size
+        return self._window[begin : begin + size]
+
+    def _look(self, size: int) -> int:
+        """Has the next `size` bytes in the window; returns where there."""
         self.require(size)
         begin = self.position - self._window_start
         if begin + size > len(self._window):
             wanted = min(max(size, WINDOW_BYTES), self.source.size_bytes - self.position)
             self._window, self._window_start, begin = self.source.read(self.position, wanted), self.position, 0
-        self.position += size
-        return self._window[begin : begin + size]
+        return begin
 
     def skip(self, size: int) -> None:
         """Passes over `size` bytes."""
@@ -182,6 +188,16 @@ class Cursor:
         self.position += size
         if self.position - self._window_start > len(self._window):
             self._window, self._window_start = b"", self.position
+
+    def skip_texts(self, count: int) -> None:
+        """Passes over texts that each have their length before them, in eight bytes."""
+        while count:
+            at = self._look(_LENGTH.size)
+            window, last = self._window, len(self._window) - _LENGTH.size
+            while count and at <= last:
+                at += _LENGTH.size + _LENGTH.unpack_from(window, at)[0]
+                count -= 1
+            self.skip(self._window_start + at - self.position)
 
     def number(self, code: str) -> int:
         """A little-endian number, its type as `struct` writes it."""

@@ -2,8 +2,8 @@
 
 From each random vector the matrix is bidiagonalised for some steps; the singular values of the small matrix that comes
 out are, with weights, the nodes of a Gauss quadrature over those of the large one, and the mean over the vectors
-estimates the sum. Vectors of one step are not kept to make those of later ones orthogonal to them, which singular vectors
-would need and quadrature does not.
+estimates the sum. The vectors of a step are not kept to make those of later ones orthogonal to them: singular vectors
+would need that, and quadrature does not.
 
 Sources: G. Golub, W. Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965; S. Ubaru, J. Chen,
 Y. Saad, Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, 2017; T. Chen, T. Trogdon, S. Ubaru, Analysis of

@@ -24,7 +24,7 @@ EXACT_SIDE = 2048
 ROUGH = 0.05
 """The relative standard error above which an estimate is not good enough, if it can be helped."""
 
-_TRUNCATED = STEPS * 2 // 3  # what the last third of the steps changed is how far off they may still be
+_TRUNCATED = STEPS // 2  # what the second half of the steps changed is how far off they may still be
 
 
 def effective_rank(
@@ -40,7 +40,7 @@ def effective_rank(
     Computed where the smaller side is at most `exact_side`; else estimated, and computed after all where the estimate
     is rougher than `ROUGH` and the side at most twice as long. Computed, singular values below √(n ε) of the largest
     are zeros: 7e-7 of it for n = 2,048. Estimated, `standard_error` is that of the mean over the random vectors,
-    together with what the last third of the steps changed; it is large where singular values fall by orders of
+    together with what the second half of the steps changed; it is large where singular values fall by orders of
     magnitude.
 
     Memory, besides 256 MB for the matrix: 24 n² bytes of its smaller side n to compute, and far less to estimate.
