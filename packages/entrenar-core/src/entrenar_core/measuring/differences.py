@@ -66,8 +66,7 @@ def difference(
         room = _Room(pair)
 
         def norm(start: int) -> int:
-            a, _ = room.decode(start, *room.read(start))
-            found[start] = room.sums(a, a)
+            found[start] = room.norm(*room.decode(start, *room.read(start)))
             return 0
 
         return norm
@@ -165,6 +164,14 @@ class _Room:
         with np.errstate(all="ignore"):
             found = self.in_float32(a, b) if a.dtype == b.dtype == np.float32 else None
             return _in_float64(a, b) if found is None else found
+
+    def norm(self, a: NDArray[Any], b: NDArray[Any]) -> "_Sums":
+        """Of values that are the same."""
+        with np.errstate(all="ignore"):
+            square = dot(a, a) if a.dtype == np.float32 else math.inf
+            if _NEGLIGIBLE * len(a) <= square < math.inf:
+                return _Sums(len(a), square_a=square, square_b=square)
+            return _in_float64(a, b)
 
     def in_float32(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> "_Sums | None":
         """None where float32 is not enough."""
