@@ -39,17 +39,19 @@ class Rounding:
         """Counts a block: its values before and after."""
         import numpy as np
 
+        from entrenar_core.measuring.sums import dot
+
         self.values += before.size
         if np.array_equal(before, after):
-            self.square += float(np.dot(before.reshape(-1), before.reshape(-1)))
+            self.square += dot(before, before)
             return
         kept = np.isfinite(before) & np.isfinite(after)
         self.overflowed += int(np.count_nonzero(np.isfinite(before) & ~np.isfinite(after)))
         exact = before.astype(np.float64)[kept]
         error = np.abs(after.astype(np.float64)[kept] - exact)
         self.changed += int(np.count_nonzero(error))
-        self.square += float(np.dot(exact, exact))
-        self.square_error += float(np.dot(error, error))
+        self.square += dot(exact, exact)
+        self.square_error += dot(error, error)
         self.largest_error = max(self.largest_error, float(error.max(initial=0.0)))
 
     @property

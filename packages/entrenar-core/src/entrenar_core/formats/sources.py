@@ -106,8 +106,9 @@ class FileSource:
         return ModelError(f"{self.name} cannot be read: {error.strerror}", "check its disk")
 
     def _short(self, end: int) -> ModelError:
+        size_bytes = os.fstat(self._file).st_size  # it may have been cut since it was opened
         return ModelError(
-            f"{self.name} ends {humane(end - self.size_bytes)} too early: it has {self.size_bytes:,} bytes",
+            f"{self.name} ends {humane(max(end - size_bytes, 0))} too early: it has {size_bytes:,} bytes",
             "fetch or export it again",
         )
 
