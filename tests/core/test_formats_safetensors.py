@@ -81,7 +81,10 @@ def test_scalars_and_empty_tensors_are_tensors(tmp_path: Path) -> None:
 UNSOUND: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "an empty file": ("it has 0 bytes", lambda p: (p.write_bytes(b"") and p) or p),
     "a length alone": ("of its header are missing", lambda p: raw(p, "", length=50)),
-    "a header longer than the file": (r"84 bytes .* of its header are missing", lambda p: raw(p, "{}" + " " * 14, length=100)),
+    "a header longer than the file": (
+        r"84 bytes .* of its header are missing",
+        lambda p: raw(p, "{}" + " " * 14, length=100),
+    ),
     "a header of an exabyte": ("a header of 1.2 EB, where 100 MB", lambda p: raw(p, "{}", length=1 << 60)),
     "a header that is no JSON": ("is not JSON", lambda p: raw(p, '{"a": ')),
     "a header that is NaN": ("is not JSON", lambda p: raw(p, '{"a": NaN}')),
