@@ -10,7 +10,10 @@ from entrenar_core.lazily import importing
 if TYPE_CHECKING:
     from entrenar_inspect.comparing import compare
     from entrenar_inspect.layers import list_layers
-    from entrenar_inspect.reports import Check, Comparison, LayersReport, ModelSummary, ValidationReport
+    from entrenar_inspect.reports.comparison import Comparison
+    from entrenar_inspect.reports.layers import LayersReport
+    from entrenar_inspect.reports.summary import ModelSummary
+    from entrenar_inspect.reports.validation import Check, ValidationReport
     from entrenar_inspect.summary import summarize
     from entrenar_inspect.validating import validate
 
@@ -27,11 +30,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Check": "reports",
-    "Comparison": "reports",
-    "LayersReport": "reports",
-    "ModelSummary": "reports",
-    "ValidationReport": "reports",
+    "Check": "reports.validation",
+    "Comparison": "reports.comparison",
+    "LayersReport": "reports.layers",
+    "ModelSummary": "reports.summary",
+    "ValidationReport": "reports.validation",
     "compare": "comparing",
     "list_layers": "layers",
     "summarize": "summary",

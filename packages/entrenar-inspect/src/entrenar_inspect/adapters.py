@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from entrenar_core.stored_model import StoredModel
-from entrenar_inspect.reports import AdapterSummary
+from entrenar_inspect.reports.summary import AdapterSummary
 
 _DOWN = re.compile(r"\.lora_(?:A|embedding_A)(?:\.[^.]+)?(?:\.weight)?$")
 _MAGNITUDE = ".lora_magnitude_vector"

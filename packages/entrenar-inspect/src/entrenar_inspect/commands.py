@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from entrenar_common.cli import ModelReference
-from entrenar_inspect.reports import Comparison, ConversionReport, LayersReport, ModelSummary, ValidationReport
+from entrenar_inspect.reports.comparison import Comparison
+from entrenar_inspect.reports.conversion import ConversionReport
+from entrenar_inspect.reports.layers import LayersReport
+from entrenar_inspect.reports.summary import ModelSummary
+from entrenar_inspect.reports.validation import ValidationReport
 
 app = typer.Typer(help="Look inside model files.")
 

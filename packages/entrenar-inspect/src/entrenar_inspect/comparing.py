@@ -12,7 +12,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.opening import require_values
-from entrenar_inspect.reports import Change, Comparison, ModuleDifference, TensorDifference
+from entrenar_inspect.reports.comparison import Change, Comparison, ModuleDifference, TensorDifference
 from entrenar_inspect.tree import Module, groups, tree_of
 
 FailOn = Literal["shape", "value", "any"]

@@ -3,7 +3,7 @@
 from entrenar_common.output import Block
 from entrenar_common.tables import Cell, Column, Table
 from entrenar_core.units import count, percent
-from entrenar_inspect.reports import Change, Comparison, ModuleDifference, TensorDifference
+from entrenar_inspect.reports.comparison import Change, Comparison, ModuleDifference, TensorDifference
 
 _SIGNS = {"added": "+", "removed": "-", "renamed": "→", "reshaped": "~", "retyped": "~"}
 _MOST = 200

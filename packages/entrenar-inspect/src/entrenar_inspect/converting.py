@@ -8,7 +8,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.encoding import CASTS
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_inspect.opening import format_called, opened
-from entrenar_inspect.reports import ConversionReport
+from entrenar_inspect.reports.conversion import ConversionReport
 
 # What people write for a dtype, beside the names in headers.
 DTYPES = {

@@ -10,7 +10,7 @@ from entrenar_core.measuring.results import EffectiveRank, TensorStatistics
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.counting import weights_of
 from entrenar_inspect.opening import require_values
-from entrenar_inspect.reports import LayerRow, LayersReport
+from entrenar_inspect.reports.layers import LayerRow, LayersReport
 from entrenar_inspect.summary import facts_of
 from entrenar_inspect.tree import groups, tree_of
 

@@ -13,7 +13,7 @@ from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.adapters import adapter_of
 from entrenar_inspect.counting import weights_of
-from entrenar_inspect.reports import DtypeShare, Experts, ModelSummary
+from entrenar_inspect.reports.summary import DtypeShare, Experts, ModelSummary
 from entrenar_inspect.tokenizers import tokenizer_of
 
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")

@@ -3,7 +3,7 @@
 from entrenar_common.output import Block
 from entrenar_common.tables import Cell, Table, key_values
 from entrenar_core.units import count, size
-from entrenar_inspect.reports import AdapterSummary, DtypeShare, Experts, ModelSummary, TokenizerSummary
+from entrenar_inspect.reports.summary import AdapterSummary, DtypeShare, Experts, ModelSummary, TokenizerSummary
 
 _MOST_FILES = 3
 _LONGEST = 60

@@ -8,7 +8,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.formats.places import read_json_of
 from entrenar_core.stored_model import StoredModel
-from entrenar_inspect.reports import TokenizerSummary
+from entrenar_inspect.reports.summary import TokenizerSummary
 
 _JSON, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _OTHERS = ("tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")

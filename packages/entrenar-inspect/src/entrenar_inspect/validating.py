@@ -10,7 +10,7 @@ from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.checks import architecture, files, tokenizer
 from entrenar_inspect.checks.results import failed, skipped
 from entrenar_inspect.opening import opened, reading
-from entrenar_inspect.reports import Check, ValidationReport
+from entrenar_inspect.reports.validation import Check, ValidationReport
 from entrenar_inspect.summary import Facts, facts_of
 
 Progress = Callable[[int], None]

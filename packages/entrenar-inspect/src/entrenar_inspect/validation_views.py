@@ -2,7 +2,7 @@
 
 from entrenar_common.output import Block
 from entrenar_common.tables import Table
-from entrenar_inspect.reports import Check, ValidationReport
+from entrenar_inspect.reports.validation import Check, ValidationReport
 
 _MARKS = {"ok": "✓", "failed": "✗", "warning": "!", "skipped": "–"}
 

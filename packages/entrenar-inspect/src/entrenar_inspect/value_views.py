@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from entrenar_common.tables import Cell, Column, Table
 from entrenar_core.measuring.results import OUTLIER_DEVIATIONS, Distribution, EffectiveRank, TensorStatistics
 from entrenar_core.units import percent
-from entrenar_inspect.reports import LayerRow
+from entrenar_inspect.reports.layers import LayerRow
 
 _SHADES = " ▁▂▃▄▅▆▇█"
 _STRIP = 16  # cells of a strip: each has two bins of the histogram

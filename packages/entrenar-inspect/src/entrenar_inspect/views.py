@@ -4,14 +4,11 @@ from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.tables import Cell, Column, Table, key_values
 from entrenar_core.units import count, size
 from entrenar_inspect.comparison_views import comparison
-from entrenar_inspect.reports import (
-    Comparison,
-    ConversionReport,
-    LayerRow,
-    LayersReport,
-    ModelSummary,
-    ValidationReport,
-)
+from entrenar_inspect.reports.comparison import Comparison
+from entrenar_inspect.reports.conversion import ConversionReport
+from entrenar_inspect.reports.layers import LayerRow, LayersReport
+from entrenar_inspect.reports.summary import ModelSummary
+from entrenar_inspect.reports.validation import ValidationReport
 from entrenar_inspect.summary_views import summary
 from entrenar_inspect.validation_views import validation
 from entrenar_inspect.value_views import value_tables

@@ -9,7 +9,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.checks.results import failed, found, ok, skipped, warned
-from entrenar_inspect.reports import Check
+from entrenar_inspect.reports.validation import Check
 from entrenar_inspect.summary import Facts, not_those_of, stated_family
 
 _TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

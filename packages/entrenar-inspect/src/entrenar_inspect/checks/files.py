@@ -9,7 +9,7 @@ from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredFile, StoredModel
 from entrenar_core.units import size
 from entrenar_inspect.checks.results import found, skipped
-from entrenar_inspect.reports import Check
+from entrenar_inspect.reports.validation import Check
 
 # Several tensors of these may lie at one place: tied weights.
 _SHARES_BYTES = (WeightFormat.PYTORCH, WeightFormat.ONNX)

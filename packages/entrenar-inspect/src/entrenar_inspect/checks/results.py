@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from entrenar_inspect.reports import Check
+from entrenar_inspect.reports.validation import Check
 
 SHOWN = 20
 """Findings of one check that are told one by one; of more, their number."""

@@ -2,7 +2,7 @@
 
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.checks.results import failed, ok, skipped, warned
-from entrenar_inspect.reports import Check
+from entrenar_inspect.reports.validation import Check
 from entrenar_inspect.tokenizers import tokenizer_of
 
 NAME = "tokenizer"

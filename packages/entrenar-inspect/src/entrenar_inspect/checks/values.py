@@ -7,7 +7,7 @@ from entrenar_core.measuring.finite import non_finite
 from entrenar_core.measuring.results import NonFinite
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.checks.results import found
-from entrenar_inspect.reports import Check
+from entrenar_inspect.reports.validation import Check
 
 NAME = "values"
 

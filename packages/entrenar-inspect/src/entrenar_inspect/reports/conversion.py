@@ -1,0 +1,27 @@
+"""What `convert` returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion wrote. `dequantised` counts tensors by the dtype of blocks that they had, `cast` those whose
+    dtype changed otherwise, `copied` those whose bytes did not. `relative_rms` is the root mean square of what casting
+    and rounding changed over that of the values, and None where nothing was cast.
+    """
+
+    source: str
+    source_format: str
+    output: Path
+    format: str
+    files: tuple[str, ...]
+    size_bytes: int
+    tensors: int
+    copied: int
+    cast: int
+    dequantised: Mapping[str, int]
+    relative_rms: float | None
+    largest_error: float | None
+    notes: tuple[str, ...]

@@ -1,0 +1,38 @@
+"""What `layers` returns."""
+
+from dataclasses import dataclass
+
+from entrenar_core.measuring.results import EffectiveRank, TensorStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A module, several that are alike, or a tensor. `parameters` and `size_bytes` are those of one copy.
+
+    `shape` is there where it is a single tensor; its `statistics` and `rank` where they were asked for, and it has any.
+    """
+
+    name: str
+    copies: int
+    tensors: int
+    shape: tuple[int, ...] | None
+    dtypes: tuple[str, ...]
+    parameters: int
+    size_bytes: int
+    statistics: TensorStatistics | None = None
+    rank: EffectiveRank | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayersReport:
+    """The layers of a model, and what they add up to. `filter` is the pattern that names had to match."""
+
+    name: str
+    format: str
+    rows: tuple[LayerRow, ...]
+    tensors: int
+    parameters: int
+    size_bytes: int
+    filter: str | None
+    by_tensor: bool
+    notes: tuple[str, ...] = ()
