@@ -4,7 +4,7 @@ UV := tools/uv
 NOX := $(UV) run --no-sync nox -s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test tier1 tier2 tier3 coverage packages docs bench mutants nightly clean
+.PHONY: help setup quickstart test tier1 tier2 tier3 coverage packages docs bench mutants fuzz nightly clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -27,8 +27,9 @@ packages: setup  ## Wheels and source archives, each in an empty environment.
 docs: setup  ## The links and commands of the documentation.
 bench: setup  ## The benchmarks.
 mutants: setup  ## Mutation testing of the pure modules, failing under 80 %. Takes an hour.
+fuzz: setup  ## 100,000 model files changed at random. Takes half an hour.
 nightly: setup  ## What takes minutes or hours: the tests marked so, and 200,000 examples of each property.
-tier1 tier2 tier3 coverage packages docs bench mutants nightly:
+tier1 tier2 tier3 coverage packages docs bench mutants fuzz nightly:
 	@$(NOX) $@
 
 clean:  ## Remove what was installed, built and cached; results in runs/ stay.

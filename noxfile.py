@@ -170,6 +170,12 @@ def nightly(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Model files with bytes changed at random, 10,000 of each of some sound ones: read or refused, never worse."""
+    pytest(session, "tests/inspect/test_fuzz.py", "--timeout=7200", HYPOTHESIS_PROFILE="fuzz")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Every link of the documentation leads somewhere, and its reference is what the program says of itself."""
     run(session, "python", "tools/check_links.py")

@@ -62,12 +62,12 @@ INDEXES: Mapping[str, Case] = {
     "index-of-a-drive": _placed("C:stolen.safetensors", _HOSTILE),
     "index-with-a-zero": _placed("a\0.safetensors", _HOSTILE),
     "index-of-half-a-character": _placed("\ud800.safetensors", _HOSTILE),
-    "index-of-escapes": _placed(ESCAPES + ".safetensors", "does not exist"),
+    "index-of-escapes": _placed(ESCAPES + ".safetensors", "lacks 1 of the 2 files"),
     "index-of-a-megabyte": _placed("x" * 1_000_000 + ".safetensors", _HOSTILE),
     "index-of-a-pickle": _placed("pytorch_model.bin", _HOSTILE),
     "index-of-settings": _placed("config.json", _HOSTILE),
     "index-of-itself": _placed(_INDEX, _HOSTILE),
-    "index-of-a-missing-shard": _placed("model-00009-of-00002.safetensors", "00009-of-00002.safetensors does not exist"),
+    "index-of-a-missing-shard": _placed("model-00009-of-00002.safetensors", "lacks 1 of the 2 files.*00009-of-00002"),
     "index-through-a-link-that-leads-out": _placed(
         "linked.safetensors", "lies outside of its folder", links={"linked.safetensors": "../outside/stolen.safetensors"}
     ),

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("fast", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("fast"), max_examples=60, derandomize=True, database=None)
 settings.register_profile("thorough", settings.get_profile("fast"), max_examples=400)
+settings.register_profile("fuzz", settings.get_profile("fast"), max_examples=10_000)  # of each of the seeds
 settings.register_profile("nightly", settings.get_profile("fast"), max_examples=200_000)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "fast"))

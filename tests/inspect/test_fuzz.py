@@ -1,6 +1,6 @@
 """Sound files of every format with bytes changed at random: each is read or refused, in time and in little memory.
 
-`nox -s fuzz` tries 130,000 of them, and every run of the tests some hundreds.
+`nox -s fuzz` tries 10,000 of each, and every run of the tests some hundreds.
 """
 
 import resource

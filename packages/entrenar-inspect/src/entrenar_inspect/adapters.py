@@ -9,6 +9,8 @@ from entrenar_inspect.reports.summary import AdapterSummary
 
 _DOWN = re.compile(r"\.lora_(?:A|embedding_A)(?:\.[^.]+)?(?:\.weight)?$")
 _MAGNITUDE = ".lora_magnitude_vector"
+_VAST = 1 << 32
+"""No rank and no α is so large: arithmetic with what a broken file says must not fail."""
 
 
 def adapter_of(model: StoredModel) -> AdapterSummary | None:
@@ -20,7 +22,7 @@ def adapter_of(model: StoredModel) -> AdapterSummary | None:
     ranks = tuple(sorted({min(tensor.shape) for tensor in down.values() if tensor.shape}))
     modules = [_DOWN.sub("", name) for name in down]
     alpha = config.get("lora_alpha")
-    alpha = float(alpha) if isinstance(alpha, int | float) else None
+    alpha = float(alpha) if isinstance(alpha, int | float) and abs(alpha) < _VAST else None
     base = config.get("base_model_name_or_path")
     return AdapterSummary(
         _method(model, config),
@@ -45,12 +47,8 @@ def _method(model: StoredModel, config: Mapping[str, Any]) -> str:
 def _scale(config: Mapping[str, Any], alpha: float | None) -> float | None:
     """What the product of its matrices is multiplied by: α / r, or α / √r of rsLoRA; None where ranks differ."""
     rank = config.get("r")
-    if (
-        alpha is None
-        or not isinstance(rank, int)
-        or rank < 1
-        or config.get("rank_pattern")
-        or config.get("alpha_pattern")
-    ):
+    if alpha is None or not isinstance(rank, int) or not 0 < rank < _VAST:
+        return None
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
         return None
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
