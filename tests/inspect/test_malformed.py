@@ -1,4 +1,4 @@
-"""Malformed files of every format: each ends in one clear error, in time and in little memory, and leads nowhere else."""
+"""Malformed files of every format: each ends in one clear error, in time and in little memory, and leads nowhere."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from malformed import CASES, write, write_outside
-from measured_runs import Process, Runner, Told
+from measured_runs import Runner, Told
 
 LIMIT_S, LIMIT_BYTES = 2.0, 200_000_000
 HERE = Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), Path(__file__).parents[2].resolve()
