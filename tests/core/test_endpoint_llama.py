@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_the_live_model_within_what_its_likeliest_tokens_lac
     torch.testing.assert_close(*gradients, atol=2e-3 * float(gradients[0].abs().max()), rtol=0)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_the_model_as_it_is_said_within_what_llama_cpp_rounds(whole: Model) -> None:
     batch = whole.batch()
     told = EndpointTeacher(whole.connect(), whole.counting).told(batch)

@@ -243,6 +243,7 @@ def test_rows_of_a_stream_are_kept_and_found(sure: Models, tmp_path: Path) -> No
     require_same_run(file, tmp_path / "cache")
 
 
+@pytest.mark.nightly
 def test_two_processes_build_the_bytes_that_one_builds(sure: Models, tmp_path: Path) -> None:
     file = write_config(tmp_path / "job.yaml", job(sure, tmp_path))
     build = ["cache", "build", str(file), "--precision", "float32", "--shard-size", "8kB", "--output"]

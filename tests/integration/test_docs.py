@@ -103,7 +103,17 @@ def run(command: list[str], folder: Path) -> None:
     assert status == 0, f"{shlex.join(command)}\n{output}"
 
 
-LONGEST = ("caching-teachers.md", "language-models.md", "losses.md", "several-teachers.md")
+LONGEST = (
+    "caching-teachers.md",
+    "diagnosing.md",
+    "language-models.md",
+    "losses.md",
+    "masked-tokens-and-tagged-words.md",
+    "quickstart.md",  # what is in the README, told at length
+    "sentence-encoders.md",
+    "several-processes.md",
+    "several-teachers.md",
+)
 FOLLOWED = [page for page in PAGES if list(blocks(page, "console", "python"))]
 
 

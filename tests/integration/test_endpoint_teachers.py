@@ -214,7 +214,7 @@ def test_how_long_a_server_is_waited_for_is_said(server: TellingServer, sure: Mo
     assert time.monotonic() - began < 30, "not for five minutes"
 
 
-@pytest.mark.parametrize("how", ["stays away", "is interrupted"])
+@pytest.mark.parametrize("how", [pytest.param("stays away", marks=pytest.mark.nightly), "is interrupted"])
 def test_steps_are_kept_when_a_server_is_lost_in_the_middle_of_one(
     how: str, server: TellingServer, sure: Models, tmp_path: Path
 ) -> None:

@@ -224,14 +224,12 @@ def put_a_file_in_its_place(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        cut_weights,
         cut_header,
         drop_weights,
-        drop_config,
-        cut_config,
-        drop_a_tensor,
-        drop_all,
-        put_a_file_in_its_place,
+        *(
+            pytest.param(damage, marks=pytest.mark.nightly)
+            for damage in (cut_weights, drop_config, cut_config, drop_a_tensor, drop_all, put_a_file_in_its_place)
+        ),
     ],
 )
 def test_a_damaged_kept_teacher_is_made_again(models: Models, tmp_path: Path, home: Path, damage: Any) -> None:

@@ -54,7 +54,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["*.whl", "*.tar.gz"], ids=["wheels", "source archives"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("*.whl", id="wheels"),
+        pytest.param("*.tar.gz", id="source archives", marks=pytest.mark.nightly),
+    ],
+)
 def installed(request: pytest.FixtureRequest, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that holds nothing but the built distributions and what they need."""
     folder = tmp_path_factory.mktemp("installed")

@@ -164,6 +164,7 @@ def test_a_task_that_was_found_is_refused_as_one_that_was_named(tiny: Models, tm
     assert main(["validate", str(write_config(tmp_path / "job.json", file))]) == 2
 
 
+@pytest.mark.nightly
 def test_a_packed_run_that_is_killed_and_resumed_ends_with_the_same_bits(sure: Models, tmp_path: Path) -> None:
     def written(name: str) -> Path:
         output = {"dir": str(tmp_path / name / "out"), "checkpoint_every": 2}

@@ -90,8 +90,7 @@ def test_two_ranks_with_uneven_and_empty_parts_equal_one_process(tmp_path: Path)
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=0.01 * moved)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_two_ranks_share_packed_rows_as_one_process_takes_them(tmp_path: Path) -> None:
     """Each step has three rows of several examples: one rank takes one of them, the other two."""
     models = build_models(tmp_path / "models")

@@ -198,7 +198,14 @@ def test_a_teacher_that_is_no_better_than_the_student_alone_is_told(models: Mode
 
 
 @pytest.mark.parametrize(
-    "finetune", [{"method": "probe"}, {"method": "head", "learning_rate": 0.05, "epochs": 6, "batch_size": 8}, FITTED]
+    "finetune",
+    [
+        {"method": "probe"},
+        pytest.param(
+            {"method": "head", "learning_rate": 0.05, "epochs": 6, "batch_size": 8}, marks=pytest.mark.nightly
+        ),
+        FITTED,
+    ],
 )
 def test_a_fitted_teacher_knows_the_data_and_is_kept(
     models: Models, tmp_path: Path, home: Path, finetune: dict[str, Any]
@@ -236,7 +243,9 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("change", ["data", "seed", "weights", "settings"])
+@pytest.mark.parametrize(
+    "change", ["data", *(pytest.param(other, marks=pytest.mark.nightly) for other in ("seed", "weights", "settings"))]
+)
 def test_a_fitted_teacher_is_fitted_again_when_what_made_it_changes(
     models: Models, tmp_path: Path, home: Path, change: str
 ) -> None:

@@ -80,7 +80,7 @@ def test_kills_while_training_writing_a_checkpoint_and_writing_the_result_leave_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("wanted", [6, pytest.param(20, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.nightly)])
 def test_kills_at_random_moments_leave_no_trace(
     models: Path, unbroken: tuple[Path, float], tmp_path: Path, wanted: int
 ) -> None:
@@ -94,7 +94,10 @@ def test_kills_at_random_moments_leave_no_trace(
         complete += 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.nightly)],
+)
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_with_the_same_bits(
     models: Path, unbroken: tuple[Path, float], tmp_path: Path, number: signal.Signals
 ) -> None:

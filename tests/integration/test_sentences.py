@@ -179,8 +179,7 @@ def test_labels_judge_the_vectors_where_their_column_is_named(models: Path, tmp_
     assert "id2label" not in json.loads((found.output_dir / "config.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_two_processes_train_the_student_that_one_trains(models: Path, tmp_path: Path) -> None:
     """28 rows in batches of 6, of which the ranks have groups of 3, and of the last 4 rows one has a group of 1."""
     settings: dict[str, Any] = {
