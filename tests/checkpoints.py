@@ -33,6 +33,8 @@ _CLIP_VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads"
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "llama": _DECODER,
+    "gemma": _WIDE,
+    "gemma with biases": _WIDE | {"attention_bias": True},
     "llama with biases": _WIDE | {"attention_bias": True, "mlp_bias": True},
     "mistral": _DECODER,
     "mixtral": _WIDE | {"num_local_experts": 3},
@@ -58,6 +60,10 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "distilbert": {"dim": 24, "n_layers": 3, "n_heads": 4, "hidden_dim": 56, "vocab_size": 131}
     | {"max_position_embeddings": 97},
     "albert": _TEXT | {"embedding_size": 16, "num_hidden_groups": 3},
+    "deberta": _TEXT | {"type_vocab_size": 0},
+    "deberta with types": _TEXT | {"type_vocab_size": 3, "embedding_size": 16, "legacy": False},
+    "deberta with distances": _TEXT | _RELATIVE | {"position_biased_input": False, "max_relative_positions": 50},
+    "deberta with talking heads": _TEXT | _RELATIVE | {"talking_head": True},
     "deberta-v2": _TEXT | _RELATIVE | _V3,
     "deberta-v2 with types": _TEXT | _RELATIVE | {"type_vocab_size": 3, "embedding_size": 16, "legacy": False},
     "deberta-v2 with convolution": _TEXT | _RELATIVE | _V3 | {"conv_kernel_size": 3, "conv_act": "gelu"},

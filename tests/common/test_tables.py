@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrenar_common.styles import cell_width
-from entrenar_common.tables import Column, Table, compact_lines, for_terminal, key_values, plain
+from entrenar_common.tables import Amount, Cell, Column, Table, compact_lines, for_terminal, key_values, plain
 
 RESULTS = Table(
     "Results",
@@ -100,12 +100,11 @@ def test_properties_have_no_headings_and_are_not_aligned_as_numbers() -> None:
         (float("nan"), "nan", "nan"),
         (True, "yes", "true"),
         (None, "-", ""),
+        (Amount(8_200, "8.2 kB"), "8.2 kB", "8200"),
         ("a\tb\n", "a\\tb\\n", "a\\tb\\n"),
     ],
 )
-def test_a_cell_is_grouped_for_a_reader_and_exact_for_a_script(
-    cell: str | float | None, human: str, exact: str
-) -> None:
+def test_a_cell_is_grouped_for_a_reader_and_exact_for_a_script(cell: Cell, human: str, exact: str) -> None:
     table = Table("", ("name", "value"), (("x", cell),))
     assert plain(table).splitlines()[-1].split(maxsplit=1) == ["x", human]
     assert compact_lines(table) == [f"x\t{exact}"]

@@ -46,7 +46,7 @@ def both(name: str, kind: str = CAUSAL, tied: bool | None = None) -> tuple[Archi
             {"num_kv_heads": 1},
             "config.json says 1 key-value head of 6, 6 wide in all, and the tensors have 12",
         ),
-        ("llama", {"family": "qwen2"}, "config.json says qwen2, and the tensors are those of llama or mistral"),
+        ("llama", {"family": "qwen2"}, "config.json says qwen2, and the tensors are those of llama, mistral or gemma"),
         ("qwen2", {"family": "mistral"}, "config.json says mistral, and the tensors are those of qwen2"),
     ],
 )
@@ -62,7 +62,14 @@ def test_other_names_of_models_that_are_built_alike_are_no_difference() -> None:
     architecture, detection = both("llama")
     assert disagreements(replace(architecture, family=None, model_type="granite"), detection) == ()
     (sentence,) = disagreements(replace(architecture, family=None, model_type="falcon"), detection)
-    assert sentence == "config.json says falcon, and the tensors are those of llama or mistral"
+    assert sentence == "config.json says falcon, and the tensors are those of llama, mistral or gemma"
+
+
+def test_a_roberta_may_have_as_many_token_types_as_a_bert() -> None:
+    architecture, detection = both("bert", "AutoModel")
+    assert (detection.families, detection.unusual) == (("bert",), ("roberta",))
+    assert disagreements(replace(architecture, family="roberta"), detection) == ()
+    assert disagreements(replace(architecture, family="distilbert"), detection) != ()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,13 @@ OWN_HEADS = {
 ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "deberta", "electra")
 FAMILIES = {"gemma3_text": "gemma3", "xlm-roberta": "roberta"}
 # Whose models look like those of another family, which is likelier.
-TWINS = {"mistral": "llama", "clip_text_model": "clip", "clip_vision_model": "clip"}
+TWINS = {
+    "mistral": "llama",
+    "gemma": "llama",
+    "gemma with biases": "llama",
+    "clip_text_model": "clip",
+    "clip_vision_model": "clip",
+}
 
 
 def head_of(name: str) -> str:

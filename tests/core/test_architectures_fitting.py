@@ -91,7 +91,7 @@ def quantised(shapes: Shapes, **endings: tuple[int, ...]) -> Shapes:
 def test_packed_weights_stand_for_weights(endings: Shapes) -> None:
     shapes = quantised(llama(), **endings)
     detection = found(shapes)
-    assert detection.families == ("llama", "mistral")
+    assert detection.families == ("llama", "mistral", "gemma")
     packed = {"qweight", "weight_packed"}
     assert {name.rpartition(".")[2] for name in detection.companions} == set(endings) - packed
     assert (detection.sizes["hidden"], detection.sizes["layers"]) == (24, 3)

@@ -34,7 +34,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "layoutlm": TEXT,
     "roformer": TEXT,
     "rembert": TEXT | {"input_embedding_size": 16, "output_embedding_size": 20},
-    "deberta": TEXT,
     "umt5": {"d_model": 24, "num_layers": 3, "num_heads": 4, "d_kv": 6, "d_ff": 56, "vocab_size": 131},
     "deit": WIDTHS | {"image_size": 16, "patch_size": 4},
     "yolos": WIDTHS | {"image_size": [16, 16], "patch_size": 4},
@@ -90,7 +89,7 @@ def test_families_that_share_a_layout_are_saved_alike(one: str, other: str, kind
 
 def test_every_shared_layout_is_proved() -> None:
     shared = {layout.name: layout.families for layout in layouts() if len(layout.families) > 1}
-    assert shared.pop("llama") == ("llama", "mistral")
+    assert shared.pop("llama") == ("llama", "mistral", "gemma")
     # The towers of a CLIP are the models of these names, alone.
     assert shared == {"clip_text": ("clip", "clip_text_model"), "clip_vision": ("clip", "clip_vision_model")}
 

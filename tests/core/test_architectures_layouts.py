@@ -16,8 +16,8 @@ from entrenar_core.architectures.naming import numbered
 
 WANTED = (
     "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3", "gpt2",
-    "gpt_neox", "falcon", "starcoder2", "bert", "roberta", "distilbert", "albert", "deberta-v2", "electra", "t5",
-    "bart", "whisper", "vit", "clip",
+    "gpt_neox", "falcon", "starcoder2", "bert", "roberta", "distilbert", "albert", "deberta", "deberta-v2", "electra",
+    "t5", "bart", "whisper", "vit", "clip", "gemma",
 )  # fmt: skip
 CAUSAL = "AutoModelForCausalLM"
 TEXT = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "albert": ("AutoModelForPreTraining", *MASKED),
     "electra": ("AutoModelForPreTraining", *MASKED),
     "electra without projection": (),
+    "deberta": ("AutoModelForMaskedLM", *TEXT),
     "t5": ("AutoModelForSeq2SeqLM", "T5EncoderModel", *TEXT),
     "t5 with gates": ("T5EncoderModel",),
     "bart": ("AutoModelForSeq2SeqLM", CAUSAL, TEXT[0], TEXT[2]),
@@ -37,6 +38,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "clip": ("AutoModelForImageClassification",),
     "clip_text_model": ("CLIPTextModelWithProjection",),
     "clip_vision_model": ("CLIPVisionModelWithProjection",),
+    "gemma": (CAUSAL, *TEXT[:2]),
     "gemma2": (CAUSAL, *TEXT[:2]),
     "gemma3_text": (CAUSAL, *TEXT[:1]),
     "phi3": (CAUSAL, *TEXT[:2]),
@@ -107,6 +109,14 @@ def test_a_table_names_only_what_it_has(layout: Layout) -> None:
     assert {size for pair in (*layout.unequal, *layout.bridges.values()) for size in pair} | set(layout.usual) <= sizes
     assert all(axis in layout.counts for template in layout.templates for axis in template.axes)
     assert len(set(layout.prefixes)) == len(layout.prefixes)
+    in_parts = {size for part in layout.parts.values() for size in part}
+    assert set(layout.config) <= sizes | in_parts
+    assert in_parts <= sizes | set(layout.config) | {"heads"}
+    assert set(layout.images) <= sizes
+    assert all(len(widths) == 2 for widths in layout.images.values())
+    assert all(len(part) == 4 and part[0] in layout.counts for part in layout.parts.values())
+    assert {*layout.shared, *layout.shared.values()} <= body
+    assert set(layout.implied) <= groups
 
 
 @pytest.mark.parametrize("layout", layouts(), ids=lambda layout: layout.name)

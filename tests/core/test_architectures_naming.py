@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
+import pytest
 from gguf import MODEL_ARCH, get_tensor_name_map
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import checkpoint
 from entrenar_core.architectures.detection import Module, detect, grouped
-from entrenar_core.architectures.naming import MAX_DEPTH, numbered
+from entrenar_core.architectures.naming import MAX_DEPTH, experts_in, layers_in, numbered
 
 PARTS = st.sampled_from(["model", "layers", "0", "1", "7", "10", "01", "", "*", "weight", "x y"])
 NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=8).map(".".join), unique=True, max_size=40)
@@ -69,3 +70,29 @@ def test_a_name_of_any_depth_is_grouped() -> None:
     deep = ".".join("abc"[number % 3] for number in range(4_000))
     depths = [module.path.count(".") for module in modules(grouped([deep, ".", ""]))]
     assert max(depths) == MAX_DEPTH - 1
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        ([f"stack.{layer}.{part}" for layer in range(7) for part in ("a", "b")], 7),
+        ([f"tower.{layer}.w" for layer in range(3)] + [f"trunk.{layer}.w" for layer in range(5)], 5),
+        ([f"stages.{stage}.blocks.{block}.w" for stage in range(4) for block in range(18)], 4),
+        ([f"features.{place}.weight" for place in (0, 3, 6, 7, 10)], None),
+        ([f"net.{place}.weight" for place in (0, 2, 4)], 3),
+        ([f"shard.{place}.weight" for place in range(20, 29)], 9),
+        (["net.0.weight", "net.1.bias"], None),
+        (["weight", "a.b", "*.c", ""], None),
+        ([], None),
+        (["x.0.w", "x.1.w", f"x.{10**8}.w"], None),
+    ],
+)
+def test_layers_of_any_model_are_its_modules_that_are_numbered_and_alike(names: list[str], layers: int | None) -> None:
+    assert layers_in(numbered(names)) == layers
+
+
+def test_routed_experts_of_any_model_are_told_by_their_names() -> None:
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.up.weight" for layer in (1, 2) for expert in range(6)]
+    others = ["model.layers.1.mlp.shared_experts.up.weight", "experts.weight", "model.layers.0.mlp.up.weight"]
+    assert experts_in(numbered(names + others)) == (tuple(names), 6)
+    assert experts_in(numbered(others)) == ((), 0)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
-from entrenar_inspect.reports import ModelSummary
+from entrenar_inspect.reports.summary import ModelSummary
 from entrenar_inspect.summary import summarize
 from hub_server import HubServer
 
@@ -110,7 +110,7 @@ def test_without_a_config_the_tensors_tell(llama: Path, tmp_path: Path) -> None:
     for file in (*shards, llama / "model.safetensors.index.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     found = summary_of(tmp_path)
-    assert found.families == ("llama", "mistral")
+    assert found.families == ("llama", "mistral", "gemma")
     assert (found.num_layers, found.hidden_size, found.vocab_size, found.intermediate_size) == (2, 32, 320, 64)
     assert found.num_heads is None, "nothing in the tensors tells it"
 

@@ -9,10 +9,19 @@ from entrenar_common.styles import MARKS, STYLES, cell_width, printable
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Cell = str | int | float | None
-"""Numbers are grouped and right-aligned for a reader and exact in compact output; None is something unknown."""
-
 _GAP = "   "
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A number that a reader is shown in other words: 8,200 as `8.2 kB`. A script gets the number."""
+
+    value: int | float
+    text: str
+
+
+Cell = str | int | float | Amount | None
+"""Numbers are grouped and right-aligned for a reader and exact in compact output; None is something unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class Table:
     def _settled(self, index: int, column: Column | str) -> Column:
         column = Column(column) if isinstance(column, str) else column
         cells = [row[index] for row in self.rows if row[index] is not None]
-        numbers = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
+        numbers = bool(cells) and all(isinstance(cell, int | float | Amount) for cell in cells)
         return Column(printable(column.title), column.align or ("right" if numbers else "left"))
 
 
@@ -63,13 +72,15 @@ def human(cell: Cell) -> str:
         return f"{cell:,}"
     if isinstance(cell, float):
         return f"{cell:,.0f}" if 1000 <= abs(cell) < 1e15 else f"{cell:.4g}"
-    return printable(cell)
+    return printable(cell.text if isinstance(cell, Amount) else cell)
 
 
 def exact(cell: Cell) -> str:
     """A cell for a script: numbers in full, `true`, nothing for None."""
     if cell is None:
         return ""
+    if isinstance(cell, Amount):
+        return str(cell.value)
     return str(cell).lower() if isinstance(cell, bool) else printable(str(cell))
 
 

@@ -4,30 +4,40 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from entrenar_core.architectures import SIZES, Architecture, architecture_of, architecture_of_gguf
-from entrenar_core.architectures.detection import Detection, constraints, detect, disagreements
-from entrenar_core.architectures.layouts import layouts
+from entrenar_core.architectures import SIZES, Architecture, architecture_of_gguf, is_size
+from entrenar_core.architectures.agreement import implied_ties
+from entrenar_core.architectures.detection import Detection, Part, constraints, detect, disagreements, parts_of
+from entrenar_core.architectures.layouts import layout_named, layouts
+from entrenar_core.architectures.naming import experts_in, layers_in, numbered
+from entrenar_core.architectures.stating import stated_architecture, stated_experts, unusable
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES
 from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.adapters import adapter_of
 from entrenar_inspect.counting import weights_of
-from entrenar_inspect.reports.summary import DtypeShare, Experts, ModelSummary
+from entrenar_inspect.experts import experts_of
+from entrenar_inspect.reports.summary import DtypeShare, ModelPart, ModelSummary
+from entrenar_inspect.settings import licence_of, other_dtype, rope_of, window_of
 from entrenar_inspect.tokenizers import tokenizer_of
 
-_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
-_GGUF_PER_TOKEN = "expert_used_count"
 _LONGEST_VALUE = 200
+_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model says it is, what its tensors say, and what both say together."""
+    """What a model says it is, what its tensors say, and what both say together.
+
+    `parts` are its stacks, if several; `experts` are the tensors of routed experts, of which a layer has `per_layer`.
+    """
 
     stated: Architecture | None
     detection: Detection | None
     architecture: Architecture
+    parts: tuple[Part, ...] = ()
+    experts: tuple[str, ...] = ()
+    per_layer: int = 0
 
 
 def facts_of(model: StoredModel, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Facts:
@@ -37,24 +47,49 @@ def facts_of(model: StoredModel, shapes: Mapping[str, tuple[int, ...]] | None = 
         shapes: the tensors by the names of transformers; as they are stored, if not given. llama.cpp's names are not
             those of layouts: without other names, a GGUF is what its metadata says.
     """
-    stated = _stated(model)
     if shapes is None and model.format is not WeightFormat.GGUF:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     found = detect(shapes) if shapes is not None else None
-    told = found.architecture if found is not None else Architecture(None, None)
+    stated = _stated(model, found)
+    if found is not None:
+        parts = parts_of(stated, found, model.config)
+        whole = _of_first(parts, _filled(stated, found.architecture))
+        return Facts(stated, found, whole, parts, found.experts, found.sizes.get("experts", 0))
+    # of any tensors, what their names tell; those of an adapter are not the model's
+    names = numbered(shapes if shapes is not None and adapter_of(model) is None else ())
+    told = Architecture(None, None, num_layers=layers_in(names))
+    return Facts(stated, None, _filled(stated, told), (), *experts_in(names))
+
+
+def _filled(stated: Architecture | None, told: Architecture) -> Architecture:
     if stated is None:
-        return Facts(None, found, told)
-    filled = {
-        size: getattr(stated, size) or getattr(told, size) for size in (*SIZES, "head_dim", "family", "num_parameters")
-    }
-    return Facts(stated, found, replace(stated, **filled))
+        return told
+    filled = {size: getattr(stated, size) or getattr(told, size) for size in (*SIZES, "head_dim", "num_parameters")}
+    # a family that has no row here is what config.json calls it, whatever its tensors look like
+    family = stated.family or stated.model_type or told.family
+    return replace(stated, family=family, **filled)
 
 
-def _stated(model: StoredModel) -> Architecture | None:
+def _of_first(parts: tuple[Part, ...], whole: Architecture) -> Architecture:
+    """Where only a later part of a model is stored, such as a decoder alone, its sizes are the model's."""
+    if not parts:
+        return whole
+    first = parts[0]
+    return replace(
+        whole,
+        num_layers=first.num_layers or whole.num_layers,
+        hidden_size=first.hidden_size or whole.hidden_size,
+        num_heads=first.num_heads or whole.num_heads,
+        num_kv_heads=first.num_heads if whole.num_kv_heads == whole.num_heads else whole.num_kv_heads,
+        intermediate_size=first.intermediate_size or whole.intermediate_size,
+    )
+
+
+def _stated(model: StoredModel, found: Detection | None) -> Architecture | None:
     if model.format is WeightFormat.GGUF:
         return architecture_of_gguf(model.metadata)
     if model.config is not None:
-        return architecture_of(model.config)
+        return stated_architecture(model.config, layout_named(found.layout) if found is not None else None)
     if model.format in (WeightFormat.APR, WeightFormat.APR_JSON):
         from entrenar_core.formats.apr_metadata import architecture_of_apr
 
@@ -72,6 +107,11 @@ def summarize(model: StoredModel) -> ModelSummary:
     found, shape = facts.detection, facts.architecture
     weights = weights_of(model, found)
     total = sum(weights.values())
+    parts = tuple(
+        ModelPart(part.name, part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size)
+        for part in (facts.parts if len(facts.parts) > 1 else ())
+    )
+    dtypes, adapter = tuple(dtypes_of(model)), adapter_of(model)
     return ModelSummary(
         str(model.reference),
         model.format,
@@ -86,8 +126,9 @@ def summarize(model: StoredModel) -> ModelSummary:
         found.heads if found is not None else (),
         total,
         _embedding(model, found, weights),
-        _experts(model, found, weights, total),
+        experts_of(model, facts.experts, facts.per_layer, weights),
         shape.num_layers,
+        _decoder_layers(model, facts),
         shape.hidden_size,
         shape.num_heads,
         shape.num_kv_heads,
@@ -95,28 +136,48 @@ def summarize(model: StoredModel) -> ModelSummary:
         shape.intermediate_size,
         shape.vocab_size,
         shape.max_positions,
+        parts,
+        rope_of(model),
+        window_of(model),
         len(model.tensors),
-        tuple(dtypes_of(model)),
+        dtypes,
         _quantisation(model),
-        _tied(model, found),
+        _tied(model, facts),
         tokenizer_of(model),
-        adapter_of(model),
+        adapter,
+        licence_of(model),
         {key: _shortened(value) for key, value in model.metadata.items()},
-        (*model.faults, *warnings_of(model, facts)),
+        (*model.faults, *warnings_of(model, facts), *other_dtype(model, dtypes)),
     )
 
 
 def warnings_of(model: StoredModel, facts: Facts) -> Iterator[str]:
     """Where what a model says and what it holds differ, and what cannot be."""
+    yield from no_sizes(model, facts)
     if facts.detection is None:
         said = stated_family(facts) if model.format is not WeightFormat.GGUF else None
         yield from () if said is None else (not_those_of(said),)
+        yield from other_experts(model, facts)
         return
     if facts.stated is not None:
         said = (model.config or {}).get("tie_word_embeddings")
         # what is tied and stored all the same is no trouble where the values are the same, which headers do not tell
-        yield from disagreements(facts.stated, facts.detection, tied=False if said is False else None)
-    yield from constraints(facts.architecture, facts.detection)
+        tied = False if said is False else None
+        yield from disagreements(facts.stated, facts.detection, tied=tied, config=model.config)
+    yield from constraints(facts.architecture, facts.detection, facts.parts)
+
+
+def no_sizes(model: StoredModel, facts: Facts) -> tuple[str, ...]:
+    """What config.json gives for a size and is none."""
+    layout = layout_named(facts.detection.layout) if facts.detection is not None else None
+    return tuple(unusable(model.config, layout)) if model.config is not None else ()
+
+
+def other_experts(model: StoredModel, facts: Facts) -> Iterator[str]:
+    """Of a model of no known layout: that its layers have another number of experts than config.json says."""
+    said = stated_experts(model.config) if model.config is not None else None
+    if said is not None and facts.per_layer and said[1] != facts.per_layer:
+        yield f"config.json says {said[0]} {said[1]:,}, and the tensors have {facts.per_layer:,}"
 
 
 def stated_family(facts: Facts) -> str | None:
@@ -146,6 +207,16 @@ def _head_dim(shape: Architecture) -> int | None:
     return shape.hidden_size // shape.num_heads if shape.hidden_size % shape.num_heads == 0 else None
 
 
+def _decoder_layers(model: StoredModel, facts: Facts) -> int | None:
+    """Of a model that has an encoder too; of unknown tensors, what its settings say."""
+    if facts.detection is not None:
+        return next((part.num_layers for part in facts.parts[1:] if part.name == "decoder"), None)
+    said = [(model.config or {}).get(key) for key in _DECODER_LAYERS]
+    if model.format is WeightFormat.GGUF:
+        said = [model.metadata.get(f"{model.metadata.get('general.architecture')}.decoder_block_count")]
+    return next(filter(is_size, said), None)
+
+
 def _embedding(model: StoredModel, found: Detection | None, weights: Mapping[str, int]) -> int | None:
     names = found.embeddings if found is not None else ()
     if model.format is WeightFormat.GGUF:
@@ -153,59 +224,17 @@ def _embedding(model: StoredModel, found: Detection | None, weights: Mapping[str
     return sum(weights.get(name, 0) for name in names) if names else None
 
 
-def _tied(model: StoredModel, found: Detection | None) -> tuple[tuple[str, str], ...]:
+def _tied(model: StoredModel, facts: Facts) -> tuple[tuple[str, str], ...]:
     """What is not stored because another tensor stands for it; llama.cpp takes the embeddings for a missing output."""
     if model.format is WeightFormat.GGUF:
         head, embeddings = "output.weight", "token_embd.weight"
         decodes = f"{model.metadata.get('general.architecture')}.attention.causal" not in model.metadata
         return ((head, embeddings),) if embeddings in model.tensors and head not in model.tensors and decodes else ()
-    return found.tied if found is not None else ()
-
-
-def _experts(model: StoredModel, found: Detection | None, weights: Mapping[str, int], total: int) -> Experts | None:
-    """Of a mixture of experts; None of other models."""
-    routed = _routed_of_gguf(model, weights) if model.format is WeightFormat.GGUF else _routed(model, found)
-    if routed is None or not routed.names:
-        return None
-    parameters = sum(weights.get(name, 0) for name in routed.names)
-    used = routed.per_token
-    active = None if used is None else total - parameters + parameters * used // routed.per_layer
-    return Experts(routed.per_layer, used, parameters, parameters // (routed.per_layer * len(routed.layers)), active)
-
-
-@dataclass(frozen=True, slots=True)
-class _Routed:
-    """The tensors of routed experts, the layers that have them, and how many there are of each."""
-
-    names: tuple[str, ...]
-    layers: frozenset[str]
-    per_layer: int
-    per_token: int | None
-
-
-def _routed(model: StoredModel, found: Detection | None) -> _Routed | None:
-    per_layer = found.sizes.get("experts") if found is not None else None
-    if found is None or not per_layer:
-        return None
-    told = next((value for key in _PER_TOKEN if (value := (model.config or {}).get(key)) is not None), None)
-    # the number of the layer that an expert belongs to is the first in its name
-    layers = (next((part for part in name.split(".") if part.isdecimal()), "") for name in found.experts)
-    return _Routed(found.experts, frozenset(layers), per_layer, _within(told, per_layer))
-
-
-def _routed_of_gguf(model: StoredModel, weights: Mapping[str, int]) -> _Routed | None:
-    """A GGUF has all experts of a layer in one tensor."""
-    kind = model.metadata.get("general.architecture")
-    per_layer = model.metadata.get(f"{kind}.expert_count")
-    if not isinstance(per_layer, int) or per_layer < 1:
-        return None
-    names = tuple(name for name in weights if "_exps." in name)
-    used = _within(model.metadata.get(f"{kind}.{_GGUF_PER_TOKEN}"), per_layer)
-    return _Routed(names, frozenset(name.split(".")[1] for name in names), per_layer, used)
-
-
-def _within(used: Any, per_layer: int) -> int | None:
-    return used if isinstance(used, int) and 0 < used <= per_layer else None
+    if facts.detection is None:
+        return ()
+    said = (model.config or {}).get("tie_word_embeddings")
+    implied = implied_ties(facts.stated, facts.detection) if facts.stated is not None and said is not False else ()
+    return (*facts.detection.tied, *implied, *facts.detection.shared)
 
 
 def _quantisation(model: StoredModel) -> str | None:

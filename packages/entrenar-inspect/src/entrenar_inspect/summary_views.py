@@ -1,9 +1,18 @@
 """How a model looks at a glance."""
 
 from entrenar_common.output import Block
-from entrenar_common.tables import Cell, Table, key_values
+from entrenar_common.tables import Amount, Cell, Table, key_values
+from entrenar_core.architectures.agreement import either
 from entrenar_core.units import count, size
-from entrenar_inspect.reports.summary import AdapterSummary, DtypeShare, Experts, ModelSummary, TokenizerSummary
+from entrenar_inspect.reports.summary import (
+    AdapterSummary,
+    DtypeShare,
+    Experts,
+    ModelPart,
+    ModelSummary,
+    Rope,
+    TokenizerSummary,
+)
 
 _MOST_FILES = 3
 _LONGEST = 60
@@ -11,25 +20,28 @@ _LONGEST = 60
 
 def summary(report: ModelSummary) -> list[Block]:
     """What it is, what it is stored in, and what its file says of itself."""
+    several = f" in {len(report.files)} files" if len(report.files) > 1 else ""
     facts: dict[str, Cell] = {
         "Architecture": _architecture(report),
         **({} if report.adapter is None else _adapter(report.adapter)),
-        "Parameters": f"{report.parameters:,} ({count(report.parameters)})",
+        "Parameters": _number(report.parameters),
         **_embedding(report),
         **({} if report.experts is None else _experts(report.experts)),
-        "Layers": report.num_layers,
-        "Hidden size": report.hidden_size,
-        "Attention heads": _heads(report),
-        "Feed-forward size": report.intermediate_size,
+        "Layers": _layers(report),
+        **_widths(report),
+        **{part.name.capitalize(): _part(part) for part in report.parts},
         "Vocabulary": report.vocab_size,
         "Positions": report.max_positions,
+        "Rotary positions": None if report.rope is None else _rope(report.rope),
+        "Sliding window": report.sliding_window,
         "Tied weights": ", ".join(f"{name} is {other}" for name, other in report.tied) or None,
         "Tokenizer": None if report.tokenizer is None else _tokenizer(report.tokenizer),
         "Quantisation": report.quantisation,
+        "Licence": report.license,
         "Tensors": report.tensors,
         "Dtypes": _dtypes(report.dtypes),
         "Format": report.format + (f", commit {report.commit[:12]}" if report.commit else ""),
-        "Size": size(report.file_bytes) + (f" in {len(report.files)} files" if len(report.files) > 1 else ""),
+        "Size": Amount(report.file_bytes, size(report.file_bytes) + several),
     }
     known = {name: value for name, value in facts.items() if value not in (None, "")}
     blocks: list[Block] = [key_values(f"Model: {report.name}", known, tuple(f"! {line}" for line in report.warnings))]
@@ -38,30 +50,66 @@ def summary(report: ModelSummary) -> list[Block]:
     return blocks
 
 
+def _number(parameters: int) -> Amount:
+    return Amount(parameters, f"{parameters:,} ({count(parameters)})")
+
+
 def _architecture(report: ModelSummary) -> str:
     name = report.family or report.model_type
     if name is None:
         return "unknown" if report.adapter is None else "adapter"
     told = report.classes or tuple(f"with {head}" for head in report.heads)
-    by_tensors = " or ".join(report.families) if report.model_type is None and report.families else name
+    by_tensors = either(report.families) if report.model_type is None and report.families else name
     inside = ", ".join((*told, *(() if report.variant is None else (report.variant,))))
-    return f"{by_tensors} ({inside})" if inside else by_tensors
+    other = report.model_type is not None and report.families and name != report.families[0]
+    alike = f", its tensors laid out like those of {report.families[0]}" if other else ""
+    return (f"{by_tensors} ({inside})" if inside else by_tensors) + alike
+
+
+def _layers(report: ModelSummary) -> Cell:
+    layers = [part.num_layers for part in report.parts] or [report.num_layers, report.decoder_layers]
+    return " + ".join(str(number) for number in layers if number is not None)
+
+
+def _widths(report: ModelSummary) -> dict[str, Cell]:
+    """Those that the parts of a model do not have each for itself."""
+    parts = report.parts
+    return {
+        "Hidden size": report.hidden_size if len({part.hidden_size for part in parts}) < 2 else None,
+        "Attention heads": _heads(report) if len({(part.num_heads, part.hidden_size) for part in parts}) < 2 else None,
+        "Feed-forward size": report.intermediate_size if len({part.intermediate_size for part in parts}) < 2 else None,
+    }
+
+
+def _part(part: ModelPart) -> str:
+    told = (
+        (part.num_layers, "{:,} layers"),
+        (part.hidden_size, "hidden size {:,}"),
+        (part.num_heads, "{:,} heads"),
+        (part.intermediate_size, "feed-forward size {:,}"),
+    )
+    return ", ".join(wording.format(value) for value, wording in told if value is not None)
+
+
+def _rope(rope: Rope) -> str:
+    theta = "" if rope.theta is None else f"θ = {rope.theta:,.12g}"
+    factor = "" if rope.factor is None else f" by {rope.factor:g}"
+    stretched = "" if rope.scaling is None else f"stretched{factor} ({rope.scaling})"
+    return ", ".join(filter(None, (theta, stretched)))
 
 
 def _embedding(report: ModelSummary) -> dict[str, Cell]:
-    if report.embedding_parameters is None:
-        return {}
-    return {"Of these embeddings": f"{report.embedding_parameters:,} ({count(report.embedding_parameters)})"}
+    return {} if report.embedding_parameters is None else {"Of these embeddings": _number(report.embedding_parameters)}
 
 
 def _experts(experts: Experts) -> dict[str, Cell]:
     used = "" if experts.per_token is None else f", {experts.per_token} for each token"
     told: dict[str, Cell] = {
         "Experts": f"{experts.per_layer} in a layer{used}, of {count(experts.parameters_each)} parameters each",
-        "Of these in experts": f"{experts.parameters:,} ({count(experts.parameters)})",
+        "Of these in experts": _number(experts.parameters),
     }
     if experts.active_parameters is not None:
-        told["Active for a token"] = f"{experts.active_parameters:,} ({count(experts.active_parameters)})"
+        told["Active for a token"] = _number(experts.active_parameters)
     return told
 
 

@@ -7,14 +7,18 @@ so that whoever needs to know the inside of the model can refuse it by name.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from entrenar_core.architectures.flows import Flows, flows_of
 
 SIZES = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "max_positions")
+
+HEAD_DIM_KEYS = ("head_dim", "d_kv")
+MAX_SIZE = 2**31
+"""No model has as many of anything."""
 
 # The size's key in GGUF metadata, after `general.architecture` and a dot.
 _GGUF_KEYS = {
@@ -40,6 +44,7 @@ class Family:
     gguf: str | None = None
     intermediate_multiple: int | None = None
     head_dim: bool = False
+    one_kv_head: Mapping[str, bool] = field(default_factory=dict)
     flows: Flows | None = None
     rotates: bool = False
     scaled_embeddings: bool = False
@@ -92,22 +97,25 @@ def _family(name: str, row: dict[str, Any], defaults: dict[str, list[str]], flow
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family that `model_type` in a config.json names, if the table has it and its inside is known."""
-    family = _named(config)
+    family = named_family(config)
     return family if family is not None and family.inside else None
 
 
-def _named(config: Mapping[str, Any]) -> Family | None:
+def named_family(config: Mapping[str, Any]) -> Family | None:
+    """The family that `model_type` in a config.json names, if the table has it."""
     model_type = config.get("model_type")
     return next((family for family in known_families().values() if model_type in family.model_types), None)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """What a config.json says. A model that wraps a text model (`text_config`) has that one's sizes."""
-    family = _named(config)
+    family = named_family(config)
     inner = config.get("text_config")
     inside = architecture_of(inner) if isinstance(inner, Mapping) and not (family and family.inside) else None
-    keys = family.keys if family else _every_key()
+    keys = keys_of(config)
     sizes: dict[str, Any] = {size: _first(config, keys[size]) or getattr(inside, size, None) for size in SIZES}
+    if family and family.one_kv_head and _has(config, family.one_kv_head):
+        sizes["num_kv_heads"] = 1
     if family and family.intermediate_multiple and sizes["hidden_size"]:
         sizes["intermediate_size"] = sizes["intermediate_size"] or family.intermediate_multiple * sizes["hidden_size"]
     model_type, classes = config.get("model_type"), config.get("architectures")
@@ -116,7 +124,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         model_type if isinstance(model_type, str) else None,
         tuple(filter(lambda name: isinstance(name, str), classes)) if isinstance(classes, list) else (),
         **sizes,
-        head_dim=_first(config, ("head_dim", "d_kv")) or getattr(inside, "head_dim", None),
+        head_dim=_first(config, HEAD_DIM_KEYS) or getattr(inside, "head_dim", None),
     )
 
 
@@ -140,13 +148,20 @@ def architecture_of_gguf(metadata: Mapping[str, Any], *, num_parameters: int | N
     )
 
 
+def keys_of(config: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
+    """Where a config.json holds each of `SIZES`; of a model of no known family, where any family has it."""
+    family = named_family(config)
+    return family.keys if family else _every_key()
+
+
 @cache
 def _every_key() -> Mapping[str, tuple[str, ...]]:
     """For each size, the names that any family has for it, those of most families first.
 
     Not so for the key-value heads: elsewhere, other heads under another family's name would be a guess.
     """
-    every = {size: tuple(dict.fromkeys(key for row in families().values() for key in row.keys[size])) for size in SIZES}
+    rows = (*families().values(), *known_families().values())
+    every = {size: tuple(dict.fromkeys(key for row in rows for key in row.keys[size])) for size in SIZES}
     return every | {"num_kv_heads": ("num_key_value_heads",)}
 
 
@@ -154,5 +169,14 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     return next((value for key in keys if (value := _positive(config.get(key))) is not None), None)
 
 
+def _has(config: Mapping[str, Any], settings: Mapping[str, bool]) -> bool:
+    return all(config.get(key, value) is value for key, value in settings.items())
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a model can have so many of something."""
+    return type(value) is int and 0 < value <= MAX_SIZE
+
+
 def _positive(value: object) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return value if is_size(value) else None

@@ -16,21 +16,26 @@ from entrenar_core.architectures.judging import is_another, is_of
 from entrenar_core.architectures.layouts import Group, Layout, layouts, variants
 from entrenar_core.architectures.measuring import measure
 from entrenar_core.architectures.naming import Module, Numbered, grouped, numbered
+from entrenar_core.architectures.parts import Part, parts_of
 
 _LEAST = 50  # of so many tensors at least one is in its place, however many companions the weights have
-__all__ = ["Detection", "Mismatch", "Module", "constraints", "detect", "disagreements", "grouped"]
+__all__ = [
+    "Detection", "Mismatch", "Module", "Part", "constraints", "detect", "disagreements", "grouped", "parts_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What tensors tell of a model.
 
-    `families` are all whose models look like this, the likeliest first; `prefix` is what the names of its body begin
+    `families` are all whose models look like this, the likeliest first, and `unusual` those that would with sizes that
+    their models do not commonly have; `prefix` is what the names of its body begin
     with; `variant` is a name for its sizes, such as MiniLM; `sizes` are those that layouts.toml names. `missing` are
     the tensors that every such model has, `extra` those that the layout does not know, `mismatched` those whose shape
-    others contradict. `heads` are the parts that do a task; `tied` has tensors that are not stored, each with the one
-    that stands for it; `embeddings` are those of tokens, and `experts` the weights of routed experts, of which a token
-    passes only some. `companions` belong to quantised weights, and `buffers` are no weights.
+    others contradict. `heads` are the parts that do a task; `tied` has tensors of theirs that are not stored, each with
+    the one that stands for it, and `shared` those of the body; `embeddings` are those of tokens, and `experts` the
+    weights of routed experts, of which a token passes only some. `companions` belong to quantised weights, and
+    `buffers` are no weights.
     """
 
     layout: str
@@ -44,10 +49,12 @@ class Detection:
     mismatched: tuple[Mismatch, ...] = ()
     heads: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()
     embeddings: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    unusual: tuple[str, ...] = ()
 
 
 def detect(shapes: Shapes) -> Detection | None:
@@ -61,9 +68,11 @@ def detect(shapes: Shapes) -> Detection | None:
         return None
     best = max(fitted.score for fitted in fits)
     alike = [fitted for fitted in fits if fitted.score == best]
-    alike = [fitted for fitted in alike if _is_usual(fitted)] or alike
-    families = dict.fromkeys(family for fitted in alike for family in _families(fitted))
-    return _detection(alike[0], tuple(families), shapes)
+    usual = [fitted for fitted in alike if _is_usual(fitted)] or alike
+    families = dict.fromkeys(family for fitted in usual for family in _families(fitted))
+    possible = dict.fromkeys(family for fitted in alike for family in _families(fitted))
+    unusual = tuple(family for family in possible if family not in families)
+    return _detection(usual[0], tuple(families), unusual, shapes)
 
 
 def _fits(names: Numbered, shapes: Shapes) -> Iterator[Fit]:
@@ -95,7 +104,7 @@ def _families(fitted: Fit) -> Sequence[str]:
     return [family for family in fitted.layout.families if all(limit is None or family in limit for limit in limits)]
 
 
-def _detection(fitted: Fit, families: tuple[str, ...], shapes: Shapes) -> Detection:
+def _detection(fitted: Fit, families: tuple[str, ...], unusual: tuple[str, ...], shapes: Shapes) -> Detection:
     heads = _heads(fitted)
     return Detection(
         fitted.layout.name,
@@ -109,12 +118,14 @@ def _detection(fitted: Fit, families: tuple[str, ...], shapes: Shapes) -> Detect
         tuple(fitted.mismatched),
         tuple(group.name for group in heads),
         tuple(_tied(fitted, heads)),
+        tuple(_shared(fitted)),
         tuple(_stored(fitted.layout.embeddings, fitted)),
         tuple(
             name for template, names in fitted.found.items() if "experts" in template.axes for name in names.values()
         ),
         tuple(fitted.companions),
         tuple(fitted.buffers),
+        unusual,
     )
 
 
@@ -139,6 +150,15 @@ def _tied(fitted: Fit, heads: Sequence[Group]) -> Iterator[tuple[str, str]]:
         other = _stand_in(template.name, fitted)
         if other and template not in fitted.found:
             yield template.name, other
+
+
+def _shared(fitted: Fit) -> Iterator[tuple[str, str]]:
+    """Of the parts that are there."""
+    stored = {template.name for template in fitted.found}
+    parts = {name.partition(".")[0] for name in stored}
+    for name, other in fitted.layout.shared.items():
+        if other in stored and name not in stored and name.partition(".")[0] in parts:
+            yield fitted.prefix + name, fitted.prefix + other
 
 
 def _stored(names: Iterable[str], fitted: Fit) -> Sequence[str]:

@@ -5,7 +5,7 @@ The names are those that transformers writes with `save_pretrained`. Supporting 
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -81,6 +81,12 @@ class Layout:
     usual: Mapping[str, int] = field(default_factory=dict)
     unequal: tuple[tuple[str, ...], ...] = ()
     bridges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    config: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tower: str | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def templates(self) -> Iterator[Template]:
@@ -116,6 +122,12 @@ class Variant:
 def layouts() -> tuple[Layout, ...]:
     """Every layout, in the order of layouts.toml."""
     return tuple(_layout(name, table) for name, table in _tables().items() if name not in ("anywhere", "variants"))
+
+
+@cache
+def layout_named(name: str) -> Layout:
+    """The layout of a table of layouts.toml."""
+    return next(layout for layout in layouts() if layout.name == name)
 
 
 @cache
@@ -160,12 +172,28 @@ def _layout(name: str, table: Mapping[str, Any]) -> Layout:
         tuple(table.get("embeddings", ())),
         frozenset(name for text in table.get("never", ()) for name in _spelled(text)),
         frozenset(name for text in table.get("buffers", ()) for name in _spelled(text)),
-        {spared: _either(text) for spared, text in table.get("tied", {}).items()},
-        {part: tuple(names) for part, names in table.get("only", {}).items()},
+        _each(table, "tied", _either),
+        _each(table, "only", tuple),
         table.get("usual", {}),
         tuple(tuple(text.split()) for text in table.get("unequal", ())),
-        {option: tuple(text.split()) for option, text in table.get("bridges", {}).items()},
+        _each(table, "bridges", _words),
+        _each(table, "config", _either),
+        _each(table, "images", _words),
+        table.get("tower"),
+        _each(table, "parts", _words),
+        table.get("shared", {}),
+        _each(table, "implied", tuple),
     )
+
+
+def _each(
+    table: Mapping[str, Any], field: str, read: Callable[[Any], tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    return {name: read(value) for name, value in table.get(field, {}).items()}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 def _groups(table: Mapping[str, Any], counts: Mapping[str, str]) -> Iterator[Group]:

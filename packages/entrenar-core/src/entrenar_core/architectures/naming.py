@@ -34,6 +34,33 @@ def _is_number(part: str) -> bool:
     return part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS and (part == "0" or part[0] != "0")
 
 
+def layers_in(names: Numbered) -> int | None:
+    """How many layers a model of no known layout has: the most modules that are numbered and have a tensor in common,
+    not counting what is numbered inside of them. None where nothing is repeated, or most numbers are left out, as they
+    are where layers of many kinds take turns.
+    """
+    most = 1
+    for same in names.values():
+        numbers = {each[0] for each in same if each}
+        if len(numbers) > most and max(numbers) - min(numbers) + 1 < 2 * len(numbers):
+            most = len(numbers)
+    return most if most > 1 else None
+
+
+def experts_in(names: Numbered) -> tuple[tuple[str, ...], int]:
+    """The weights of routed experts of a model of no known layout, and how many experts a layer has."""
+    found: list[str] = []
+    most = 0
+    for pattern, same in names.items():
+        parts = pattern.split(".")
+        at = next((at for at, part in enumerate(parts) if part == "*" and parts[at - 1] == "experts" and at), None)
+        if at is not None:
+            place = parts[:at].count("*")
+            found += same.values()
+            most = max(most, 1 + max(numbers[place] for numbers in same))
+    return tuple(found), most
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """A node of the tree of names. `path` leads to it, such as `model.layers.0`; the root has none.

@@ -1,18 +1,19 @@
 """The architecture: every tensor of the family is there, fits the others, and is what the configuration says."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
+from entrenar_core.architectures.agreement import either, implied_ties
 from entrenar_core.architectures.detection import Detection, constraints, disagreements
-from entrenar_core.architectures.layouts import layouts
+from entrenar_core.architectures.layouts import layout_named
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.checks.results import failed, found, ok, skipped, warned
 from entrenar_inspect.reports.validation import Check
-from entrenar_inspect.summary import Facts, not_those_of, stated_family
+from entrenar_inspect.settings import is_dtype, stated_dtype
+from entrenar_inspect.summary import Facts, no_sizes, not_those_of, other_experts, stated_family
 
-_TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _UNKNOWN = "the tensors are those of no family that is known"
 
 
@@ -23,7 +24,7 @@ def tensors(model: StoredModel, facts: Facts) -> Check:
         said = stated_family(facts)
         return skipped(name, _why_unknown(model)) if said is None else failed(name, not_those_of(said))
     wrong = list(_wrong(facts.detection))
-    families = " or ".join(facts.detection.families)
+    families = either(facts.detection.families)
     if wrong or not facts.detection.extra:
         return found(name, wrong, fine=f"all that a {families} has, in shapes that fit")
     extra = [f"tensor {tensor} is none of a {families}" for tensor in facts.detection.extra]
@@ -50,18 +51,25 @@ def sizes(facts: Facts) -> Check:
     name = "architecture"
     if facts.detection is None:
         return skipped(name, _UNKNOWN)
-    return found(name, constraints(facts.architecture, facts.detection), fine="heads and widths agree")
+    odd = constraints(facts.architecture, facts.detection, facts.parts)
+    return found(name, odd, fine="heads and widths agree")
 
 
 def configuration(model: StoredModel, facts: Facts) -> Check:
-    """What config.json says is what the tensors do."""
+    """What config.json says is what the tensors do. What is no size at all says nothing, and is a warning."""
     name, told = "configuration", "its metadata says" if model.config is None else "config.json says"
     if facts.stated is None:
         return skipped(name, "there is no config.json")
+    nothing = no_sizes(model, facts)
     if facts.detection is None:
-        return skipped(name, _UNKNOWN)
-    differ = [line.replace("config.json says", told) for line in disagreements(facts.stated, facts.detection)]
-    return found(name, differ, fine=f"{told} what the tensors do")
+        differ = list(other_experts(model, facts))
+        if not differ and not nothing:
+            return skipped(name, _UNKNOWN)
+    else:
+        lines = disagreements(facts.stated, facts.detection, config=model.config)
+        differ = [line.replace("config.json says", told) for line in lines]
+    wrong = "failed" if differ else "warning"
+    return found(name, [*differ, *nothing], fine=f"{told} what the tensors do", wrong=wrong)
 
 
 def dtypes(model: StoredModel, facts: Facts) -> Check:
@@ -81,15 +89,10 @@ def dtypes(model: StoredModel, facts: Facts) -> Check:
         example = next(tensor for tensor in matrices if tensor.dtype.name != usual)
         few = sum(count for _, count in others)
         return warned(name, f"matrices are {usual}, but for {few:,}, such as {example.name}, which is {example.dtype}")
-    said = _said(model.config)
-    if said is not None and said != usual and _TORCH_NAMES.get(said) != usual:
+    said = stated_dtype(model.config)
+    if said is not None and not is_dtype(said, usual):
         return warned(name, f"config.json says {said}, and matrices are {usual}")
     return ok(name, f"matrices are {usual}")
-
-
-def _said(config: Mapping[str, object] | None) -> str | None:
-    told = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
-    return told if isinstance(told, str) else None
 
 
 def tied(model: StoredModel, facts: Facts) -> Check | None:
@@ -100,12 +103,14 @@ def tied(model: StoredModel, facts: Facts) -> Check | None:
     said = (model.config or {}).get("tie_word_embeddings")
     if facts.detection is None or not isinstance(said, bool):
         return None
+    implied = tuple(implied_ties(facts.stated, facts.detection)) if facts.stated is not None else ()
+    without = (*facts.detection.tied, *implied)
     if not said:
-        lacking = [head for head, _ in facts.detection.tied]
+        lacking = [head for head, _ in without]
         return failed(name, f"{lacking[0]} is not stored, and weights are not tied") if lacking else None
     stored = list(_output_layers(model, facts.detection))
     if not stored:
-        return ok(name, "the output layer is the embeddings") if facts.detection.tied else None
+        return ok(name, "the output layer is the embeddings") if without else None
     if not model.is_here:
         return skipped(name, f"{stored[0][0].name} is stored too, and only headers were read")
     from entrenar_core.measuring.differences import same_bytes
@@ -118,7 +123,7 @@ def tied(model: StoredModel, facts: Facts) -> Check | None:
 
 def _output_layers(model: StoredModel, detection: Detection) -> Iterator[tuple[StoredTensor, StoredTensor]]:
     """Output matrices that are stored beside the embeddings that they may be tied to."""
-    layout = next(layout for layout in layouts() if layout.name == detection.layout)
+    layout = layout_named(detection.layout)
     for head, embeddings in layout.tied.items():
         beside = next(
             (detection.prefix + name for name in embeddings if detection.prefix + name in model.tensors), None

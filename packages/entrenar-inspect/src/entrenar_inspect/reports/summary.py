@@ -39,6 +39,26 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPart:
+    """One of a model's stacks of layers, such as `encoder` or `vision`."""
+
+    name: str
+    num_layers: int | None
+    hidden_size: int | None
+    num_heads: int | None
+    intermediate_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions turn queries and keys: the base of their angles, and how these are stretched, if they are."""
+
+    theta: float | None
+    scaling: str | None
+    factor: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterSummary:
     """A low-rank adapter: its `method`, what its configuration says, and which modules it changes, by their last name.
 
@@ -58,7 +78,8 @@ class AdapterSummary:
 class ModelSummary:
     """A model at a glance. JSON output has these keys; sizes are in bytes, and what nothing tells is null.
 
-    `family` is what the configuration says, else what the tensors do; `families` all that the tensors allow.
+    `family` is what the configuration says, else what the tensors do; `families` all that the tensors allow. A model
+    of several stacks has `parts`, and its sizes are those of the first; `decoder_layers` are those beside an encoder.
     `parameters` are weights: of packed ones those that they stand for, of tensors at one place the first, and neither
     buffers nor what quantised weights keep beside them. `embedding_parameters` are those of tokens. `warnings` tell
     what does not fit.
@@ -79,6 +100,7 @@ class ModelSummary:
     embedding_parameters: int | None
     experts: Experts | None
     num_layers: int | None
+    decoder_layers: int | None
     hidden_size: int | None
     num_heads: int | None
     num_kv_heads: int | None
@@ -86,11 +108,15 @@ class ModelSummary:
     intermediate_size: int | None
     vocab_size: int | None
     max_positions: int | None
+    parts: tuple[ModelPart, ...]
+    rope: Rope | None
+    sliding_window: int | None
     tensors: int
     dtypes: tuple[DtypeShare, ...]
     quantisation: str | None
     tied: tuple[tuple[str, str], ...]
     tokenizer: TokenizerSummary | None
     adapter: AdapterSummary | None
+    license: str | None
     metadata: Mapping[str, str]
     warnings: tuple[str, ...]
