@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from entrenar_core.errors import ModelError
 from entrenar_core.measuring import Difference, difference, differences, digest, same_bytes
+from entrenar_core.measuring.differences import norm
 from stored_tensors import Part, floats, model_of
 
 Values = NDArray[Any]
@@ -53,6 +54,8 @@ def check(found: Difference, a: Values, b: Values) -> None:
     assert found.mean_abs == pytest.approx(np.abs(apart[both]).mean(), rel=1e-6)
     assert found.rms == pytest.approx(np.sqrt((apart[both] ** 2).mean()), rel=1e-6)
     norm_a, norm_b = np.linalg.norm(exact_a), np.linalg.norm(exact_b)
+    assert found.distance == pytest.approx(np.linalg.norm(apart), rel=1e-6)
+    assert found.norm == pytest.approx(norm_a, rel=1e-6)
     assert found.relative == (pytest.approx(np.linalg.norm(apart) / norm_a, rel=1e-6) if norm_a else None)
     if norm_a and norm_b:
         unit_a, unit_b = exact_a / norm_a, exact_b / norm_b
@@ -118,9 +121,9 @@ def test_identical_tensors_are_not_decoded(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("entrenar_core.measuring.reading.decode", refuse)
     part = floats([1, np.nan, 3] * 500, "BF16")
-    expected = Difference(1500, True, 0, False, 0.0, None, 0.0, 0.0, 0.0, 0.0)
+    expected = Difference(1500, True, 0, False, 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
     assert measured(tmp_path, part, part) == expected
-    assert expected.cosine == 1
+    assert (expected.cosine, expected.relative) == (1, 0)
 
 
 def test_equal_values_of_two_dtypes_are_not_identical(tmp_path: Path) -> None:
@@ -138,6 +141,53 @@ def test_zero_and_minus_zero_are_one_value_of_two_bits(tmp_path: Path) -> None:
 def test_from_zeros_nothing_is_relative(tmp_path: Path) -> None:
     found = measured(tmp_path, floats(np.zeros(9)), floats(np.ones(9)))
     assert (found.relative, found.cosine, found.rms) == (None, None, 1)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("share", [0, 1e-18, 1e-4, 0.3, 1e3])
+def test_what_shrinks_or_grows_keeps_its_direction(share: float, tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 61, 50))
+    first, second = floats(a), floats(share * (a + b))
+    check(measured(tmp_path, first, second), decoded(first), decoded(second))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("size", [511, 512, 513, 2000, 2001])
+def test_the_largest_of_bf16_is_told_where_it_lies(size: int, tmp_path: Path) -> None:
+    a = np.random.default_rng(0).standard_normal(size)
+    for place in (0, 1, 255, 256, 257, 509, 510, size - 2, size - 1):
+        b = a + 0.01
+        b[place] = a[place] + 5
+        first, second = floats(a, "BF16"), floats(b, "BF16")
+        found = measured(tmp_path, first, second)
+        assert found.largest_at == (place,)
+        check(found, decoded(first), decoded(second))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_of_several_largest_differences_the_first_is_told(threads: int, tmp_path: Path) -> None:
+    a = np.random.default_rng(0).integers(0, 3, (90, 100)).astype(np.float32)
+    b = a.copy()
+    for row in (88, 70, 31, 50):
+        b[row, 7] = a[row, 7] + 2
+    b[5] += 1
+    for _ in range(10):
+        assert measured(tmp_path, floats(a), floats(b), threads).largest_at == (31, 7)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+def test_the_norm_of_one_tensor(dtype: str, size: float, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((50, 60)) * size
+    values[3, 4] = np.inf
+    part = floats(values, dtype)
+    expected = decoded(part)[np.isfinite(values)]
+    with model_of(tmp_path / "x", {"t": part}) as model:
+        assert norm(model, model.tensors["t"]) == pytest.approx(np.linalg.norm(expected), rel=1e-6)
+    with model_of(tmp_path / "y", {"t": floats(np.ones((0, 3)))}) as model:
+        assert norm(model, model.tensors["t"]) == 0
 
 
 @pytest.mark.parametrize("step", [1e-3, 1e-6])

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from entrenar_common.tables import Table, for_terminal
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
 from entrenar_inspect.comparing import compare
 from entrenar_inspect.comparison_views import comparison
-from entrenar_inspect.reports import Comparison
+from entrenar_inspect.reports.comparison import Comparison
 from hub_server import HubServer
 
 Check = Callable[..., dict[str, Any]]
@@ -74,13 +75,10 @@ def test_modules_that_are_retyped_alike_are_one_line(base: Tensors, tmp_path: Pa
     assert report.changes[0].parameters == 128
 
 
-def test_what_has_the_same_content_under_another_name_was_renamed(base: Tensors, tmp_path: Path) -> None:
-    other = {f"model.{name}": tensor for name, tensor in base.items()}
-    other["model.norm.weight"] = base["norm.weight"] + 1
-    report = compared(*pair(tmp_path, base, other))
-    renamed = {change.name: change.now for change in report.changes if change.kind == "renamed"}
-    assert renamed == {name: f"model.{name}" for name in base if name != "norm.weight"}
-    assert {change[:2] for change in changes(report)} >= {("removed", "norm.weight"), ("added", "model.norm.weight")}
+def test_a_model_that_is_retyped_as_a_whole_is_one_line(base: Tensors, tmp_path: Path) -> None:
+    report = compared(*pair(tmp_path, base, {name: tensor.bfloat16() for name, tensor in base.items()}))
+    assert changes(report) == [("retyped", "*", "F32 → BF16")]
+    assert (report.changes[0].tensors, report.changes[0].parameters) == (8, 50 * 8 + 8 + 6 * 64)
 
 
 def test_two_of_one_content_are_not_taken_for_each_other_twice(tmp_path: Path) -> None:
@@ -96,6 +94,7 @@ def test_values_are_compared_whatever_their_dtype(base: Tensors, tmp_path: Path)
         one, two = base[row.name].double(), other[row.name].double()
         assert row.max_abs == pytest.approx(float((one - two).abs().max()), rel=1e-6)
         assert row.mean_abs == pytest.approx(float((one - two).abs().mean()), rel=1e-5)
+        assert row.relative == pytest.approx(float((two - one).norm() / one.norm()), rel=1e-5)
         cosine = torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0)
         assert row.cosine == pytest.approx(float(cosine), abs=1e-9)
     assert report.beyond == len(base)
@@ -110,6 +109,61 @@ def test_layers_are_told_apart(base: Tensors, tmp_path: Path) -> None:
     moved = next(row for row in report.modules if row.name == "layers.1")
     assert moved.max_abs == pytest.approx(0.5, rel=1e-5)
     assert moved.mean_abs == pytest.approx(0.25, rel=1e-5), "of both its matrices"
+    whole = torch.cat([base[f"layers.1.{name}.weight"].flatten() for name in "qk"])
+    assert moved.relative == pytest.approx(float(0.5 * 8 / whole.norm()), rel=1e-5), "of both its matrices"
+
+
+def test_the_unchanged_is_one_line_and_the_furthest_are_told(base: Tensors, tmp_path: Path) -> None:
+    steps = {"layers.1.q.weight": 0.5, "layers.0.k.weight": 2.0, "norm.weight": 0.01, "embed.weight": 1e-6}
+    other = {name: tensor * (1 + steps.get(name, 0)) for name, tensor in base.items()}
+    report = compared(*pair(tmp_path, base, other), values=True, tolerance=1e-4)
+    assert [row.name for row in report.furthest] == [
+        "layers.0.k.weight", "layers.1.q.weight", "norm.weight", "embed.weight",
+    ]  # fmt: skip
+    assert [row.relative for row in report.furthest[:3]] == pytest.approx([2.0, 0.5, 0.01], rel=1e-4)
+    assert {row.name: (row.beyond, row.moved) for row in report.modules} == {
+        "embed": (0, 1), "layers.0": (1, 1), "layers.1": (1, 1), "layers.2": (0, 0), "norm": (1, 1),
+    }  # fmt: skip
+    _, table, furthest = comparison(report)
+    assert isinstance(table, Table)
+    assert isinstance(furthest, Table)
+    assert [row[0] for row in table.rows] == ["embed", "layers.0", "layers.1", "norm"], "in the order of the model"
+    assert table.notes[0] == "1 other module has the same values"
+    assert furthest.rows[0][0] == "layers.0.k.weight"
+    for block in (table, furthest):
+        assert max(len(line) for line in for_terminal(block, 80, colour=False).splitlines()) <= 80
+    by_tensor = compared(*pair(tmp_path, base, other), values=True, by_tensor=True)
+    assert len(by_tensor.tensors) == len(base)
+    assert comparison(by_tensor)[1].notes[0] == "4 other tensors have the same values"  # type: ignore[union-attr]
+
+
+def test_a_tensor_that_was_zeros_is_the_furthest(base: Tensors, tmp_path: Path) -> None:
+    zeros = {**base, "norm.weight": torch.zeros(8)}
+    report = compared(*pair(tmp_path, zeros, {**base, "embed.weight": base["embed.weight"] * 5}), values=True)
+    assert [(row.name, row.relative) for row in report.furthest] == [
+        ("norm.weight", None), ("embed.weight", pytest.approx(4)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fail_on", ["value", "any"])
+def test_where_nothing_can_be_compared_values_fail(
+    tmp_path: Path, program: Any, capsys: pytest.CaptureFixture[str], fail_on: str
+) -> None:
+    first, second = pair(tmp_path, {"a": torch.ones(3)}, {"b": torch.ones(4)})
+    assert program(["compare", str(first), str(second), "--fail-on", fail_on]) == 1
+    assert "no value could be compared" in capsys.readouterr().out
+    assert program(["compare", str(first), str(second), "--values"]) == 0, "only on request"
+
+
+def test_values_that_are_complex_on_one_side_are_not_compared(tmp_path: Path, program: Any) -> None:
+    first, second = pair(
+        tmp_path,
+        {"a": torch.ones(3), "b": torch.ones(2)},
+        {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.complex64)},
+    )
+    report = compared(first, second, values=True, fail_on="value")
+    assert (report.in_common, report.beyond, report.failed) == (2, 0, True)
+    assert "such as b" in report.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +205,7 @@ def test_a_nan_on_one_side_is_a_difference(base: Tensors, tmp_path: Path) -> Non
     assert report.beyond == 1
     assert {row.name: (row.beyond, row.non_finite) for row in report.modules if row.beyond} == {"norm": (1, 1)}
     shown = " ".join(str(cell) for row in comparison(report)[1].rows for cell in row)  # type: ignore[union-attr]
-    assert "NaN or infinite" in shown
+    assert "NaN or inf" in shown
 
 
 def test_in_all_forms(base: Tensors, tmp_path: Path, program: Any, check_output: Check) -> None:

@@ -1,13 +1,12 @@
 """How far two stored tensors are apart, value by value, and whether they are the same to the bit.
 
-Blocks that are equal to the bit are not decoded. Of others, values that float32 holds are subtracted in it, and their
-squares and absolute values are added up in it over parts of 8,192, and in float64 over these; a block for which that is
-not good enough, since values are not finite or their squares leave the range of float32, is done again in float64.
+Blocks that are equal to the bit are not decoded, but for their norms where others are not equal. Blocks are small
+enough for all that is made of one to stay in a cache, and no smaller, for threads wait for each other between numpy's
+operations on them.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.decoding import numbers_per_value
 from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.measuring.difference_sums import DifferenceSums, bf16_halves, in_float32, in_float64, of_equal
 from entrenar_core.measuring.reading import Bytes, Content, Progress, content_of, share_out
 from entrenar_core.measuring.results import Difference
-from entrenar_core.measuring.sums import dot, require_squares
+from entrenar_core.measuring.sums import require_squares
 from entrenar_core.stored_model import StoredModel
 
 _BLOCK_VALUES = 1 << 18  # a multiple of every block of a dtype
-_NEGLIGIBLE = 1e-30  # a mean square beside which what float32 loses, squares below 1e-38, does not count
+_FIRST_BYTES = 4096
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -46,8 +46,9 @@ def difference(
             ends before or cannot be read; or it has values beyond 1e150.
     """
     pair = _Pair(content_of(first, tensor), content_of(second, other))
-    found: dict[int, _Sums] = {}
+    found: dict[int, DifferenceSums] = {}
     equal: list[int] = []
+    largest = [0.0]  # so far: the first of the largest differences of all is never below it
 
     def comparing() -> Callable[[int], int]:
         room = _Room(pair)
@@ -57,7 +58,8 @@ def difference(
             if pair.is_alike and _same(a, b):
                 equal.append(start)
             else:
-                found[start] = room.sums(*room.decode(start, a, b)).moved(start * pair.numbers)
+                sums = room.sums(start, a, b, largest[0]).moved(start * pair.numbers)
+                found[start], largest[0] = sums, max(sums.max_abs, largest[0])
             return len(a) + len(b)
 
         return compare
@@ -65,20 +67,44 @@ def difference(
     def norms() -> Callable[[int], int]:
         room = _Room(pair)
 
-        def norm(start: int) -> int:
-            found[start] = room.norm(*room.decode(start, *room.read(start)))
+        def square(start: int) -> int:
+            found[start] = of_equal(room.decode_side(0, start, room.read_side(0, start)))
             return 0
 
-        return norm
+        return square
 
     starts = range(0, tensor.values, _BLOCK_VALUES)
     share_out(starts, comparing, progress=progress, threads=threads)
     if pair.is_alike and len(equal) == len(starts):
-        return Difference(tensor.values, True, 0, False, 0.0, None, 0.0, 0.0, 0.0, 0.0)
+        return Difference(tensor.values, True, 0, False, 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
     share_out(sorted(equal), norms, threads=threads)
-    together = sum((found[start] for start in starts), _Sums())
+    together = sum((found[start] for start in starts), DifferenceSums())
     require_squares(tensor, together.square, together.square_a, together.square_b)
     return together.difference(tensor)
+
+
+def norm(model: StoredModel, tensor: StoredTensor, *, threads: int | None = None) -> float:
+    """The L2 norm of the finite values of a tensor.
+
+    Raises:
+        ModelError: it cannot be decoded, or its file ends before or cannot be read; or it has values beyond 1e150.
+    """
+    content = content_of(model, tensor)
+    found: dict[int, float] = {}
+
+    def squares() -> Callable[[int], int]:
+        room = _Room(_Pair(content, content))
+
+        def square(start: int) -> int:
+            found[start] = of_equal(room.decode_side(0, start, room.read_side(0, start))).square_a
+            return 0
+
+        return square
+
+    share_out(starts := range(0, tensor.values, _BLOCK_VALUES), squares, threads=threads)
+    together = sum(found[start] for start in starts)
+    require_squares(tensor, together)
+    return math.sqrt(together)
 
 
 def same_bytes(first: StoredModel, tensor: StoredTensor, second: StoredModel, other: StoredTensor) -> bool:
@@ -132,6 +158,7 @@ class _Pair:
             )
         self.sides = (a, b)
         self.is_alike = one.dtype == other.dtype and a.scale == b.scale
+        self.is_bf16 = one.dtype.name == other.dtype.name == "BF16"
 
 
 class _Room:
@@ -146,45 +173,34 @@ class _Room:
 
     def read(self, start: int) -> tuple[Bytes, Bytes]:
         """The bytes of the block that starts with this value."""
-        places = [_place(side, start) for side in self.pair.sides]
-        a, b = (
-            side.bytes_at(place, raw[: side.size_bytes - place])
-            for side, place, raw in zip(self.pair.sides, places, self.raw, strict=True)
-        )
-        return a, b
+        return self.read_side(0, start), self.read_side(1, start)
 
-    def decode(self, start: int, *raw: Bytes) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Their values."""
-        sides = zip(self.pair.sides, raw, self.floats, strict=False)
-        a, b = (side.decode(_place(side, start), part, room) for side, part, room in sides)
-        return a, b
+    def read_side(self, number: int, start: int) -> Bytes:
+        """Those of one side."""
+        side, place = self.pair.sides[number], _place(self.pair.sides[number], start)
+        return side.bytes_at(place, self.raw[number][: side.size_bytes - place])
 
-    def sums(self, a: NDArray[Any], b: NDArray[Any]) -> "_Sums":
-        """Of b − a."""
+    def decode_side(self, number: int, start: int, raw: Bytes) -> NDArray[Any]:
+        """Those of one side."""
+        side = self.pair.sides[number]
+        return side.decode(_place(side, start), raw, self.floats[number])
+
+    def sums(self, start: int, a: Bytes, b: Bytes, largest: float) -> DifferenceSums:
+        """Of b − a, read from a block. `largest` is a difference below which its place does not matter."""
+        if self.pair.is_bf16 and len(a) % 4 == 0:
+            return self.between(bf16_halves(a, self.floats[0]), bf16_halves(b, self.floats[1]), largest).woven(
+                len(a) // 4
+            )
+        return self.between(self.decode_side(0, start, a), self.decode_side(1, start, b), largest)
+
+    def between(self, a: NDArray[Any], b: NDArray[Any], largest: float) -> DifferenceSums:
+        """Of the values b − a."""
         with np.errstate(all="ignore"):
-            found = self.in_float32(a, b) if a.dtype == b.dtype == np.float32 else None
-            return _in_float64(a, b) if found is None else found
-
-    def norm(self, a: NDArray[Any], b: NDArray[Any]) -> "_Sums":
-        """Of values that are the same."""
-        with np.errstate(all="ignore"):
-            square = dot(a, a) if a.dtype == np.float32 else math.inf
-            if _NEGLIGIBLE * len(a) <= square < math.inf:
-                return _Sums(len(a), square_a=square, square_b=square)
-            return _in_float64(a, b)
-
-    def in_float32(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> "_Sums | None":
-        """None where float32 is not enough."""
-        apart, differs = self.floats[2][: len(a)], self.flags[: len(a)]
-        np.subtract(b, a, out=apart)
-        square, square_a, square_b, product = (*(dot(one, one) for one in (apart, a, b)), dot(a, apart))
-        if not all(_NEGLIGIBLE * len(a) <= found < math.inf for found in (square, square_a, square_b)):
-            return None
-        np.not_equal(apart, 0, out=differs)
-        np.abs(apart, out=apart)
-        at = int(apart.argmax())
-        count = int(np.count_nonzero(differs))
-        return _Sums(len(a), count, 0, float(apart.sum()), square, square_a, square_b, product, float(apart[at]), at)
+            if a.dtype == b.dtype == np.float32:
+                found = in_float32(a, b, self.floats[2][: len(a)], self.flags[: len(a)], largest)
+                if found is not None:
+                    return found
+            return in_float64(a, b)
 
 
 def _place(content: Content, value: int) -> int:
@@ -193,85 +209,7 @@ def _place(content: Content, value: int) -> int:
 
 
 def _same(a: Bytes, b: Bytes) -> bool:
+    if not np.array_equal(a[:_FIRST_BYTES], b[:_FIRST_BYTES]):  # blocks that differ mostly do so from the start
+        return False
     whole = len(a) // 8 * 8  # eight at a time
     return np.array_equal(a[:whole].view("<u8"), b[:whole].view("<u8")) and np.array_equal(a[whole:], b[whole:])
-
-
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """Over places where both are finite, but for `differing` and `odd`, the places where one is not as the other."""
-
-    numbers: int = 0
-    differing: int = 0
-    odd: int = 0
-    abs_sum: float = 0.0
-    square: float = 0.0
-    square_a: float = 0.0
-    square_b: float = 0.0
-    product: float = 0.0  # of a and b − a
-    max_abs: float = 0.0
-    largest_at: int = -1
-
-    def __add__(self, other: "_Sums") -> "_Sums":
-        larger = other if other.max_abs > self.max_abs else self
-        return _Sums(
-            self.numbers + other.numbers,
-            self.differing + other.differing,
-            self.odd + other.odd,
-            self.abs_sum + other.abs_sum,
-            self.square + other.square,
-            self.square_a + other.square_a,
-            self.square_b + other.square_b,
-            self.product + other.product,
-            larger.max_abs,
-            larger.largest_at,
-        )
-
-    def moved(self, numbers: int) -> "_Sums":
-        """The same, of a block that so many numbers lie before."""
-        return replace(self, largest_at=self.largest_at + numbers)
-
-    def difference(self, tensor: StoredTensor) -> Difference:
-        numbers = max(self.numbers, 1)
-        norm_a, norm_b, apart = math.sqrt(self.square_a), math.sqrt(self.square_b), math.sqrt(self.square)
-        at = (
-            np.unravel_index(self.largest_at // numbers_per_value(tensor.dtype), tensor.shape) if self.max_abs else None
-        )
-        # 2(|a||b| − a·b) = |b − a|² − (|b| − |a|)², and |b|² − |a|² = |b − a|² + 2a·(b − a): where a and b are almost
-        # alike, nothing large is subtracted from its like.
-        longer = (self.square + 2 * self.product) / (norm_a + norm_b) if norm_a else norm_b
-        unlike = max(self.square - longer**2, 0.0)
-        return Difference(
-            values=tensor.values,
-            identical=False,
-            differing=self.differing,
-            non_finite_differ=self.odd > 0,
-            max_abs=self.max_abs,
-            largest_at=None if at is None else tuple(map(int, at)),
-            mean_abs=self.abs_sum / numbers,
-            rms=apart / math.sqrt(numbers),
-            relative=apart / norm_a if norm_a else None,
-            cosine_distance=unlike / (2 * norm_a * norm_b) if norm_a and norm_b else None,
-        )
-
-
-def _in_float64(a: NDArray[Any], b: NDArray[Any]) -> _Sums:
-    differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
-    finite = np.isfinite(a) & np.isfinite(b)
-    exact_a, exact_b = (np.where(finite, one, 0).astype(np.float64) for one in (a, b))
-    apart = exact_b - exact_a
-    product = dot(exact_a, apart)
-    np.abs(apart, out=apart)
-    at = int(apart.argmax())
-    return _Sums(
-        int(np.count_nonzero(finite)),
-        int(np.count_nonzero(differs)),
-        int(np.count_nonzero(differs & ~finite)),
-        float(apart.sum()),
-        dot(apart, apart),
-        dot(exact_a, exact_a),
-        dot(exact_b, exact_b),
-        product,
-        float(apart[at]),
-        at,
-    )

@@ -69,9 +69,9 @@ class Difference:
     `identical`: they have one dtype, and every bit is the same; values are not looked at then. `differing` counts the
     values that are another; 0 and −0 are one value, and so are NaN and NaN. `non_finite_differ`: one is NaN or infinite
     where the other is not so; such places count as differing, and for no other figure here. `largest_at` are the
-    coordinates of `max_abs`; None where it is 0. `relative` is the L2 norm of the difference over that of a; None where
-    a is all zeros. `cosine_distance` is 1 − the cosine similarity, exact also where that rounds to 1; None where a or b
-    is all zeros. Of identical tensors both are 0.
+    coordinates of `max_abs`; None where it is 0. `distance` is the L2 norm of the difference, `norm` that of a; that of
+    identical tensors is not computed, and None. `cosine_distance` is 1 − the cosine similarity, exact also where that
+    rounds to 1 and neither is twice as long; None where a or b is all zeros; 0 of identical tensors.
     """
 
     values: int
@@ -82,8 +82,16 @@ class Difference:
     largest_at: tuple[int, ...] | None
     mean_abs: float
     rms: float
-    relative: float | None
+    distance: float
+    norm: float | None
     cosine_distance: float | None
+
+    @property
+    def relative(self) -> float | None:
+        """The L2 norm of the difference over that of a; None where a is all zeros. Of identical tensors it is 0."""
+        if self.identical:
+            return 0.0
+        return self.distance / self.norm if self.norm else None
 
     @property
     def cosine(self) -> float | None:

@@ -24,6 +24,17 @@ def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.vecdot(rows_a, rows_b).sum(dtype=np.float64)) + float(np.dot(a[whole:], b[whole:]))
 
 
+_ONES = np.ones(_DOT_VALUES, np.float32)
+
+
+def total(a: NDArray[np.float32]) -> float:
+    """The sum of a vector, as `dot` adds up: by BLAS, which is several times as fast as numpy's sum."""
+    whole = len(a) // _DOT_VALUES * _DOT_VALUES
+    rest = a[whole:]
+    sums = np.vecdot(a[:whole].reshape(-1, _DOT_VALUES), _ONES)
+    return float(sums.sum(dtype=np.float64)) + float(np.dot(rest, _ONES[: len(rest)]))
+
+
 def require_squares(tensor: StoredTensor, *squares: float) -> None:
     """Raises ModelError where a sum of squares is beyond what float64 holds."""
     if not all(map(math.isfinite, squares)):
