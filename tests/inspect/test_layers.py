@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
 from entrenar_inspect.layers import list_layers
-from entrenar_inspect.reports import LayersReport
+from entrenar_inspect.reports.layers import LayersReport
 
 Check = Callable[..., dict[str, Any]]
 
@@ -73,7 +73,7 @@ def test_in_all_forms(llama: Path, program: Any, check_output: Check) -> None:
         ["layers", str(llama), "--verbose", "--filter", "*layers.1.mlp*"],
         values={"tensors": 3, "parameters": 3 * 32 * 64, "by_tensor": True, "filter": "*layers.1.mlp*"},
         shows=["model.layers.1.mlp.down_proj.weight", "32 × 64", "2.0K", "8.2 kB"],
-        lines=["model.layers.1.mlp.down_proj.weight\t\t32 × 64\tF32\t2.0K\t8.2 kB"],
+        lines=["model.layers.1.mlp.down_proj.weight\t1\t32 × 64\tF32\t2048\t8192"],
     )
     assert [row["shape"] for row in report["rows"]] == [[32, 64], [64, 32], [64, 32]]
 
@@ -106,6 +106,51 @@ def test_statistics_are_those_of_the_values(tmp_path: Path, program: Any, check_
             assert told[key] == pytest.approx(value, rel=1e-6)
         assert told["zeros"] == int((finite == 0).sum())
         assert sum(told["histogram"]) == len(finite)
+
+
+def test_statistics_of_modules_are_those_of_all_their_weights(bert: Path, program: Any, check_output: Check) -> None:
+    report = check_output(
+        program,
+        ["layers", str(bert), "--stats", "--depth", "2"],
+        values={"by_tensor": False},
+        shows=["encoder.layer.0.attention", "encoder.layer.1.attention", "--verbose tells of each tensor"],
+    )
+    tensors = load_file(bert / "model.safetensors")
+    for row in report["rows"]:
+        inside = [
+            tensor for name, tensor in tensors.items() if name.startswith(f"{row['name']}.") or name == row["name"]
+        ]
+        assert row["copies"] == 1, "layers that are alike have other values"
+        assert row["tensors"] == len(inside)
+        values = torch.cat([tensor.flatten() for tensor in inside]).double().numpy()
+        told = row["statistics"]["finite"]
+        assert row["statistics"]["count"] == len(values)
+        assert told["mean"] == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
+        assert told["std"] == pytest.approx(values.std(), rel=1e-6)
+        assert (told["minimum"], told["maximum"]) == (values.min(), values.max())
+        assert told["zeros"] == (values == 0).sum()
+    assert sum(row["statistics"]["count"] for row in report["rows"]) == report["parameters"]
+
+
+def test_indices_are_left_out_of_modules_and_told_alone(tmp_path: Path) -> None:
+    weights = {"emb.weight": torch.full((3, 2), 0.5), "emb.ids": torch.arange(9), "ids.all": torch.arange(9)}
+    save_file(weights, tmp_path / "x.safetensors")
+    report = listed(tmp_path / "x.safetensors", statistics=True)
+    found = {row.name: row.statistics for row in report.rows}
+    assert report.notes == ("statistics leave out 1 tensor without floats",)
+    for name, count, mean in (("emb", 6, 0.5), ("ids", 9, 4.0)):
+        told = found[name]
+        assert told is not None
+        assert told.finite is not None
+        assert (told.count, told.finite.mean) == (count, mean)
+
+
+def test_verbose_and_ranks_list_tensors(bert: Path) -> None:
+    for how in ({"by_tensor": True, "statistics": True}, {"rank": True, "statistics": True, "depth": 2}):
+        report = listed(bert, pattern="*layer.0.attention.self*", **how)
+        assert report.by_tensor
+        assert [row.tensors for row in report.rows] == [1] * 6
+        assert all(row.statistics and row.statistics.finite and row.statistics.finite.histogram for row in report.rows)
 
 
 def test_effective_ranks_are_those_of_the_singular_values(tmp_path: Path, program: Any, check_output: Check) -> None:

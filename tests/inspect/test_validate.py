@@ -16,7 +16,7 @@ from entrenar_core.conversion import convert
 from entrenar_core.formats import WeightFormat
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
-from entrenar_inspect.reports import Check as Found
+from entrenar_inspect.reports.validation import Check as Found
 from entrenar_inspect.validating import validate
 from hub_server import HubServer
 
@@ -122,6 +122,55 @@ def test_a_configuration_that_does_not_fit_is_named(
     assert message in " ".join((result.message, *result.details))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_matrices_of_zeros_are_a_warning(tmp_path: Path, dtype: torch.dtype) -> None:
+    late, middle = torch.zeros(3, 700_000), torch.zeros(100, 4000)
+    late[2, 0], middle[50, 7] = 1, 1  # neither in the first nor in the last values
+    tensors = {"late": late, "middle": middle, "empty": torch.zeros(64, 32), "minus": torch.full((2, 2), -0.0)}
+    tensors |= {"bias": torch.zeros(64), "row": torch.zeros(1, 64), "none": torch.zeros(0, 3)}
+    converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file({**converted, "ids": torch.zeros(2, 2, dtype=torch.int64)}, tmp_path / "x.safetensors")
+    check = found(tmp_path / "x.safetensors", "zeros")
+    assert (check.status, check.message) == ("warning", "2 findings")
+    assert set(check.details) == {"tensor empty is all zeros", "tensor minus is all zeros"}
+
+
+@pytest.mark.parametrize(("value", "status"), [(0.0, "warning"), (0.5, "ok")])
+def test_zeros_of_quantised_weights_are_found_whatever_their_bytes(tmp_path: Path, value: float, status: str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    blocks = gguf.quantize(np.full((8, 64), value, np.float32), gguf.GGMLQuantizationType.Q4_0)
+    assert blocks.any()
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert found(tmp_path / "x.gguf", "zeros").status == status
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adafactor])
+def test_the_state_of_an_optimizer_is_no_model(tmp_path: Path, optimizer: type[torch.optim.Optimizer]) -> None:
+    layer = torch.nn.Linear(4, 3)
+    stepping = optimizer(layer.parameters())
+    layer(torch.ones(4)).sum().backward()
+    stepping.step()
+    torch.save(stepping.state_dict(), tmp_path / "optimizer.pt")
+    torch.save({"model": layer.state_dict(), "optimizer": stepping.state_dict()}, tmp_path / "checkpoint.pt")
+    check = found(tmp_path / "optimizer.pt", "contents", allow_pickle=True)
+    assert (check.status, check.message) == ("warning", "this is the state of an optimizer, and no model")
+    assert not validate(str(tmp_path / "optimizer.pt"), allow_pickle=True, strict=True).sound
+    checks = validate(str(tmp_path / "checkpoint.pt"), allow_pickle=True).checks
+    assert "contents" not in {check.name for check in checks}
+
+
+def test_a_file_that_is_called_like_the_state_of_a_training_is_told(model: Path, tmp_path: Path) -> None:
+    save_file({"exp_avg.0": torch.ones(3)}, tmp_path / "optimizer.safetensors")
+    check = found(tmp_path / "optimizer.safetensors", "contents")
+    assert (check.status, "optimizer.safetensors is called like" in check.message) == ("warning", True)
+    renamed = (model / "model.safetensors").rename(model / "optimizer.safetensors")
+    assert "contents" not in {check.name for check in validate(str(renamed)).checks}, "a model, whatever its name"
+
+
 def test_matrices_of_several_dtypes_are_a_warning(model: Path) -> None:
     name = "encoder.layer.0.output.dense.weight"
     check = found(changed(model, lambda tensors: tensors.update({name: tensors[name].half()})), "dtypes")
@@ -176,7 +225,7 @@ def test_a_gguf_is_held_against_its_family(tmp_path: Path, dropped: str | None) 
     writer.write_tensors_to_file()
     writer.close()
     check = found(tmp_path / "x.gguf", "tensors")
-    expected = "all that a llama or mistral has" if dropped is None else "model.layers.0.mlp.up_proj.weight is missing"
+    expected = "all that a llama" if dropped is None else "model.layers.0.mlp.up_proj.weight is missing"
     assert (check.status, expected in check.message) == ("ok" if dropped is None else "failed", True)
 
 

@@ -14,6 +14,8 @@ from entrenar_core.errors import NotFoundError, UsageError
 from entrenar_core.formats.kinds import FORMATS
 
 MODEL_SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row.suffixes)
+# What is called so is meant for a file, and a repository is not: that it is not here is said before any network.
+_FILE_SUFFIXES = (*MODEL_SUFFIXES, ".json", ".txt", ".yaml", ".yml", ".ckpt", ".msgpack", ".zip", ".gz")
 ACCEPTED = (
     "give a Hub repository (org/name or org/name@revision), a local file or folder (./folder, model.gguf) "
     "or a path in an installed package (pkg://package/path)"
@@ -119,7 +121,7 @@ def _is_path(text: str, revision: str | None) -> bool:
         with suppress(OSError):  # a name too long for a file
             if Path(text).exists():
                 return True
-    return text.endswith(MODEL_SUFFIXES) and "@" not in text
+    return text.endswith(_FILE_SUFFIXES) and "@" not in text and "://" not in text
 
 
 def _package(text: str) -> PackageReference:

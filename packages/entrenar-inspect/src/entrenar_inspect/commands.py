@@ -30,7 +30,9 @@ entrenar-inspect layers ./model --depth 3   open the layers, down to their matri
 
 entrenar-inspect layers model.gguf --verbose --filter '*attn_q*'   every tensor whose name matches
 
-entrenar-inspect layers model.safetensors --stats --rank --filter '*mlp*'   what their values are like
+entrenar-inspect layers ./model --stats --depth 2   what the values of each module are like
+
+entrenar-inspect layers model.safetensors --verbose --stats --rank --filter '*mlp*'   and those of each tensor
 
 entrenar-inspect layers org/name --json   reads headers only, downloads nothing
 """
@@ -49,6 +51,10 @@ entrenar-inspect validate model.safetensors
 entrenar-inspect validate ./model --strict   also what readers merely tolerate
 
 entrenar-inspect validate org/name --json   headers only, downloads nothing
+
+entrenar-inspect validate ./model --checksum   hashes, held against those of the Hub or of SHA256SUMS
+
+entrenar-inspect validate model.gguf --expect 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 """
 CONVERT_EXAMPLES = """
 entrenar-inspect convert ./model --to safetensors --output ./half --dtype bf16 --shard-size 5GB
@@ -95,7 +101,9 @@ def layers(
     stats: Annotated[
         bool, typer.Option("--stats", help="Read all values: mean, deviation, extremes, zeros, NaN, histogram.")
     ] = False,
-    rank: Annotated[bool, typer.Option("--rank", help="Estimate the effective rank of each matrix.")] = False,
+    rank: Annotated[
+        bool, typer.Option("--rank", help="Estimate the effective rank of each matrix; lists tensors.")
+    ] = False,
     revision: Revision = None,
     format: Format = None,  # noqa: A002 - as the flag is called
     file: File = None,
@@ -132,11 +140,11 @@ def compare(
     verbose: Annotated[bool, typer.Option("--verbose", help="Compare values, and tell those of every tensor.")] = False,
     fail_on: Annotated[
         Literal["shape", "value", "any"] | None,
-        typer.Option(help="Exit 1 on other names or shapes, other values, or any change of these.", show_default=False),
+        typer.Option(help="Exit 1 on other tensors or shapes, other values, or any change.", show_default=False),
     ] = None,
     allow_pickle: AllowPickle = False,
 ) -> Comparison:
-    """Show what differs between two models: tensors, shapes, dtypes, values."""
+    """Show what differs between two models: tensors, values, settings, tokenizer."""
     from entrenar_inspect.comparing import compare as find
     from entrenar_inspect.opening import opened, reading
 
@@ -165,7 +173,18 @@ def compare(
 def validate(
     model: ModelReference,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on what readers merely tolerate.")] = False,
-    checksum: Annotated[bool, typer.Option("--checksum", help="Also compute the SHA-256 of every file.")] = False,
+    checksum: Annotated[
+        bool,
+        typer.Option(
+            "--checksum", help="Compute SHA-256, and compare with what the Hub, SHA256SUMS or FILE.sha256 says."
+        ),
+    ] = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expect", metavar="[FILE=]SHA256", help="What the SHA-256 has to be; may be repeated.", show_default=False
+        ),
+    ] = None,
     revision: Revision = None,
     format: Format = None,  # noqa: A002 - as the flag is called
     file: File = None,
@@ -175,7 +194,14 @@ def validate(
     from entrenar_inspect.validating import validate as check
 
     return check(
-        model, strict=strict, checksum=checksum, revision=revision, format=format, file=file, allow_pickle=allow_pickle
+        model,
+        strict=strict,
+        checksum=checksum,
+        expect=expect or (),
+        revision=revision,
+        format=format,
+        file=file,
+        allow_pickle=allow_pickle,
     )
 
 

@@ -9,9 +9,9 @@ from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.formats.places import read_json_of
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.reports.summary import TokenizerSummary
+from entrenar_inspect.vocabularies import READERS, vocabulary_in
 
 _JSON, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_OTHERS = ("tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # How a GGUF calls what tokenizer.json calls by its algorithm.
 _GGUF_KINDS = {"gpt2": "BPE", "llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV"}
@@ -28,18 +28,32 @@ def tokenizer_of(model: StoredModel) -> TokenizerSummary | None:
         return _of_gguf(model.metadata)
     sizes = model.place.sizes
     templated = any(name in sizes for name in _TEMPLATES)
-    if _JSON in sizes and model.is_here:
-        return _of_json(model, templated)
-    other = next((name for name in (_JSON, *_OTHERS) if name in sizes), None)
-    return None if other is None else TokenizerSummary(other, None, None, None, templated or None)
+    file = next((name for name in (_JSON, *READERS) if name in sizes), None)
+    if file is None:
+        return None
+    if not model.is_here:
+        return TokenizerSummary(file, None, None, None, templated or None)
+    return _of_json(model, templated) if file == _JSON else _of_vocabulary(model, file, templated)
+
+
+def _of_vocabulary(model: StoredModel, file: str, templated: bool) -> TokenizerSummary:
+    found = vocabulary_in(model.place, file)
+    templated = templated or bool(_settings(model).get("chat_template"))
+    if found is None:
+        return TokenizerSummary(file, None, None, None, templated)
+    return TokenizerSummary(file, found.kind, found.tokens, found.largest_id, templated)
+
+
+def _settings(model: StoredModel) -> Mapping[str, Any]:
+    return read_json_of(model.place, _SETTINGS) if _SETTINGS in model.place.sizes else {}
 
 
 def _of_json(model: StoredModel, templated: bool) -> TokenizerSummary:
     content = read_json_of(model.place, _JSON)
-    settings = read_json_of(model.place, _SETTINGS) if _SETTINGS in model.place.sizes else {}
+    settings = _settings(model)
     try:
         kind, ids = _kind_and_ids(content, settings)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ModelError(f"{model.place.name}/{_JSON} has no vocabulary", "fetch or save it again") from error
     return TokenizerSummary(
         _JSON, kind, len(ids), max(ids, default=None), templated or bool(settings.get("chat_template"))

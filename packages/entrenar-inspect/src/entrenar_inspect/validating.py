@@ -1,19 +1,20 @@
 """`entrenar-inspect validate`: every check, in the order in which a reader would come upon what they find."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from entrenar_core.errors import EntrenarError, UnsoundFileError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.stored_model import StoredModel
-from entrenar_inspect.checks import architecture, files, tokenizer
+from entrenar_inspect.checks import architecture, checksums, contents, files, tokenizer
 from entrenar_inspect.checks.results import failed, skipped
-from entrenar_inspect.opening import opened, reading
+from entrenar_inspect.opening import going_through, opened, reading
 from entrenar_inspect.reports.validation import Check, ValidationReport
 from entrenar_inspect.summary import Facts, facts_of
 
 Progress = Callable[[int], None]
+Found = TypeVar("Found", Check, Check | None)
 _AFTER_STRUCTURE = ("values", "tensors", "configuration", "tokenizer")
 
 
@@ -22,6 +23,7 @@ def validate(
     *,
     strict: bool = False,
     checksum: bool = False,
+    expect: Sequence[str] = (),
     revision: str | None = None,
     format: str | None = None,  # noqa: A002 - as the flag is called
     file: str | None = None,
@@ -31,18 +33,22 @@ def validate(
 
     Args:
         strict: whether what readers merely tolerate fails too.
-        checksum: whether to compute the SHA-256 of every file.
+        checksum: whether to compute the SHA-256 of every file, and to hold it against what is said of it.
+        expect: what it should be, as `SHA256` of the only file or `FILE=SHA256`; it is computed then.
 
     Raises:
-        UsageError, NotFoundError, AccessError, FetchError: there is no such model, or it is not given.
+        UsageError: the reference cannot be meant; or what is expected is no SHA-256, or of no file of the model.
+        NotFoundError, AccessError, FetchError: there is no such model, or it is not given.
     """
+    expected = checksums.parsed(expect)
     try:
         with opened(text, revision=revision, format=format, file=file, allow_pickle=allow_pickle) as model:
+            asked = checksums.wanted(model, expected)
             with reading("looks at values", model) as progress:
                 checks = tuple(check for check in _checks(model, progress) if check is not None)
-            if checksum and not model.is_here:
-                checks = (*checks, skipped("sha-256", "it needs every byte, and only headers were read"))
-            sums = dict(_sums(model)) if checksum else {}
+            sums = _sums(model) if checksum or expected else {}
+            if checksum or expected:
+                checks = (*checks, checksums.matching(model, sums, asked))
             return ValidationReport(text, model.format, strict, checks, sums)
     except UnsoundFileError as error:
         rest = (skipped(name, "the file cannot be read") for name in _AFTER_STRUCTURE)
@@ -52,10 +58,12 @@ def validate(
 def _checks(model: StoredModel, progress: Progress) -> Iterator[Check | None]:
     facts = facts_of(model, _translated(model))
     yield files.structure(model)
+    yield contents.is_model(model, facts)
     yield files.index(model)
     yield files.sums(model)
     yield files.conventions(model)
     yield _values(model, progress)
+    yield _zeros(model)
     yield files.booleans(model)
     yield architecture.dtypes(model, facts)
     yield architecture.tensors(model, facts)
@@ -63,6 +71,7 @@ def _checks(model: StoredModel, progress: Progress) -> Iterator[Check | None]:
     yield architecture.configuration(model, facts)
     yield architecture.tied(model, facts)
     yield _guarded("tokenizer", lambda: tokenizer.fits(model, _rows(facts)))
+    yield _guarded("special tokens", lambda: tokenizer.special(model, _rows(facts)))
 
 
 def _translated(model: StoredModel) -> Mapping[str, tuple[int, ...]] | None:
@@ -88,7 +97,15 @@ def _values(model: StoredModel, progress: Progress) -> Check:
     return _guarded("values", lambda: finite(model, progress))
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
+def _zeros(model: StoredModel) -> Check | None:
+    if not model.is_here:
+        return None
+    from entrenar_inspect.checks.values import zeros
+
+    return _guarded("zeros", lambda: zeros(model))
+
+
+def _guarded(name: str, check: Callable[[], Found]) -> Found | Check:
     """What stops a check is what it found."""
     try:
         return check()
@@ -102,8 +119,8 @@ def _rows(facts: Facts) -> int | None:
     return found or facts.architecture.vocab_size
 
 
-def _sums(model: StoredModel) -> Iterator[tuple[str, str]]:
-    for name, source in model.sources.items():
-        if isinstance(source, FileSource):
-            with source.path.open("rb") as file:
-                yield name, hashlib.file_digest(file, "sha256").hexdigest()
+def _sums(model: StoredModel) -> Mapping[str, str]:
+    """The SHA-256 of each file that lies here."""
+    here = {name: source for name, source in model.sources.items() if isinstance(source, FileSource)}
+    with going_through("computes SHA-256", sum(source.size_bytes for source in here.values())) as progress:
+        return checksums.digests(here, progress)

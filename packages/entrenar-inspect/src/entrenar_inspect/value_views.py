@@ -11,23 +11,32 @@ _SHADES = " ▁▂▃▄▅▆▇█"
 _STRIP = 16  # cells of a strip: each has two bins of the histogram
 
 
-def value_tables(rows: Sequence[LayerRow]) -> Iterator[Table]:
-    """Two tables of statistics, each narrow enough for a terminal, and one of ranks, where there are any."""
+def value_tables(rows: Sequence[LayerRow], what: str) -> Iterator[Table]:
+    """Two tables of statistics, each narrow enough for a terminal, and one of ranks, where there are any. `what` the
+    rows of statistics are: tensors or layers.
+    """
     counted = [(row.name, row.statistics) for row in rows if row.statistics is not None]
     ranked = [(row.name, row.rank) for row in rows if row.rank is not None]
     if counted:
-        yield _distributions(counted)
-        yield _shares(counted)
+        yield _distributions(counted, what)
+        yield _shares(counted, what)
     if ranked:
         yield _ranks(ranked)
 
 
-def _distributions(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
-    titles = ("mean", "std", "min", "max", "histogram")
-    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles))
-    lines = tuple((name, *_figures(found.finite), _strip(found.finite)) for name, found in rows)
-    note = "histograms go from the smallest to the largest value, or to where outliers begin"
-    return Table("Values", columns, lines, (note,))
+def _distributions(rows: Sequence[tuple[str, TensorStatistics]], what: str) -> Table:
+    strips = [_strip(found.finite) for _, found in rows]
+    titles = ("mean", "std", "min", "max", *(("histogram",) if any(strips) else ()))
+    columns: tuple[Column | str, ...] = (what, *(Column(title, "right") for title in titles))
+    lines = tuple(
+        (name, *_figures(found.finite), strip)[: len(columns)]
+        for (name, found), strip in zip(rows, strips, strict=True)
+    )
+    told = ("histograms go from the smallest to the largest value, or to where outliers begin",) if any(strips) else ()
+    unseen = any(found.finite is not None and not found.finite.histogram for _, found in rows)
+    return Table(
+        "Values", columns, lines, (*told, *(("--verbose tells of each tensor, with its histogram",) if unseen else ()))
+    )
 
 
 def _figures(found: Distribution | None) -> tuple[Cell, ...]:
@@ -36,11 +45,11 @@ def _figures(found: Distribution | None) -> tuple[Cell, ...]:
     return tuple(f"{number:.3g}" for number in (found.mean, found.std, found.minimum, found.maximum))
 
 
-def _shares(rows: Sequence[tuple[str, TensorStatistics]]) -> Table:
+def _shares(rows: Sequence[tuple[str, TensorStatistics]], what: str) -> Table:
     titles = ("zeros", "outliers", "NaN", "infinite")
-    columns: tuple[Column | str, ...] = ("tensor", *(Column(title, "right") for title in titles))
+    columns: tuple[Column | str, ...] = (what, *(Column(title, "right") for title in titles))
     lines = tuple((name, *_parts(found.finite), found.nan, found.inf) for name, found in rows)
-    note = f"outliers lie further than {OUTLIER_DEVIATIONS:g} deviations from the mean"
+    note = f"outliers lie further than {OUTLIER_DEVIATIONS:g} deviations from the mean of their tensor"
     return Table("Zeros, outliers, and what is no finite number", columns, lines, (note,))
 
 
@@ -50,7 +59,7 @@ def _parts(found: Distribution | None) -> tuple[Cell, ...]:
 
 def _strip(found: Distribution | None) -> str:
     """The histogram as shades, the highest bin full; what is not empty is never blank."""
-    if found is None:
+    if found is None or not found.histogram:
         return ""
     step = max(1, len(found.histogram) // _STRIP)
     bins = [sum(found.histogram[start : start + step]) for start in range(0, len(found.histogram), step)]

@@ -1,7 +1,7 @@
 """How the reports look in a terminal."""
 
 from entrenar_common.output import Block, View, ViewTable
-from entrenar_common.tables import Cell, Column, Table, key_values
+from entrenar_common.tables import Amount, Cell, Column, Table, key_values
 from entrenar_core.units import count, size
 from entrenar_inspect.comparison_views import comparison
 from entrenar_inspect.reports.comparison import Comparison
@@ -21,20 +21,22 @@ def layers(report: LayersReport) -> list[Block]:
     matching = f"only what is called like {report.filter}" if report.filter else None
     repeated = any(row.copies > 1 for row in report.rows)
     each = "parameters and bytes of several are those of each" if repeated else None
+    what = "tensor" if report.by_tensor else "layer"
     table = Table(
         title,
-        ("layer" if not report.by_tensor else "tensor", Column("", "right"), "shape", "dtype",
+        (what, Column("", "right"), "shape", "dtype",
          Column("parameters", "right"), Column("bytes", "right")),
         tuple(_layer(row) for row in report.rows),
         tuple(note for note in (totals, each, matching, *report.notes) if note),
     )  # fmt: skip
-    return [table, *value_tables(report.rows)]
+    return [table, *value_tables(report.rows, what)]
 
 
 def _layer(row: LayerRow) -> tuple[Cell, ...]:
     shape = " × ".join(f"{length}" for length in row.shape) if row.shape is not None else f"{row.tensors} tensors"
-    copies = f"{row.copies} ×" if row.copies > 1 else ""
-    return row.name, copies, shape or "scalar", ", ".join(row.dtypes), count(row.parameters), size(row.size_bytes)
+    copies = Amount(row.copies, f"{row.copies} ×" if row.copies > 1 else "")
+    parameters, size_bytes = Amount(row.parameters, count(row.parameters)), Amount(row.size_bytes, size(row.size_bytes))
+    return row.name, copies, shape or "scalar", ", ".join(row.dtypes), parameters, size_bytes
 
 
 def conversion(report: ConversionReport) -> Table:
@@ -44,9 +46,9 @@ def conversion(report: ConversionReport) -> Table:
         "From": f"{report.source} ({report.source_format})",
         "To": f"{report.output} ({report.format})",
         "Files": ", ".join(report.files) if len(report.files) <= 6 else f"{len(report.files)}",
-        "Size": size(report.size_bytes),
+        "Size": Amount(report.size_bytes, size(report.size_bytes)),
         "Tensors": report.tensors,
-        "Copied as they are": report.copied,
+        "Copied as they are": report.copied or None,
         "Cast": report.cast or None,
         "Dequantised": blocks or None,
         "Rounding": None if not report.relative_rms else f"{report.relative_rms:.2e} of the values (root mean square)",

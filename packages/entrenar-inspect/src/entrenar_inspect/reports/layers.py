@@ -9,7 +9,8 @@ from entrenar_core.measuring.results import EffectiveRank, TensorStatistics
 class LayerRow:
     """A module, several that are alike, or a tensor. `parameters` and `size_bytes` are those of one copy.
 
-    `shape` is there where it is a single tensor; its `statistics` and `rank` where they were asked for, and it has any.
+    `shape` and `rank` are there where it is a single tensor, and `statistics` where it has any values that were asked
+    for. Those of several tensors have no histogram, and their outliers are so by the mean of their own tensor.
     """
 
     name: str
