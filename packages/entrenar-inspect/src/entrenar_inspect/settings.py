@@ -1,5 +1,6 @@
 """What a model's configuration or metadata says of it besides sizes: positions, windows, dtype, licence."""
 
+import json
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 from entrenar_core.architectures import is_size
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES
+from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.reports.summary import DtypeShare, Rope
 
 _THETAS = ("rope_theta", "rotary_emb_base")
+_LONGEST_VALUE = 200
 _NO_SCALING = ("default", "none")
 _TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -104,3 +107,13 @@ def _rope(settings: Mapping[str, Any], scaling: Mapping[str, Any]) -> Rope | Non
 def _number(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**64
     return float(value) if number and isfinite(value) else None
+
+
+def metadata_value(value: Any) -> Any:
+    """A value of a file's metadata as a report has it: as it is, but for arrays that were not read and long texts."""
+    if isinstance(value, SkippedArray):
+        return f"{value.length:,} of {value.kind}"
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from entrenar_core.architectures import SIZES, Architecture, architecture_of_gguf, is_size
 from entrenar_core.architectures.agreement import implied_ties
@@ -12,16 +11,14 @@ from entrenar_core.architectures.naming import experts_in, layers_in, numbered
 from entrenar_core.architectures.stating import stated_architecture, stated_experts, unusable
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES
-from entrenar_core.formats.gguf import SkippedArray
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.adapters import adapter_of
 from entrenar_inspect.counting import weights_of
 from entrenar_inspect.experts import experts_of
 from entrenar_inspect.reports.summary import DtypeShare, ModelPart, ModelSummary
-from entrenar_inspect.settings import licence_of, other_dtype, rope_of, window_of
+from entrenar_inspect.settings import licence_of, metadata_value, other_dtype, rope_of, window_of
 from entrenar_inspect.tokenizers import tokenizer_of
 
-_LONGEST_VALUE = 200
 _DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
 
 
@@ -146,7 +143,7 @@ def summarize(model: StoredModel) -> ModelSummary:
         tokenizer_of(model),
         adapter,
         licence_of(model),
-        {key: _shortened(value) for key, value in model.metadata.items()},
+        {key: metadata_value(value) for key, value in model.metadata.items()},
         (*model.faults, *warnings_of(model, facts), *other_dtype(model, dtypes)),
     )
 
@@ -248,8 +245,3 @@ def _quantisation(model: StoredModel) -> str | None:
 
 def _is_quantised(dtype: str) -> bool:
     return dtype not in DTYPES or DTYPES[dtype].kind == "quantised"  # ggml names more types than are known here
-
-
-def _shortened(value: Any) -> str:
-    text = f"{value.length:,} of {value.kind}" if isinstance(value, SkippedArray) else str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

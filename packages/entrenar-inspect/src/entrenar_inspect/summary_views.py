@@ -1,5 +1,8 @@
 """How a model looks at a glance."""
 
+import json
+from typing import Any
+
 from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Table, key_values
 from entrenar_core.architectures.agreement import either
@@ -152,7 +155,14 @@ def _tensors(number: int) -> str:
 
 
 def _metadata(report: ModelSummary) -> Table:
-    rows = tuple(
-        (key, value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…") for key, value in report.metadata.items()
-    )
-    return Table("Metadata", ("", ""), rows)
+    return Table("Metadata", ("", ""), tuple((key, _said(value)) for key, value in report.metadata.items()))
+
+
+def _said(value: Any) -> str:
+    """A value of metadata in a few words; floats with the digits that 32 bits have."""
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(_said, value))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,5 +119,5 @@ class ModelSummary:
     tokenizer: TokenizerSummary | None
     adapter: AdapterSummary | None
     license: str | None
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Any]
     warnings: tuple[str, ...]
