@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from entrenar_core.formats.dtypes import DTYPES
-from entrenar_core.formats.encoding import CASTS, encode
+from entrenar_core.formats.encoding import CASTS, PART_VALUES, encode, encode_singles
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -59,3 +59,34 @@ def test_a_nan_of_low_bits_alone_stays_one() -> None:
 
 def test_a_half_that_is_too_large_becomes_infinite() -> None:
     assert np.isinf(np.frombuffer(bits(np.array([70_000.0], np.float32), "F16"), np.float16)).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@given(
+    values=arrays.arrays(
+        np.float32,
+        st.integers(1, 40),
+        elements=st.floats(-65_519, 65_519, width=32) | st.floats(-(2.0**-13), 2.0**-13, width=32),
+    )
+)
+def test_the_fast_way_to_16_bits_gives_the_same_bits(dtype: str, values: "np.ndarray") -> None:  # type: ignore[type-arg]
+    values = np.append(values, np.float32(1.5))  # so that squares do not vanish
+    out, spare = np.empty(len(values), np.uint16), np.empty((3, PART_VALUES), np.uint32)
+    found = encode_singles(values, DTYPES[dtype], out, spare)
+    expected = torch.from_numpy(values).to(TORCH[dtype])
+    assert out.tobytes() == expected.view(torch.uint8).numpy().tobytes()
+    error = expected.double().numpy() - values.astype(np.float64)
+    assert found is not None
+    assert found.largest_error == np.abs(error).max()
+    assert found.square == pytest.approx(float(values.astype(np.float64) @ values.astype(np.float64)), rel=1e-5)
+    assert found.square_error == pytest.approx(float(error @ error), rel=1e-5, abs=1e-37)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("F16", 65_520.0), ("F16", np.inf), ("F16", np.nan), ("BF16", np.inf), ("BF16", np.nan), ("BF16", 3.4e38)],
+)
+def test_the_fast_way_gives_up_on_what_is_or_becomes_infinite(dtype: str, value: float) -> None:
+    values = np.array([1.0, -value], np.float32)
+    spare = np.empty((3, PART_VALUES), np.uint32)
+    assert encode_singles(values, DTYPES[dtype], np.empty(2, np.uint16), spare) is None

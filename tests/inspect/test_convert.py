@@ -37,6 +37,15 @@ def test_in_all_forms(bert: Path, tmp_path: Path, program: Any, check_output: Ch
     assert 1e-4 < report["relative_rms"] < 4e-3
 
 
+def test_what_did_not_happen_takes_no_line(bert: Path, tmp_path: Path, program: Any, capsys: Any) -> None:
+    assert program(["convert", str(bert), "--to", "pytorch", "-o", str(tmp_path / "all"), "--dtype", "fp16"]) == 0
+    assert "Copied" not in capsys.readouterr().out
+    assert program(["convert", str(bert), "--to", "pytorch", "-o", str(tmp_path / "none")]) == 0
+    shown = capsys.readouterr().out
+    assert "Copied as they are" in shown
+    assert not any(word in shown for word in ("Cast", "Dequantised", "Rounding"))
+
+
 def test_what_is_on_the_hub_is_fetched_and_converted(hub: HubServer, bert: Path, tmp_path: Path, program: Any) -> None:
     hub.add("org/bert", bert)
     out = tmp_path / "model.apr"

@@ -4,6 +4,7 @@ What is written is described in `apr_json`. A value takes up to some 20 characte
 looking at.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,13 @@ from entrenar_core.formats.apr import MAX_DIMENSIONS
 from entrenar_core.formats.apr_json import VERSION
 from entrenar_core.formats.apr_json_values import DTYPE_NAMES, values_of
 from entrenar_core.formats.apr_metadata import compact, completed
+from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.writing import Outgoing
 
 WRITES = DTYPE_NAMES
 _BLOCK_BYTES = 1 << 18
+_DIGITS = 17  # tell a double from every other; for the shortest text that does, several would be tried
+_FEW_VALUES = 1 << 14
 
 
 def write(path: Path, tensors: Sequence[Outgoing], metadata: Mapping[str, Any]) -> None:
@@ -71,11 +75,11 @@ def _put(file: TextIO, tensor: Outgoing) -> None:
     written = 0
     for block in _blocks(tensor):
         try:
-            values = values_of(block, tensor.dtype)
+            text = _text(block, tensor.dtype)
         except ValueError as error:
             raise ModelError(f"tensor {tensor.name} has {error}", "its file is broken: fetch it again") from error
         file.write("," if written else "")
-        file.write(json.dumps(values, allow_nan=False, separators=(",", ":"))[1:-1])
+        file.write(text)
         written += len(block)
     if written != tensor.size_bytes:
         raise ModelError(
@@ -83,6 +87,51 @@ def _put(file: TextIO, tensor: Outgoing) -> None:
             "its source was changed while it was read: start again",
         )
     file.write("]}")
+
+
+def _text(block: bytes, dtype: Dtype) -> str:
+    """Whole values, with commas between."""
+    if dtype.name == "F32":
+        return _singles(block, dtype)
+    if dtype.name in ("F16", "BF16") and len(block) > 2 * _FEW_VALUES:
+        import numpy as np
+
+        return ",".join(map(_codes(dtype).__getitem__, np.frombuffer(block, "<u2").tolist()))
+    return _one_by_one(block, dtype)
+
+
+def _one_by_one(block: bytes, dtype: Dtype) -> str:
+    return json.dumps(values_of(block, dtype), allow_nan=False, separators=(",", ":"))[1:-1]
+
+
+@functools.cache
+def _codes(dtype: Dtype) -> Sequence[str]:
+    """How each value of 16 bits is written."""
+    import numpy as np
+
+    return _one_by_one(np.arange(1 << 16, dtype="<u2").tobytes(), dtype).split(",")
+
+
+def _singles(block: bytes, dtype: Dtype) -> str:
+    import numpy as np
+
+    values = np.frombuffer(block, "<f4")
+    text = ",".join([f"%.{_DIGITS}g"] * len(values)) % tuple(values.tolist())
+    with np.errstate(invalid="ignore"):
+        odd = np.flatnonzero((values == np.rint(values)) | np.isnan(values))
+    if len(odd):
+        texts, size = text.split(","), dtype.block_bytes
+        for place in odd.tolist():
+            texts[place] = _odd(texts[place], block[place * size : (place + 1) * size], dtype)
+        text = ",".join(texts)
+    return text
+
+
+def _odd(text: str, value: bytes, dtype: Dtype) -> str:
+    """Of a whole number, which JSON takes for no float, and of what it has no number for."""
+    if text[-1].isdigit():
+        return text if "e" in text else f"{text}.0"
+    return _one_by_one(value, dtype)
 
 
 def _blocks(tensor: Outgoing) -> Iterator[bytes]:

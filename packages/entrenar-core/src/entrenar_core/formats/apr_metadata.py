@@ -16,6 +16,7 @@ from typing import Any, cast
 from entrenar_core.architectures import Architecture, Family, architecture_of, families, family_of
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.apr_tokenizer import tokenizer_metadata
+from entrenar_core.formats.json_texts import JsonError, parse, parse_object
 from entrenar_core.formats.names import shown
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -144,12 +145,21 @@ def compact(metadata: Mapping[str, Any]) -> str:
     return text
 
 
-class MetadataDecoder(json.JSONDecoder):
+class MetadataReader:
     """JSON as it is defined, without NaN; of a key that comes twice the last value, and an oddity."""
 
     def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self._unique, parse_constant=_refuse)
         self.oddities: list[str] = []
+
+    def parse(self, data: bytes | bytearray) -> Any:
+        """The value that a text is.
+
+        Raises:
+            JsonError: it is no JSON, takes too much memory, or has too many keys that come twice.
+        """
+        if data[:1] == b"{":
+            return parse_object(data, self._unique)
+        return parse(data, pairs=self._unique, constants=False)
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -157,13 +167,9 @@ class MetadataDecoder(json.JSONDecoder):
             if key in found:
                 self.oddities.append(f"{shown(key)} comes twice in its metadata, so that {_DROPPED}")
                 if len(self.oddities) > _MAX_REPEATED:
-                    raise ValueError(f"more than {_MAX_REPEATED} keys come twice")
+                    raise JsonError(f"is not JSON: more than {_MAX_REPEATED} keys come twice")
             found[key] = value
         return found
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def oddities_of(metadata: Mapping[str, Any]) -> list[str]:

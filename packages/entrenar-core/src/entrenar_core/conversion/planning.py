@@ -1,0 +1,124 @@
+"""What becomes of each tensor of a model: copied, cast or dequantised, under which name, and what that changed."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from entrenar_core.architectures.detection import detect
+from entrenar_core.conversion.casting import Rounding
+from entrenar_core.conversion.content import as_it_is, cast
+from entrenar_core.conversion.gguf_config import config_of
+from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
+from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, rope_of
+from entrenar_core.errors import ModelError
+from entrenar_core.formats import FORMATS, WeightFormat
+from entrenar_core.formats.dtypes import DTYPES, Dtype
+from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.formats.writing import Outgoing
+from entrenar_core.stored_model import StoredModel
+
+HF_CONFIG = "hf_config"
+"""The key under which an APR file holds the whole of config.json, where it is written here."""
+_APR = (WeightFormat.APR, WeightFormat.APR_JSON)
+_DEQUANTISED_TO = "F32"
+_ROPE_TENSORS = (FACTORS, LONG, SHORT)
+
+
+class Plan:
+    """One conversion, to a format and perhaps a dtype. Its counts and notes fill while tensors are planned and written.
+
+    Raises:
+        ModelError: `outgoing` meets a tensor that the format has no dtype for.
+    """
+
+    def __init__(self, model: StoredModel, kind: WeightFormat, dtype: str | None) -> None:
+        self.model, self.kind, self.dtype = model, kind, dtype
+        self.writes: Sequence[str] = import_module(f"entrenar_core.formats.{FORMATS[kind].writer}").WRITES
+        self.rounding = Rounding()
+        self.dequantised: Counter[str] = Counter()
+        self.copied = self.cast = 0
+        self.notes: list[str] = []
+        self.family = family_of_gguf(model.metadata) if model.format is WeightFormat.GGUF else None
+        self.names = None if self.family is None else renamed(model.metadata, self.family)
+        if model.format is WeightFormat.GGUF and self.family is None:
+            self.notes.append("tensors keep the names that llama.cpp gives them, which transformers does not load")
+
+    @cached_property
+    def outgoing(self) -> Sequence[Outgoing]:
+        """Every tensor as it is written, the widest dtypes first, so that each lies at a multiple of its size."""
+        found = [self._one(tensor) for tensor in self.model.tensors.values() if not self._dropped(tensor)]
+        return sorted(found, key=lambda tensor: -tensor.dtype.block_bytes)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any] | None:
+        """What config.json says; of a GGUF what it would, of an APR what it said once."""
+        if self.model.format in _APR:
+            kept = self.model.metadata.get(HF_CONFIG)
+            return kept if isinstance(kept, Mapping) else self.model.config
+        if self.family is None:
+            return self.model.config
+        factors = {name: self.model.array(name).tolist() for name in _ROPE_TENSORS if name in self.model.tensors}
+        rope = rope_of(self.model.metadata, factors)
+        tied = "output.weight" not in self.model.tensors
+        return config_of(self.model.metadata, self.family, tied=tied, rope=rope)
+
+    @property
+    def written_dtype(self) -> str | None:
+        """The one dtype that all weights are written in, if they were made to have one."""
+        return self.dtype or (_DEQUANTISED_TO if self.family is not None else None)
+
+    def require_kept(self) -> None:
+        """Refuses what became infinite on the way.
+
+        Raises:
+            ModelError: a value is too large for the dtype.
+        """
+        if self.rounding.overflowed:
+            number = self.rounding.overflowed
+            what = "1 value is" if number == 1 else f"{number:,} values are"
+            raise ModelError(f"{what} beyond what {self.dtype} holds", "take --dtype bf16 or fp32, which hold them")
+
+    def _dropped(self, tensor: StoredTensor) -> bool:
+        """What only llama.cpp has, and a buffer that the format has no dtype for, is told of and left out."""
+        if self.names is not None and tensor.name in _ROPE_TENSORS:
+            return True  # they are in the configuration
+        if self.names is not None and tensor.name not in self.names:
+            self.notes.append(f"{tensor.name} has no name in transformers, and is left out")
+            return True
+        if tensor.dtype.kind == "integer" and tensor.dtype.name not in self.writes and tensor.name in self._buffers:
+            self.notes.append(f"{tensor.name} is no weight, and is left out: models make it anew")
+            return True
+        return False
+
+    @cached_property
+    def _buffers(self) -> frozenset[str]:
+        """What older files hold besides weights."""
+        found = detect({name: tensor.shape for name, tensor in self.model.tensors.items()})
+        return frozenset(found.buffers) if found is not None else frozenset()
+
+    def _one(self, tensor: StoredTensor) -> Outgoing:
+        wanted = self._wanted(tensor)
+        named = Renamed(tensor.name) if self.names is None else self.names[tensor.name]
+        if wanted == tensor.dtype and named.change is None:
+            self.copied += 1
+            return as_it_is(self.model, tensor, named.name)
+        if tensor.dtype.kind == "quantised":
+            self.dequantised[tensor.dtype.name] += 1
+        else:
+            self.cast += 1
+        return cast(self.model, tensor, wanted, self.rounding, name=named.name, change=named.on(tensor.shape))
+
+    def _wanted(self, tensor: StoredTensor) -> Dtype:
+        """The dtype that a tensor is written in."""
+        kind = tensor.dtype.kind
+        wanted = DTYPES[self.dtype] if self.dtype and kind in ("float", "quantised") else tensor.dtype
+        if kind == "quantised" and (wanted.name not in self.writes or (self.names is not None and not self.dtype)):
+            wanted = DTYPES[_DEQUANTISED_TO]
+        if wanted.name not in self.writes:
+            raise ModelError(
+                f"{FORMATS[self.kind].title} has no {wanted}, which tensor {tensor.name} is stored in",
+                f"it has {', '.join(self.writes)}: take another --to, or cast floats with --dtype",
+            )
+        return wanted
