@@ -30,7 +30,7 @@ def _folder(files: Mapping[str, Content], says: str, *, links: Mapping[str, str]
     return Case(fill, says, model, odd)
 
 
-def _sparse(name: str, head: bytes, says: str, files: Mapping[str, Content]) -> Case:
+def _sparse(name: str, head: bytes, says: str, files: Mapping[str, Content], *, odd: bool = False) -> Case:
     """A folder with a file of 99 MB that takes no room."""
 
     def fill(folder: Path) -> None:
@@ -38,7 +38,7 @@ def _sparse(name: str, head: bytes, says: str, files: Mapping[str, Content]) -> 
             _write(folder / other, content)
         write_sparse(folder / name, head, 99_000_000)
 
-    return Case(fill, says)
+    return Case(fill, says, odd=odd)
 
 
 def _index(weight_map: Any, says: str, *, shards: Mapping[str, Content] | None = None, **how: Any) -> Case:
@@ -85,7 +85,7 @@ INDEXES: Mapping[str, Case] = {
     "index-not-json": _folder({**_SHARDS, _INDEX: b"{"}, "is not JSON"),
     "index-a-list": _folder({**_SHARDS, _INDEX: b"[]"}, "instead of an object"),
     "index-nested": _folder({**_SHARDS, _INDEX: lambda: nested(100_000).encode()}, "is not JSON"),
-    "index-of-99-mb-sparse": _sparse(_INDEX, b'{"weight_map":', "is not JSON", _SHARDS),
+    "index-of-99-mb-sparse": _sparse(_INDEX, b'{"weight_map":', "too large for a file of settings", _SHARDS),
     "index-without-a-map": _folder({**_SHARDS, _INDEX: b'{"metadata":{}}'}, "lists no shards"),
     "index-of-nothing": _index({}, "lists no shards"),
     "index-a-map-of-lists": _index({"a": [_ONE]}, _HOSTILE),
@@ -96,6 +96,13 @@ INDEXES: Mapping[str, Case] = {
     "index-of-a-pointer-of-lfs": _placed(
         _TWO, "Git LFS", shards={**_SHARDS, _TWO: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"}
     ),
+    "index-of-many-lists": _folder({**_SHARDS, _INDEX: lambda: b'{"weight_map":{"a":[' + b"[]," * 5_000_000}, "more values"),
+    "index-odd-of-another-size": _folder(
+        {**_SHARDS, _INDEX: json.dumps({"metadata": {"total_size": 99}, "weight_map": {"a": _ONE, "b": _TWO}}).encode()},
+        "the index says that its tensors take 99 bytes, and they take", odd=True
+    ),
+    "index-missing-and-a-shard": _folder({_ONE: _SHARDS[_ONE]}, "has 1 of 2 shards, and lacks model-00002-of-00002"),
+    "index-odd-missing": _folder(_SHARDS, "the index of its 2 shards is missing", odd=True),
     "index-odd-lists-what-is-not-there": _index({"a": _ONE, "b": _TWO, ESCAPES: _TWO}, "which no shard has", odd=True),
     "index-odd-leaves-out": _index({"a": _ONE, "x": _TWO}, "2 findings", odd=True),
     "index-odd-in-the-other-shard": _index({"a": _TWO, "b": _ONE}, "2 findings", odd=True),
@@ -171,18 +178,19 @@ SETTINGS: Mapping[str, Case] = {
                                    links={"model.safetensors": "../outside/stolen.safetensors"}),
     "link-of-a-folder-that-leads-out": _folder({}, "has no weights", links={"onnx": "../outside"}),
     "pipe": Case(_pipe, "is no plain file", "model.safetensors"),
-    "config-not-json": _beside("config.json", b"{'a': 1}", "config.json is not JSON"),
-    "config-a-list": _beside("config.json", b"[1]", "instead of an object"),
-    "config-not-utf-8": _beside("config.json", b'{"a":"\xff"}', "config.json is not JSON"),
-    "config-nested": _beside("config.json", lambda: b'{"a":' + nested(200_000).encode() + b"}", "is not JSON"),
-    "config-nested-in-objects": _beside("config.json", lambda: b'{"a":' * 200_000, "is not JSON"),
-    "config-of-a-long-number": _beside("config.json", b'{"hidden_size":' + b"9" * 5000 + b"}", "is not JSON"),
-    "config-of-99-mb-sparse": _sparse("config.json", b'{"model_type":"llama"', "is not JSON", _WEIGHTS),
+    "config-not-json": _beside("config.json", b"{'a': 1}", "config.json is not JSON", odd=True),
+    "config-a-list": _beside("config.json", b"[1]", "instead of an object", odd=True),
+    "config-not-utf-8": _beside("config.json", b'{"a":"\xff"}', "config.json is not JSON", odd=True),
+    "config-nested": _beside("config.json", lambda: b'{"a":' + nested(200_000).encode() + b"}", "is not JSON", odd=True),
+    "config-nested-in-objects": _beside("config.json", lambda: b'{"a":' * 200_000, "is not JSON", odd=True),
+    "config-of-a-long-number": _beside("config.json", b'{"hidden_size":' + b"9" * 5000 + b"}", "is not JSON", odd=True),
+    "config-of-99-mb-sparse": _sparse("config.json", b'{"model_type":"llama"', "too large for a file", _WEIGHTS, odd=True),
     "config-over-the-limit-sparse": Case(
         lambda folder: (_write(folder / "model.safetensors", safetensors()),
-                        write_sparse(folder / "config.json", b"{", 10**12)), "too large for a file of settings"),
-    "config-of-millions-of-lists": _beside("config.json", lambda: b'{"a":[' + b"[]," * 1_500_000 + b"[]]}", "more values"),
-    "config-that-leads-out": _folder(_WEIGHTS, "lies outside", links={"config.json": "../outside/config.json"}),
+                        write_sparse(folder / "config.json", b"{", 10**12)), "too large for a file of settings", odd=True),
+    "config-of-millions-of-lists": _beside("config.json", lambda: b'{"a":[' + b"[]," * 1_500_000 + b"[]]}", "more values", odd=True),
+    "config-of-many-numbers": _beside("config.json", lambda: b'{"a":[' + b"0," * 5_000_000, "more values", odd=True),
+    "config-that-leads-out": _folder(_WEIGHTS, "lies outside", links={"config.json": "../outside/config.json"}, odd=True),
     "config-odd-heads": _llama_of("heads", num_attention_heads=3, num_key_value_heads=3),
     "config-odd-negative": _llama_of("config.json says", hidden_size=-4, vocab_size=99),
     "config-odd-vast": _llama_of("config.json says", hidden_size=_VAST, vocab_size=_VAST, num_attention_heads=_VAST,
@@ -191,7 +199,9 @@ SETTINGS: Mapping[str, Case] = {
                                   quantization_config={"bits": 10**400, "quant_method": ESCAPES}, dtype=ESCAPES),
     "tokenizer-not-json": _beside("tokenizer.json", b"{", "tokenizer.json is not JSON"),
     "tokenizer-nested": _beside("tokenizer.json", lambda: nested(100_000).encode(), "is not JSON"),
-    "tokenizer-of-99-mb-sparse": _sparse("tokenizer.json", b'{"model":{"vocab":{', "is not JSON", _WEIGHTS),
+    "tokenizer-of-99-mb-sparse": _sparse("tokenizer.json", b'{"model":{"vocab":{', "too large for a file", _WEIGHTS),
+    "tokenizer-of-many-merges": _beside(
+        "tokenizer.json", lambda: b'{"model":{"vocab":{},"merges":[' + b'["",""],' * 2_500_000, "more values"),
     "tokenizer-without-a-model": _beside("tokenizer.json", b"{}", "has no vocabulary"),
     "tokenizer-a-number": _beside("tokenizer.json", b'{"model":{"vocab":7}}', "has no vocabulary"),
     "tokenizer-of-null": _beside("tokenizer.json", b'{"model":{"vocab":{"a":null}}}', "has no vocabulary"),
@@ -207,9 +217,11 @@ SETTINGS: Mapping[str, Case] = {
     "tokenizer-odd-ids-vast": _llama_of("ids go up to", {"model": {"vocab": {"a": _VAST}}}),
     "adapter-without-weights": _folder({"adapter_config.json": b"{}"}, "has no weights|holds a PEFT adapter"),
     "adapter-config-not-json": _folder(
-        {"adapter_model.safetensors": safetensors(), "adapter_config.json": b'{"r":'}, "adapter_config.json is not JSON"),
+        {"adapter_model.safetensors": safetensors(), "adapter_config.json": b'{"r":'}, "adapter_config.json is not JSON",
+        odd=True),
     "adapter-config-nested": _folder(
-        {"adapter_model.safetensors": safetensors(), "adapter_config.json": lambda: nested(100_000).encode()}, "not JSON"),
+        {"adapter_model.safetensors": safetensors(), "adapter_config.json": lambda: nested(100_000).encode()}, "not JSON",
+        odd=True),
     "adapter-cut-short": _folder(
         {"adapter_model.safetensors": safetensors()[:-1], "adapter_config.json": b'{"r":1}'}, "1 bytes .* missing"),
     "adapter-odd-ranks": _folder(

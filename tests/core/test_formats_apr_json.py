@@ -140,8 +140,8 @@ HOSTILE: dict[str, tuple[str, str | bytes]] = {
     "nothing": ("not JSON", ""),
     "a list": ("`{` is missing", "[]"),
     "no UTF-8": ("not UTF-8", b'{"version":"\xff"}'),
-    "a key that is a number": ("a key that is no text", '{1:2}'),
-    "no colon": ("`:` is missing at character 10", '{"version"}'),
+    "a key that is a number": ("a key with a colon is missing at byte 1", '{1:2}'),
+    "no colon": ("a key with a colon is missing at byte 1", '{"version"}'),
     "no comma": ("`,` is missing", '{"version":"1.0""tensors":{}}'),
     "something after": ("follows its end", '{"version":"1.0","tensors":{}} {}'),
     "version 2": ("version 2; 1.0 is read", '{"version":2,"tensors":{}}'),
@@ -150,7 +150,7 @@ HOSTILE: dict[str, tuple[str, str | bytes]] = {
     "metadata that is a list": ("its metadata is no object", '{"version":"1.0","metadata":[]}'),
     "tensors that are a list": ("its tensors are no object", '{"version":"1.0","tensors":[]}'),
     "nesting": ("not JSON", '{"version":' + "[" * 100_000),
-    "nested data": ("not JSON", with_tensor([1], "f32", "[" * 100_000)),
+    "nested data": ("has a bracket among values", with_tensor([1], "f32", "[" * 100_000)),
     "a tensor twice": ("w comes twice", with_tensor([1], "u8", "[1]")[:-2] + ',"w":{}}}'),
     "a tensor that is a number": ("tensor w has no shape, dtype and data", '{"version":"1.0","tensors":{"w":1}}'),
     "a field twice": ("tensor w has a field that comes twice", with_tensor([1], "u8", '[1],"data":[1]')),
@@ -164,8 +164,8 @@ HOSTILE: dict[str, tuple[str, str | bytes]] = {
     "a shape that is a number": ("shape of tensor w", with_tensor(1, "f32", "[1]")),
     "a hundred dimensions": ("tensor w has 100 dimensions", with_tensor([1] * 100, "f32", "[1]")),
     "too few values": ("tensor w .* takes 4 values in one list, and has 3", with_tensor([2, 2], "f32", "[1,2,3]")),
-    "rows": ("tensor w of shape .* takes 4 values", with_tensor([2, 2], "f32", "[[1,2],[3,4]]")),
-    "a row among values": ("tensor w of dtype f32 has a list among", with_tensor([2], "f32", "[1,[2]]")),
+    "rows": ("has a bracket among values, before byte", with_tensor([2, 2], "f32", "[[1,2],[3,4]]")),
+    "a row among values": ("has a bracket among values, before byte", with_tensor([2], "f32", "[1,[2]]")),
     "data that is a text": ("the data of tensor w is no list", with_tensor([1], "f32", '"1"')),
     "null": ("tensor w of dtype f32 has null among", with_tensor([1], "f32", "[null]")),
     "true as a float": ("tensor w .* has true or false among", with_tensor([1], "f32", "[true]")),
@@ -288,3 +288,38 @@ def test_the_values_of_one_tensor_at_a_time_are_in_memory(tmp_path: Path) -> Non
         return found
 
     assert peak([10_000] * 20) < 0.7 * peak([200_000])
+
+
+def test_values_of_a_large_file_are_read_when_they_are_looked_at(tmp_path: Path) -> None:
+    weights = numpy.random.default_rng(0).normal(size=600_000).astype("<f4")
+    path = tmp_path / "large.apr.json"
+    write(path, [outgoing("w", weights.tobytes(), (600, 1000)), outgoing("bias", bytes(4), (1,))], {})
+    assert path.stat().st_size > reader.SMALL_BYTES
+    with FileSource(path) as source:
+        tracemalloc.start()
+        header = read(source)
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+        tracemalloc.stop()
+        assert {tensor.name: (tensor.shape, tensor.size_bytes) for tensor in header.tensors} == {
+            "w": ((600, 1000), 2_400_000), "bias": ((1,), 4)
+        }  # fmt: skip
+        assert len(header.inline) == 2
+        assert "w" in header.inline
+        assert "other" not in header.inline
+        assert dict(header.inline) == {"w": weights.tobytes(), "bias": bytes(4)}
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [("nul", "is not JSON"), ("1 2", "is not JSON"), ("", "is not JSON"), ("true", "true or false among"),
+     ("1e99", "beyond what f32 holds"), ("9" * 5000, "thousands of digits"), (" " * 3_000_000, "a value of more than")],
+)  # fmt: skip
+def test_a_value_of_a_large_file_that_is_wrong_is_told_when_it_is_looked_at(
+    value: str, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.apr.json"
+    path.write_text(with_tensor([2_500_001], "f32", f"[{'0,' * 2_000_000}{value}{',0' * 500_000}]"))
+    with FileSource(path) as source:
+        header = read(source)
+        with pytest.raises(ModelError, match=rf"large\.apr\.json is not a sound APR file in JSON: .*{complaint}"):
+            header.inline["w"]

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from entrenar_core.errors import ModelError
@@ -232,3 +233,56 @@ def test_ranges_are_copied_by_the_system_and_told_of(tmp_path: Path) -> None:
     one, other = load_file(tmp_path / "in.safetensors"), load_file(tmp_path / "out.safetensors")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("order", permutations(("dtype", "shape", "data_offsets")))
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_fields_may_come_in_any_order_with_blanks_between(order: tuple[str, ...], blank: str, tmp_path: Path) -> None:
+    fields = {"dtype": '"F32"', "shape": f"[2,{blank}1{blank}]", "data_offsets": f"[{blank}0,{blank}8]"}
+    entry = f",{blank}".join(f'"{name}"{blank}:{blank}{fields[name]}{blank}' for name in order)
+    path = raw(tmp_path / "a.safetensors", f'{{{blank}"w"{blank}:{blank}{{{blank}{entry}}}{blank}}}', bytes(8))
+    (tensor,) = header_of(path).tensors
+    assert (tensor.name, tensor.shape, tensor.size_bytes) == ("w", (2, 1), 8)
+    assert load_file(path)["w"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype":"F32","shape":[2],"data_offsets":[0,8],}',
+        '{"dtype":"F32","shape":[2],"shape":[2]}',
+        '{"dtype":"F32","shape":[2,],"data_offsets":[0,8]}',
+        '{"dtype":"F32","shape":[02],"data_offsets":[0,8]}',
+        '{"dtype":"F32""shape":[2],"data_offsets":[0,8]}',
+        '{,"dtype":"F32","shape":[2],"data_offsets":[0,8]}',
+        '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        '{"dtype":"F32","shape":[2],"data_offsets":[0 8]}',
+        '{"dtype":"F32","shape":[2],"data_offsets":[0,8]},',
+    ],
+)
+def test_what_is_almost_an_entry_is_refused_as_the_library_does(entry: str, tmp_path: Path) -> None:
+    path = raw(tmp_path / "a.safetensors", f'{{"w":{entry}}}', bytes(8))
+    with pytest.raises(ModelError, match="not a sound safetensors file"):
+        header_of(path)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+
+
+@pytest.mark.parametrize("header", ['{"w\\ud800":%s}', '{"__metadata__":{"a":"\\udc00"},"w":%s}'])
+def test_half_a_character_is_refused_as_the_library_does(header: str, tmp_path: Path) -> None:
+    entry = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    path = raw(tmp_path / "a.safetensors", header % entry, bytes(8))
+    with pytest.raises(ModelError, match="no Unicode text"):
+        header_of(path)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+
+
+def test_more_tensors_and_odd_ones_than_a_model_has_are_refused(tmp_path: Path) -> None:
+    def header(count: int, more: str) -> str:
+        entries = (f'"w{place}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]{more}}}' for place in range(count))
+        return "{" + ",".join(entries) + "}"
+
+    with pytest.raises(ModelError, match="more than 20,000 tensors with odd names, further fields"):
+        header_of(raw(tmp_path / "a.safetensors", header(20_001, ',"more":1')))
+    assert len(header_of(raw(tmp_path / "b.safetensors", header(200, ',"more":1'))).tensors) == 200

@@ -17,6 +17,7 @@ from entrenar_core.formats import FORMATS, WeightFormat, choose_weights
 from entrenar_core.formats.choosing import Hints, placed_by
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.places import LocalPlace, OneFile, Place, read_json_of
+from entrenar_core.formats.shards import index_faults
 from entrenar_core.formats.sniffing import sniff
 from entrenar_core.formats.sources import Source
 from entrenar_core.formats.tensors import Header, StoredTensor
@@ -48,8 +49,9 @@ class StoredModel:
     """The tensors of a model by name, in the order of their files.
 
     `sources` are its open files by name: those with headers, and those that an ONNX graph keeps its weights in.
-    `config` is config.json, where there is one; an adapter has `adapter_config`. `faults` are what does not fit between
-    its files, a sentence each: what an index says and headers do not, and the like. `commit` is the Hub's.
+    `config` is config.json, where there is one that can be read; an adapter has `adapter_config`. `faults` are settings
+    that are broken and what does not fit between its files, a sentence each: what an index says and headers do not, and
+    the like. `commit` is the Hub's.
     """
 
     reference: Reference
@@ -158,6 +160,7 @@ def _chosen(
             format=format,
             allow_pickle=allow_pickle,
             among=tuple(WeightFormat),
+            unlisted=True,
             hints=_HINTS,
         )
     except ModelError:
@@ -177,9 +180,13 @@ def _opened(
 ) -> StoredModel:
     placed: dict[str, str] = {}
     listed: list[str] = []
+    total_size: Any = None
     for name in names:
         if name.endswith(_INDEX):
-            placed |= placed_by(read_json_of(place, name), name, f"{place.name}/{name}")
+            listing = read_json_of(place, name)
+            placed |= placed_by(listing, name, f"{place.name}/{name}")
+            about = listing.get("metadata")
+            total_size = about.get("total_size") if isinstance(about, Mapping) else None
             listed += [shard for shard in dict.fromkeys(placed.values()) if shard not in listed]
         else:
             listed.append(name)
@@ -187,6 +194,9 @@ def _opened(
         files = _files(place, listed, allow_pickle, opened)
         tensors, repeated = _together(files)
         folder = PurePosixPath(listed[0]).parent.as_posix()
+        faults = [*repeated, *(index_faults(tensors, placed, total_size) if placed else ())]
+        if len(listed) > 1 and not placed:
+            faults.append(f"the index of its {len(listed)} shards is missing, without which programs do not load them")
         found = StoredModel(
             reference,
             place,
@@ -194,9 +204,9 @@ def _opened(
             files,
             _sources(place, files, tensors, opened),
             tensors,
-            _settings(place, folder, "config.json"),
-            _settings(place, folder, "adapter_config.json"),
-            (*repeated, *(_against_index(tensors, placed) if placed else ())),
+            _settings(place, folder, "config.json", faults),
+            _settings(place, folder, "adapter_config.json", faults),
+            tuple(faults),
             commit,
         )
         opened.pop_all()  # from now on it is the model that closes them
@@ -294,23 +304,15 @@ def _together(files: Sequence[StoredFile]) -> tuple[dict[str, StoredTensor], lis
     return found, repeated
 
 
-def _against_index(tensors: Mapping[str, StoredTensor], placed: Mapping[str, str]) -> list[str]:
-    """Where an index and the headers of its shards differ."""
-    faults = [f"the index lists {name}, which no shard has" for name in placed if name not in tensors]
-    faults += [
-        f"the index does not list {name}, which {tensors[name].file} has" for name in tensors if name not in placed
-    ]
-    faults += [
-        f"the index has {name} in {placed[name]}, and it is in {tensor.file}"
-        for name, tensor in tensors.items()
-        if placed.get(name, tensor.file) != tensor.file
-    ]
-    return faults
-
-
-def _settings(place: Place, folder: str, name: str) -> Mapping[str, Any] | None:
-    """A file of settings beside the weights, or above a folder `onnx`."""
+def _settings(place: Place, folder: str, name: str, faults: list[str]) -> Mapping[str, Any] | None:
+    """A file of settings beside the weights, or above a folder `onnx`. One that is broken is a fault: the tensors are
+    what they are all the same.
+    """
     for inside in dict.fromkeys((PurePosixPath(folder, name).as_posix(), name)):
         if inside in place.sizes:
-            return read_json_of(place, inside)
+            try:
+                return read_json_of(place, inside)
+            except ModelError as error:
+                faults.append(error.message)
+                return None
     return None

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrenar_core.errors import ModelError
-from entrenar_core.formats.apr_metadata import MetadataDecoder, oddities_of
+from entrenar_core.formats.apr_metadata import MetadataReader, oddities_of
 from entrenar_core.formats.dtypes import DTYPES, Dtype
+from entrenar_core.formats.json_texts import JsonError
 from entrenar_core.formats.kinds import WeightFormat
 from entrenar_core.formats.names import odd_name
 from entrenar_core.formats.sources import WINDOW_BYTES, Cursor, Source, text_bytes
@@ -40,7 +41,7 @@ _AMBIGUOUS = {
     2: "BF16 or Q4_0", 3: "F64 or Q4_1", 6: "I8 or Q5_0", 7: "U8 or Q5_1", 8: "APR_Q4 or Q8_0", 9: "APR_Q8 or Q8_1",
 }  # fmt: skip
 _MIN_ENTRY_BYTES = 20
-_MAX_METADATA_BYTES, _MAX_INDEX_BYTES = 64_000_000, 100_000_000
+_MAX_METADATA_BYTES, _MAX_INDEX_BYTES, _MAX_TENSORS = 64_000_000, 100_000_000, 200_000
 _HUGE_DIMENSION = 2**40
 _READ_AT_ONCE = 1 << 20
 
@@ -182,20 +183,22 @@ class _Reader:
             raw = text_bytes(self.source, at, size, self.fail)
             self.cursor.skip(size)
         self.padding("after its metadata", index_at)
-        decoder = MetadataDecoder()
+        reader = MetadataReader()
         try:
-            found = decoder.decode(raw.decode())
-        except (ValueError, RecursionError) as error:
-            raise self.fail(f"its metadata is not JSON: {error}") from error
+            found = reader.parse(raw)
+        except JsonError as error:
+            raise self.fail(f"its metadata {error}") from error
         if not isinstance(found, dict):
             raise self.fail("its metadata is no JSON object")
-        self.oddities += [*decoder.oddities, *oddities_of(found)]
+        self.oddities += [*reader.oddities, *oddities_of(found)]
         return found
 
     def tensors(self, count: int, data_at: int) -> list[_Entry]:
         self.cursor.end, self.cursor.fail = data_at, lambda _: self.fail("its index ends before its tensors do")
         if count * _MIN_ENTRY_BYTES > self.cursor.left:
             raise self.fail(f"{count:,} tensors in an index of {self.cursor.left:,} bytes")
+        if count > _MAX_TENSORS:
+            raise self.fail(f"{count:,} tensors, where {_MAX_TENSORS:,} are read")
         found: list[_Entry] = []
         before = b""
         for place in range(count):

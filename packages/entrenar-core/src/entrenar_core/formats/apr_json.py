@@ -2,36 +2,41 @@
 
     {"version":"1.0","metadata":{…},"tensors":{"bias":{"shape":[1],"dtype":"f32","data":[0.125]}}}
 
-The values of a tensor are one flat list, row by row, as `apr_json_values` has them. The tensors are walked one at a
-time, so that besides the text and their bytes only the numbers of one are in memory.
+The values of a tensor are one flat list, row by row, as `apr_json_values` has them. The text is walked once, and where
+each list lies is noted; its numbers are read when they are asked for. Of a small file all are read at once, so that it
+is found sound or not when it is opened.
 """
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.apr import MAX_DIMENSIONS
 from entrenar_core.formats.apr_json_values import DTYPE_NAMES, bytes_of
-from entrenar_core.formats.apr_metadata import MetadataDecoder, oddities_of
-from entrenar_core.formats.dtypes import DTYPES
+from entrenar_core.formats.apr_metadata import MetadataReader, oddities_of
+from entrenar_core.formats.dtypes import DTYPES, Dtype
+from entrenar_core.formats.json_scanning import ListPlace, Scan
+from entrenar_core.formats.json_texts import JsonError, is_half, parse
 from entrenar_core.formats.kinds import WeightFormat
 from entrenar_core.formats.names import MAX_LETTERS, odd_name, shown
-from entrenar_core.formats.sources import Source, text_bytes
+from entrenar_core.formats.sources import Source
 from entrenar_core.formats.tensors import Header, StoredTensor
 
 VERSION = "1.0"
 MAX_BYTES = 1_000_000_000
+SMALL_BYTES = 4_000_000
+"""Of a file that is no larger all values are read when it is opened."""
 DTYPES_BY_SPELLING = {name.lower(): DTYPES[name] for name in DTYPE_NAMES}
-_MAX_TENSORS = 1_000_000
+_MAX_TENSORS, _MAX_ODDITIES = 100_000, 1000
 _MAX_DIMENSION = 2**40
-_BLANK = re.compile(r"[ \t\n\r]*")
 _FIELDS = {"shape", "dtype", "data"}
+_READ_AT_ONCE = 1 << 20
 
 
 def read(source: Source) -> Header:
-    """Reads the whole file, since it is one text; every tensor is `inline`.
+    """Walks the whole file, since it is one text; every tensor is `inline`, its values read when they are looked at.
 
     Raises:
         ModelError: the file is no sound APR in JSON, or is larger than 1 GB.
@@ -39,18 +44,42 @@ def read(source: Source) -> Header:
     return _Reader(source).header()
 
 
+@dataclass(frozen=True, slots=True)
+class _Values(Mapping[str, bytes]):
+    """The bytes of tensors, made from their lists one tensor at a time."""
+
+    reader: "_Reader"
+    places: Mapping[str, tuple[ListPlace, Dtype]]
+
+    def __getitem__(self, name: str) -> bytes:
+        return b"".join(self.reader.values(name, *self.places[name]))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.text = ""
-        self.rest = MetadataDecoder()
+        self.scan = Scan(source, self.fail)
+        self.rest = MetadataReader()
         self.top: dict[str, Any] = {}
-        self.tensors: list[StoredTensor] = []
-        self.inline: dict[str, bytes] = {}
+        self.tensors: dict[str, StoredTensor] = {}
+        self.places: dict[str, tuple[ListPlace, Dtype]] = {}
         self.oddities: list[str] = []
 
     def fail(self, what: str) -> ModelError:
         return ModelError(f"{self.source.name} is not a sound APR file in JSON: {what}", "fetch or export it again")
+
+    def note(self, oddity: str) -> None:
+        if len(self.oddities) < _MAX_ODDITIES:
+            self.oddities.append(oddity)
 
     def header(self) -> Header:
         size = self.source.size_bytes
@@ -60,57 +89,35 @@ class _Reader:
                 "the binary form of APR holds models of every size",
             )
         try:
-            self.text = text_bytes(self.source, 0, size, self.fail).decode()
-            end = self.blank(self.members(0, self.part))
-            if end != len(self.text):
-                raise self.fail(f"something follows its end at character {end:,}")
-        except UnicodeDecodeError as error:
-            raise self.fail("it is not UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            raise self.fail(f"it is not JSON, or cut short: {error}") from error
+            self.parts()
+        except JsonError as error:
+            raise self.fail(f"it {error}") from error
         metadata = self.metadata()
+        values: Mapping[str, bytes] = _Values(self, self.places)
+        if size <= SMALL_BYTES:
+            values = dict(values)
         oddities = (*self.oddities, *self.rest.oddities, *oddities_of(metadata))
-        return Header(WeightFormat.APR_JSON, tuple(self.tensors), metadata, size, oddities, self.inline)
+        return Header(WeightFormat.APR_JSON, tuple(self.tensors.values()), metadata, size, oddities, values)
 
-    def members(self, at: int, take: Callable[[str, int], int]) -> int:
-        """Walks an object; `take` is given each key with the place of its value, and gives the place after it."""
-        at = self.blank(self.sign("{", at))
-        if self.text[at : at + 1] == "}":
-            return at + 1
-        seen: set[str] = set()
-        while True:
-            key, at = self.value(self.rest, at)
-            if not isinstance(key, str):
-                raise ValueError("a key that is no text")
+    def parts(self) -> None:
+        seen = set[str]()
+        for key in self.once(seen):
+            if key != "tensors":
+                self.top[key] = self.rest.parse(self.scan.value())
+            elif self.scan.next() != b"{":
+                raise self.fail("its tensors are no object")
+            else:
+                for name in self.once(set()):
+                    self.tensor(name)
+        self.scan.finish()
+
+    def once(self, seen: set[str]) -> Iterator[str]:
+        """The keys of the object that comes next, each of which may come once."""
+        for key in self.scan.members():
             if key in seen:
                 raise self.fail(f"{shown(key)} comes twice")
             seen.add(key)
-            at = self.blank(take(key, self.blank(self.sign(":", at))))
-            if self.text[at : at + 1] == "}":
-                return at + 1
-            at = self.blank(self.sign(",", at))
-
-    def sign(self, expected: str, at: int) -> int:
-        at = self.blank(at)
-        if self.text[at : at + 1] != expected:
-            raise ValueError(f"`{expected}` is missing at character {at:,}")
-        return at + 1
-
-    def blank(self, at: int) -> int:
-        found = _BLANK.match(self.text, at)
-        assert found, "a pattern that nothing fits too"
-        return found.end()
-
-    def value(self, decoder: MetadataDecoder, at: int) -> tuple[Any, int]:
-        return decoder.raw_decode(self.text, at)
-
-    def part(self, key: str, at: int) -> int:
-        if key == "tensors":
-            if self.text[at : at + 1] != "{":
-                raise self.fail("its tensors are no object")
-            return self.members(at, self.tensor)
-        self.top[key], end = self.value(self.rest, at)
-        return end
+            yield key
 
     def metadata(self) -> dict[str, Any]:
         version = self.top.pop("version", None)
@@ -121,29 +128,32 @@ class _Reader:
             raise self.fail("its metadata is no object")
         self.oddities += [f"it has the extra part {shown(key)}" for key in sorted(self.top)[:10]]
         if not self.tensors:
-            self.oddities.append("it holds no tensors")
+            self.note("it holds no tensors")
         return metadata
 
-    def tensor(self, name: str, at: int) -> int:
-        decoder = MetadataDecoder()
-        entry, end = self.value(decoder, at)
+    def tensor(self, name: str) -> None:
         if len(name) > MAX_LETTERS:
             raise self.fail(f"a name of {len(name):,} characters")
-        if any("\ud800" <= sign <= "\udfff" for sign in name):
+        if is_half(name):
             raise self.fail("a name that is no Unicode text")
         called = shown(name)
-        if not isinstance(entry, dict) or _FIELDS - entry.keys():
+        if self.scan.next() != b"{":
             raise self.fail(f"tensor {called} has no shape, dtype and data")
-        if decoder.oddities:
-            raise self.fail(f"tensor {called} has a field that comes twice")
-        if extra := entry.keys() - _FIELDS:
-            self.oddities.append(f"tensor {called} has the extra field {shown(min(extra))}")
+        found: dict[str, Any] = {}
+        for field in self.scan.members():
+            if field in found:
+                raise self.fail(f"tensor {called} has a field that comes twice")
+            is_list = field == "data" and self.scan.next() == b"["
+            found[field] = self.scan.pass_list() if is_list else parse(self.scan.value(), constants=False)
+        if _FIELDS - found.keys():
+            raise self.fail(f"tensor {called} has no shape, dtype and data")
+        if extra := found.keys() - _FIELDS:
+            self.note(f"tensor {called} has the extra field {shown(min(extra))}")
         if (why := odd_name(name)) is not None:
-            self.oddities.append(f"tensor {called} {why}")
+            self.note(f"tensor {called} {why}")
         if len(self.tensors) >= _MAX_TENSORS:
             raise self.fail(f"more than {_MAX_TENSORS:,} tensors")
-        self.keep(name, entry["dtype"], self.shape(called, entry["shape"]), entry["data"])
-        return end
+        self.keep(name, found["dtype"], self.shape(called, found["shape"]), found["data"])
 
     def shape(self, name: str, found: Any) -> tuple[int, ...]:
         if not isinstance(found, list) or not all(type(size) is int and 0 <= size <= _MAX_DIMENSION for size in found):
@@ -157,15 +167,28 @@ class _Reader:
         dtype = DTYPES_BY_SPELLING.get(spelling) if isinstance(spelling, str) else None
         if dtype is None:
             raise self.fail(f"tensor {called} has the unknown dtype {str(spelling)[:60]}")
-        if not isinstance(data, list):
+        if not isinstance(data, ListPlace):
             raise self.fail(f"the data of tensor {called} is no list")
-        if len(data) != math.prod(shape):
+        values, size = math.prod(shape), dtype.size_bytes(shape)
+        if data.values != values or size is None:
             raise self.fail(
-                f"tensor {called} of shape {list(shape)} takes {math.prod(shape):,} values in one list, "
-                f"and has {len(data):,}"
+                f"tensor {called} of shape {list(shape)} takes {values:,} values in one list, and has {data.values:,}"
             )
-        try:
-            self.inline[name] = bytes_of(data, dtype)
-        except ValueError as error:
-            raise self.fail(f"tensor {called} of dtype {spelling} has {error}") from error
-        self.tensors.append(StoredTensor(name, dtype, shape, "", 0, len(self.inline[name]), inline=True))
+        self.places[name] = data, dtype
+        self.tensors[name] = StoredTensor(name, dtype, shape, "", 0, size, inline=True)
+
+    def values(self, name: str, place: ListPlace, dtype: Dtype) -> Iterator[bytes]:
+        """The bytes of a tensor, some of its list after some."""
+        begin = place.start
+        while begin < place.end:
+            block = self.source.read(begin, min(_READ_AT_ONCE, place.end - begin))
+            cut = len(block) if begin + len(block) == place.end else block.rfind(b",")
+            if cut < 0:
+                raise self.fail(f"tensor {shown(name)} has a value of more than {_READ_AT_ONCE:,} bytes")
+            try:
+                yield bytes_of(parse(b"[" + block[:cut] + b"]", constants=False), dtype)
+            except JsonError as error:
+                raise self.fail(f"it {error}, between bytes {begin:,} and {begin + cut:,}") from error
+            except ValueError as error:
+                raise self.fail(f"tensor {shown(name)} of dtype {dtype.name.lower()} has {error}") from error
+            begin += cut + (begin + cut < place.end)

@@ -5,15 +5,16 @@ a repository that is not fetched yet are decided alike: files that are named, el
 safetensors before GGUF before PyTorch before ONNX. Nothing here needs torch.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from entrenar_core.errors import ModelError, NotFoundError
+from entrenar_core.formats.json_texts import JsonError, parse
 from entrenar_core.formats.kinds import FORMATS, LOADED, WeightFormat
 from entrenar_core.formats.names import shown
+from entrenar_core.formats.shards import shards_by_name
 
 _INDEX = ".index.json"
 _CUSTOMARY = (
@@ -27,10 +28,12 @@ _CUSTOMARY = (
 # Beside the weights of a model: its adapter, and the state of the training that made it.
 _NO_WEIGHTS = ("adapter_model", "training_args", "optimizer", "scheduler", "scaler", "rng_state")
 _ADAPTER = "adapter_config.json"
-MAX_JSON_BYTES = 100_000_000
-"""A file of settings is smaller."""
-MAX_JSON_VALUES, MAX_TOKENIZER_VALUES = 1_000_000, 5_000_000
-"""In a file of settings, an index of shards among them; and in a tokenizer, which has the most."""
+_SHARDED = (WeightFormat.SAFETENSORS, WeightFormat.PYTORCH)
+TOKENIZER = "tokenizer.json"
+MAX_JSON_BYTES, MAX_INDEX_BYTES, MAX_TOKENIZER_BYTES = 16_000_000, 32_000_000, 64_000_000
+"""A file of settings is smaller, and so are an index of 200,000 tensors and a tokenizer of as many tokens."""
+MAX_TOKENIZER_BUILT_BYTES = 1_000_000_000
+"""What all of a tokenizer may take in memory, with merges, where it is to be written into another file or used."""
 _MAX_PATH_LETTERS = 4096
 _CONVERT = "write it as safetensors first: `entrenar-inspect convert MODEL --to safetensors --output FOLDER`"
 
@@ -73,16 +76,19 @@ def choose_weights(
     files: Sequence[str] | None = None,
     allow_pickle: bool = False,
     among: Collection[WeightFormat] = LOADED,
+    unlisted: bool = False,
     hints: "Hints | None" = None,
 ) -> Weights:
     """Decides which of the files in a folder or repository, called `where` in errors, are the weights.
 
     Args:
         among: the formats that will do.
+        unlisted: whether shards will do that no index lists.
         hints: what to do where files are to be chosen or pickles allowed; in words of settings, if not given.
 
     Raises:
         NotFoundError: a file that is named is not there.
+        UnsoundFileError: there are some of the shards of a model, and no index.
         ModelError: there are none, several and nothing says which, or pickles that are not allowed.
     """
     every = {name: kind for name in names if (kind := format_of(name)) is not None}
@@ -91,7 +97,10 @@ def choose_weights(
             raise ModelError(f"{where}: no model is loaded from {every[name]}, as which {name} is stored", _CONVERT)
     found = {name: kind for name, kind in every.items() if kind in among}
     told = hints or Hints()
-    chosen = _named(found, files, where, format) if files else _preferred(found, set(names), where, format, told)
+    if files:
+        chosen = _named(found, files, where, format)
+    else:
+        chosen = _preferred(found, set(names), where, format, told, unlisted)
     if chosen.format is WeightFormat.PYTORCH and not allow_pickle:
         raise ModelError(
             f"{where}: {chosen.names[0]} is a pickle, which can run code when it is read",
@@ -114,10 +123,17 @@ def _named(found: Mapping[str, WeightFormat], files: Sequence[str], where: str, 
 
 
 def _preferred(
-    found: Mapping[str, WeightFormat], names: set[str], where: str, wanted: WeightFormat | None, hints: "Hints"
+    found: Mapping[str, WeightFormat],
+    names: set[str],
+    where: str,
+    wanted: WeightFormat | None,
+    hints: "Hints",
+    unlisted: bool,
 ) -> Weights:
     for kind in [wanted] if wanted else WeightFormat:
         candidates = sorted(name for name in found if found[name] is kind and _on_top(name, kind))
+        if unlisted and kind in _SHARDED and (shards := shards_by_name(candidates, where)):
+            return Weights(kind, shards)
         if candidates:
             return Weights(kind, (_one_of(candidates, kind, where, hints),))
     if _ADAPTER in names:
@@ -171,14 +187,16 @@ def placed_by(listing: Mapping[str, Any], index: str, name: str) -> Mapping[str,
     weight_map = listing.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{name} lists no shards", "fetch or export the model again")
-    for shard in weight_map.values():
+    named = weight_map.values()
+    for shard in set(named) if all(isinstance(shard, str) for shard in named) else named:
         if not isinstance(shard, str) or not stays_below(shard) or not _is_shard(shard, index):
             raise ModelError(
                 f"{name} names the shard {shown(repr(shard))}, which is no weight file of its folder",
                 "such an index is broken or hostile: fetch the model from where you trust it",
             )
     above = PurePosixPath(index).parent
-    return {tensor: (above / shard).as_posix() for tensor, shard in weight_map.items()}
+    places = {shard: (above / shard).as_posix() for shard in set(weight_map.values())}
+    return {tensor: places[shard] for tensor, shard in weight_map.items()}
 
 
 def _is_shard(name: str, index: str) -> bool:
@@ -197,33 +215,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file that a stranger wrote.
 
     Raises:
-        ModelError: the file is missing, larger than 100 MB, or holds no JSON object.
+        ModelError: the file is missing, holds no JSON object, or a larger one than any file of its kind.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > most_bytes(path.name):
             raise ModelError(f"{path} is too large for a file of settings", "fetch or export the model again")
         return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "fetch or export the model again") from error
 
 
-def parse_json(data: bytes | bytearray, name: str, most_values: int = MAX_TOKENIZER_VALUES) -> dict[str, Any]:
+def most_bytes(name: str) -> int:
+    """How large a file of JSON may be."""
+    if name.endswith(_INDEX):
+        return MAX_INDEX_BYTES
+    return MAX_TOKENIZER_BYTES if name.rpartition("/")[2] == TOKENIZER else MAX_JSON_BYTES
+
+
+def parse_json(data: bytes | bytearray, name: str, most_built_bytes: int = MAX_TOKENIZER_BUILT_BYTES) -> dict[str, Any]:
     """The JSON object in the bytes of a file called `name`.
 
     Args:
-        most_values: how many values it may have. An empty list takes thirty times the memory of its text.
+        most_built_bytes: how much memory it and its text may take.
 
     Raises:
-        ModelError: there is none, or it is larger.
+        ModelError: there is none, or it takes more.
     """
-    if sum(map(data.count, (b",", b"[", b"{"))) > most_values:  # one of these stands before each value but the first
-        raise ModelError(f"{name} has more values than any file of its kind", "fetch or export the model again")
     try:
-        if (zero := data.find(b"\0")) >= 0:
-            raise ValueError(f"it has a zero at byte {zero:,}")
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name} is not JSON: {error}", "fetch or export the model again") from error
+        value = parse(data, most_built_bytes=most_built_bytes)
+    except JsonError as error:
+        raise ModelError(f"{name} {error}", "fetch or export the model again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{name} holds {type(value).__name__} instead of an object", "fetch the model again")
     return value

@@ -5,17 +5,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from entrenar_core.errors import ModelError, NotFoundError
-from entrenar_core.formats.choosing import (
-    MAX_JSON_BYTES,
-    MAX_JSON_VALUES,
-    MAX_TOKENIZER_VALUES,
-    parse_json,
-    stays_below,
-)
+from entrenar_core.formats.choosing import TOKENIZER, most_bytes, parse_json, stays_below
+from entrenar_core.formats.json_texts import MAX_BUILT_BYTES, without_list
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.sources import FileSource, Source, text_bytes
 
-_TOKENIZER = "tokenizer.json"
 _HINT = "fetch or export the model again"
 
 
@@ -98,19 +92,20 @@ def root_of(folder: Path) -> Path:
 
 
 def read_json_of(place: Place, name: str) -> Mapping[str, Any]:
-    """A JSON object in a file of a place.
+    """A JSON object in a file of a place; of tokenizer.json all but its merges, which are empty then.
 
     Raises:
         NotFoundError, ModelError: as `Place.open`; or it is too large, or no JSON object.
     """
     source = place.open(name)
     try:
-        if source.size_bytes > MAX_JSON_BYTES:
+        if source.size_bytes > most_bytes(name):
             raise ModelError(f"{source.name} is too large for a file of settings", _HINT)
         data = text_bytes(
             source, 0, source.size_bytes, lambda what: ModelError(f"{source.name} is not JSON: {what}", _HINT)
         )
-        most = MAX_TOKENIZER_VALUES if name.rpartition("/")[2] == _TOKENIZER else MAX_JSON_VALUES
-        return parse_json(data, source.name, most)
+        if name.rpartition("/")[2] == TOKENIZER:
+            without_list(data, "merges")
+        return parse_json(data, source.name, MAX_BUILT_BYTES)
     finally:
         source.close()

@@ -8,6 +8,7 @@ Source: torch/serialization.py of torch 2.13, and caffe2/serialize/inline_contai
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from entrenar_core.errors import ModelError
@@ -15,9 +16,10 @@ from entrenar_core.formats.kinds import WeightFormat
 from entrenar_core.formats.names import MAX_NAME_BYTES, odd_name
 from entrenar_core.formats.pickles import MAX_BYTES, Unacceptable, interpret
 from entrenar_core.formats.pytorch_values import NAMES, Storage, StorageType, View
-from entrenar_core.formats.sources import Source
+from entrenar_core.formats.sources import FileSource, Source
 from entrenar_core.formats.tensors import Header, StoredTensor
 from entrenar_core.formats.zips import Archive
+from entrenar_core.formats.zips_cut import missing_bytes
 
 PICKLE, BYTE_ORDER, VERSIONS = "data.pkl", "byteorder", ("version", ".data/version")
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
@@ -41,7 +43,7 @@ class _Reader:
         self.source = source
         self.oddities: list[str] = []
         self.storages: dict[str, Storage] = {}
-        self.archive = Archive(source, self.fail, self.require_state_dict)
+        self.archive = Archive(source, self.fail, self.require_state_dict, self.missing)
 
     def fail(self, what: str, hint: str = "fetch or save it again") -> ModelError:
         return ModelError(f"{self.source.name} is not a sound PyTorch file: {what}", hint)
@@ -57,6 +59,23 @@ class _Reader:
         values = sum(entry.size_bytes for name, entry in self.archive.entries.items() if name.startswith("data/"))
         header_bytes = self.source.size_bytes - values
         return Header(WeightFormat.PYTORCH, tensors, metadata, header_bytes, tuple(self.oddities))
+
+    def missing(self) -> str:
+        """What is missing of a file that was cut short. Elsewhere than here each entry would be a request."""
+        return missing_bytes(self.source, PICKLE, self.lengths) if isinstance(self.source, FileSource) else ""
+
+    def lengths(self, data: bytes) -> Mapping[str, int]:
+        """How many bytes storages have, as a pickle says it; of an unsound one, as far as it says it."""
+        found: dict[str, int] = {}
+
+        def noted(told: object) -> Storage:
+            known = _told_storage(told)
+            found[f"data/{known.key}"] = known.size_bytes
+            return known
+
+        with suppress(ModelError):
+            interpret(data, self.find, noted, self.fail)
+        return found
 
     def require_state_dict(self, names: Sequence[str]) -> None:
         """Tells the zips apart that torch, and others, write."""
@@ -83,19 +102,16 @@ class _Reader:
 
     def storage(self, told: object) -> Storage:
         """The storage that a pickle means by `("storage", class, key, device, length)`."""
-        if not isinstance(told, tuple) or len(told) != 5 or told[0] != "storage":
-            raise Unacceptable("it is no storage")
-        _, kind, key, _, length = told
-        if not isinstance(kind, StorageType) or not isinstance(key, str) or type(length) is not int or length < 0:
-            raise Unacceptable("its class, key or length is none")
+        spoken = _told_storage(told)
+        key = spoken.key
         known = self.storages.get(key)
         if known is None:
-            known = self.storages[key] = Storage(key, kind.dtype, length)
+            known = self.storages[key] = spoken
             entry = self.archive.entries.get(f"data/{key}")
             if entry is None or known.size_bytes > entry.size_bytes:
                 has = "is not there" if entry is None else f"has {entry.size_bytes:,} bytes"
                 raise self.fail(f"storage {key[:80]!r} of {known.size_bytes:,} bytes {has}")
-        elif (known.dtype, known.length) != (kind.dtype, length):
+        elif (known.dtype, known.length) != (spoken.dtype, spoken.length):
             raise self.fail(f"storage {key[:80]!r} is spoken of in two ways")
         return known
 
@@ -144,6 +160,15 @@ class _Reader:
         if len(sizes) != len(found) or len(sizes) > _MAX_DIMENSIONS:
             raise self.fail(f"tensor {name} has impossible {what}")
         return sizes
+
+
+def _told_storage(told: object) -> Storage:
+    if not isinstance(told, tuple) or len(told) != 5 or told[0] != "storage":
+        raise Unacceptable("it is no storage")
+    _, kind, key, _, length = told
+    if not isinstance(kind, StorageType) or not isinstance(key, str) or type(length) is not int or length < 0:
+        raise Unacceptable("its class, key or length is none")
+    return Storage(key, kind.dtype, length)
 
 
 def _is_state_dict(found: object) -> bool:

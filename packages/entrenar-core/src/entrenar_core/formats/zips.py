@@ -67,9 +67,14 @@ class Archive:
     """The entries of a zip, by their names in the one folder that they all are in."""
 
     def __init__(
-        self, source: Source, fail: Callable[[str], ModelError], expect: Callable[[Sequence[str]], None]
+        self,
+        source: Source,
+        fail: Callable[[str], ModelError],
+        expect: Callable[[Sequence[str]], None],
+        missing: Callable[[], str],
     ) -> None:
         """Reads the directory. `expect` is shown all names before anything is said of the entries: it may refuse.
+        `missing` says what is missing where the end of the file is, as the end of a sentence that says so.
 
         Of a file on this machine every header is held against it. Elsewhere, where each would be a request, the places
         of the data follow from the directory, since entries leave no holes; `read` checks the header of what it reads.
@@ -77,7 +82,7 @@ class Archive:
         Raises:
             ModelError: it is no zip, or not one that every reader reads alike.
         """
-        self.source, self.fail = source, fail
+        self.source, self.fail, self.missing = source, fail, missing
         start, directory, count = self._directory()
         entries = sorted(self._listed(directory, count), key=lambda entry: entry.header)
         expect([entry.name for entry in entries])
@@ -117,8 +122,9 @@ class Archive:
         magic, *short, comment = END.unpack(tail[-END.size :])
         numbers: Sequence[int] = short
         if magic != END_MAGIC or comment:
-            found = END_MAGIC in tail
-            raise self.fail("bytes follow its end record" if found else "it has no end record; it may be cut short")
+            if 0 <= tail.find(END_MAGIC) <= len(tail) - END.size:
+                raise self.fail("bytes follow its end record")
+            raise self.fail(f"it has no end record; it may be cut short{self.missing()}")
         end = size - END.size
         locator = len(tail) - END.size - LOCATOR_64.size
         if locator >= END_64.size and tail.startswith(LOCATOR_64_MAGIC, locator):
