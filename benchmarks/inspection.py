@@ -130,7 +130,7 @@ def differences(first: Path, second: Path) -> Callable[[], Any]:
 
     from entrenar_inspect.comparing import compare
 
-    return lambda: compare(_model(first), _model(second), values=True)
+    return lambda: compare(_model(first), _model(second), values=True)  # starts its processes each time
 
 
 def convert(path: Path, output: Path) -> Callable[[], Any]:
@@ -202,10 +202,13 @@ def measured(folder: Path, size_bytes: int, rounds: int) -> dict[str, dict[str, 
 
 
 def _fresh(target: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What is written is written anew: to overwrite a file in the page cache is something else."""
-    target.unlink(missing_ok=True)
+    """What is written is written anew: to overwrite a file in the page cache is something else. No side finds more
+    unwritten pages than another does.
+    """
     os.sync()
-    return job()
+    found = job()
+    target.unlink()
+    return found
 
 
 def judged(sides: dict[str, dict[str, float]]) -> list[tuple[str, float, float, bool]]:

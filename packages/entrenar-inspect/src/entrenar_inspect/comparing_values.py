@@ -52,9 +52,10 @@ def moved(first: StoredModel, second: StoredModel, pairs: Sequence[Pair], progre
     Raises:
         ModelError: a tensor cannot be read, or has values beyond 1e150.
     """
-    from entrenar_core.measuring.differences import difference
+    from entrenar_core.measuring.processes import differences
 
-    return [Moved(old, difference(first, old, second, new, progress=progress)) for old, new in pairs]
+    found = differences(first, second, pairs, progress=progress)
+    return [Moved(old, by) for (old, _), by in zip(pairs, found, strict=True)]
 
 
 def furthest(found: Sequence[Moved]) -> tuple[TensorDifference, ...]:

@@ -25,7 +25,14 @@ def write_by_transformers(gguf: Path, folder: Path) -> tuple[str, ...]:
         ModelError: transformers makes none of it; its own words are in the message.
     """
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        command = [sys.executable, "-m", __spec__.name, str(gguf.resolve()), work]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            __spec__.name,
+            str(gguf.resolve()),
+            work,
+        ]  # no module of this folder
         environment = {**os.environ, **_ENVIRONMENT}
         try:
             done = subprocess.run(

@@ -16,7 +16,7 @@ from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.results import Difference
 from entrenar_core.measuring.sums import dot, total
 
-_NEGLIGIBLE = 1e-30  # a mean square beside which what float32 loses, squares below 1e-38, does not count
+NEGLIGIBLE = 1e-30  # a mean square beside which what float32 loses, squares below 1e-38, does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class DifferenceSums:
         """The same, of a block that so many numbers lie before."""
         return replace(self, largest_at=self.largest_at + numbers)
 
-    def woven(self, half: int) -> "DifferenceSums":
-        """The same, of `bf16_halves` of so many numbers each, where their block has them."""
-        return replace(self, largest_at=2 * (self.largest_at % half) + self.largest_at // half)
+    def at(self, place: int) -> "DifferenceSums":
+        """The same, with the largest difference at another place."""
+        return replace(self, largest_at=place)
 
     def difference(self, tensor: StoredTensor) -> Difference:
         numbers = max(self.numbers, 1)
@@ -88,18 +88,6 @@ class DifferenceSums:
         return max(self.square - longer**2, 0.0) / (2 * norm_a * norm_b)
 
 
-def bf16_halves(raw: NDArray[np.uint8], room: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The values of an even number of BF16: first every other from the first on, then the rest. For sums their order
-    does not matter, and two at a time are decoded twice as fast as one by one. `room` is written over.
-    """
-    pairs = raw.view("<u4")
-    half = len(pairs)
-    bits = room[: 2 * half].view("<u4")
-    np.left_shift(pairs, 16, out=bits[:half])
-    np.bitwise_and(pairs, np.uint32(0xFFFF0000), out=bits[half:])
-    return room[: 2 * half]
-
-
 def in_float32(
     a: NDArray[np.float32],
     b: NDArray[np.float32],
@@ -119,7 +107,7 @@ def in_float32(
     inner = square_a + product
     if not square_b > square_a / 4:  # much was subtracted from its like
         square_b, inner = dot(b, b), dot(a, b)
-    if not all(_NEGLIGIBLE * len(a) <= found < math.inf for found in (square, square_a, square_b)):
+    if not all(NEGLIGIBLE * len(a) <= found < math.inf for found in (square, square_a, square_b)):
         return None
     np.not_equal(apart, 0, out=differs)
     np.abs(apart, out=apart)
@@ -133,7 +121,7 @@ def of_equal(a: NDArray[Any]) -> DifferenceSums:
     """Of values that are the same in both."""
     with np.errstate(all="ignore"):
         square = dot(a, a) if a.dtype == np.float32 else math.inf
-        if _NEGLIGIBLE * len(a) <= square < math.inf:
+        if NEGLIGIBLE * len(a) <= square < math.inf:
             return DifferenceSums(len(a), square_a=square, square_b=square, inner=square)
         return in_float64(a, a)
 

@@ -14,25 +14,25 @@ from entrenar_core.measuring.results import HISTOGRAM_BINS, OUTLIER_DEVIATIONS, 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_DOT_VALUES = 8192  # OpenBLAS starts threads of its own for more than 10,000, which here compete with ours
+DOT_VALUES = 8192  # OpenBLAS starts threads of its own for more than 10,000, which here compete with ours
 
 
 def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """The dot product of two vectors of one type, added up in float64 over parts of `_DOT_VALUES`."""
-    whole = len(a) // _DOT_VALUES * _DOT_VALUES
-    rows_a, rows_b = (one[:whole].reshape(-1, _DOT_VALUES) for one in (a, b))
+    """The dot product of two vectors of one type, added up in float64 over parts of `DOT_VALUES`."""
+    whole = len(a) // DOT_VALUES * DOT_VALUES
+    rows_a, rows_b = (one[:whole].reshape(-1, DOT_VALUES) for one in (a, b))
     return float(np.vecdot(rows_a, rows_b).sum(dtype=np.float64)) + float(np.dot(a[whole:], b[whole:]))
 
 
-_ONES = np.ones(_DOT_VALUES, np.float32)
+ONES = np.ones(DOT_VALUES, np.float32)
 
 
 def total(a: NDArray[np.float32]) -> float:
     """The sum of a vector, as `dot` adds up: by BLAS, which is several times as fast as numpy's sum."""
-    whole = len(a) // _DOT_VALUES * _DOT_VALUES
+    whole = len(a) // DOT_VALUES * DOT_VALUES
     rest = a[whole:]
-    sums = np.vecdot(a[:whole].reshape(-1, _DOT_VALUES), _ONES)
-    return float(sums.sum(dtype=np.float64)) + float(np.dot(rest, _ONES[: len(rest)]))
+    sums = np.vecdot(a[:whole].reshape(-1, DOT_VALUES), ONES)
+    return float(sums.sum(dtype=np.float64)) + float(np.dot(rest, ONES[: len(rest)]))
 
 
 def require_squares(tensor: StoredTensor, *squares: float) -> None:
