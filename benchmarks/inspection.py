@@ -182,8 +182,8 @@ def measured(folder: Path, size_bytes: int, rounds: int) -> dict[str, dict[str, 
         "stats": lambda: worked("stats", first),
         "compare": lambda: worked("differences", first, second),
         "compare, equal": lambda: worked("differences", first, first),
-        "cp": lambda: _fresh(copy, lambda: run(["cp", "--reflink=never", str(first), str(copy)])),
-        "convert": lambda: _fresh(output, lambda: worked("convert", first, output)),
+        "cp": lambda: _fresh(first, copy, lambda: run(["cp", str(first), str(copy)])),
+        "convert": lambda: _fresh(first, output, lambda: worked("convert", first, output)),
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -201,10 +201,14 @@ def measured(folder: Path, size_bytes: int, rounds: int) -> dict[str, dict[str, 
     }
 
 
-def _fresh(target: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What is written is written anew: to overwrite a file in the page cache is something else. No side finds more
-    unwritten pages than another does.
+def _fresh(source: Path, target: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What is written is written anew, since to overwrite a file in the page cache is something else; and where as much
+    was written and removed just before: neither side waits for pages that a virtual machine has given back, or for
+    those that another side has not written out.
     """
+    for _ in range(2):
+        run(["cp", str(source), str(target)])
+        target.unlink()
     os.sync()
     found = job()
     target.unlink()

@@ -62,11 +62,23 @@ def test_what_lies_together_is_copied_together(source: Path, monkeypatch: pytest
 @pytest.mark.parametrize("piece_bytes", [1, 64, 1000, 4096])
 def test_pieces_make_the_whole(source: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_writer, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(safetensors_writer, "_PIPE_BYTES", 32)
     output, told = copied(source)
     expected, found = load_file(source), load_file(output)
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert len(told) > 3
     assert sum(told) == sum(tensor.nbytes for tensor in expected.values())
+
+
+@pytest.mark.parametrize("note", ["", "x" * 100, "x" * 4096])
+def test_much_data_lies_in_its_pages_as_before(note: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_writer, "_MUCH_BYTES", 1)
+    save_file(load_file(source), source, metadata={"format": "pt", "note": note})
+    output, _ = copied(source)
+    starts = [8 + int.from_bytes(path.read_bytes()[:8], "little") for path in (source, output)]
+    assert starts[0] % 4096 == starts[1] % 4096
+    expected, found = load_file(source), load_file(output)
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("reason", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -1,7 +1,7 @@
 """Figures of stored tensors, computed from their bytes: what is not finite, statistics, differences, effective rank.
 
 Files are read a block at a time by several threads or processes, into buffers that each keeps: memory stays bounded for
-files of any size, and a file that is cut short meanwhile is an error. What comes out is in `results`, which needs no numpy.
+files of any size, and a file that is cut short meanwhile is an error. `results` has what comes out, and needs no numpy.
 """
 
 from typing import TYPE_CHECKING
