@@ -17,6 +17,7 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
 from entrenar_inspect.reports.validation import Check as Found
+from entrenar_inspect.summary import summarize
 from entrenar_inspect.validating import validate
 from hub_server import HubServer
 
@@ -64,6 +65,26 @@ def test_sharded_models_are_held_against_their_index(llama: Path, tmp_path: Path
     check = found(copy, "shards")
     assert check.status == "failed"
     assert "the index lists model.nrm.weight, which no shard has" in check.details
+
+
+def test_a_size_that_an_index_gets_wrong_stops_no_program(llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "copy"))
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": {"total_size": 7}}))
+    check = found(copy, "shards")
+    assert check.status == "warning"
+    assert check.message.startswith("the index says that its tensors take 7 bytes")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_what_is_broken_beside_the_weights_fails_and_is_shown(name: str, llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "copy"))
+    (copy / name).write_text("{")
+    check = found(copy, {"config.json": "settings", "tokenizer.json": "tokenizer"}[name])
+    assert check.status == "failed"
+    assert f"{name} is not JSON" in check.message
+    with open_model(parse_reference(str(copy))) as model:
+        assert any(f"{name} is not JSON" in warning for warning in summarize(model).warnings)
 
 
 def test_values_that_are_not_finite_are_found_with_their_place(model: Path) -> None:

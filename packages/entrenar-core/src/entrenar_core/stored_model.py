@@ -20,7 +20,7 @@ from entrenar_core.formats.places import LocalPlace, OneFile, Place, read_json_o
 from entrenar_core.formats.shards import index_faults
 from entrenar_core.formats.sniffing import sniff
 from entrenar_core.formats.sources import Source
-from entrenar_core.formats.tensors import Header, StoredTensor
+from entrenar_core.formats.tensors import Fault, Header, StoredTensor
 from entrenar_core.references import HubReference, Reference
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class StoredModel:
 
     `sources` are its open files by name: those with headers, and those that an ONNX graph keeps its weights in.
     `config` is config.json, where there is one that can be read; an adapter has `adapter_config`. `faults` are settings
-    that are broken and what does not fit between its files, a sentence each: what an index says and headers do not, and
-    the like. `commit` is the Hub's.
+    that are broken and what does not fit between its files: what an index says and headers do not, and the like.
+    `commit` is the Hub's.
     """
 
     reference: Reference
@@ -62,7 +62,7 @@ class StoredModel:
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, Any] | None
     adapter_config: Mapping[str, Any] | None
-    faults: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
     commit: str | None = None
 
     @property
@@ -194,9 +194,12 @@ def _opened(
         files = _files(place, listed, allow_pickle, opened)
         tensors, repeated = _together(files)
         folder = PurePosixPath(listed[0]).parent.as_posix()
-        faults = [*repeated, *(index_faults(tensors, placed, total_size) if placed else ())]
-        if len(listed) > 1 and not placed:
-            faults.append(f"the index of its {len(listed)} shards is missing, without which programs do not load them")
+        faults = [Fault("shards", message) for message in repeated]
+        if placed:
+            faults += index_faults(tensors, placed, total_size)
+        elif len(listed) > 1:
+            message = f"the index of its {len(listed)} shards is missing, without which programs do not load them"
+            faults.append(Fault("shards", message))
         found = StoredModel(
             reference,
             place,
@@ -304,7 +307,7 @@ def _together(files: Sequence[StoredFile]) -> tuple[dict[str, StoredTensor], lis
     return found, repeated
 
 
-def _settings(place: Place, folder: str, name: str, faults: list[str]) -> Mapping[str, Any] | None:
+def _settings(place: Place, folder: str, name: str, faults: list[Fault]) -> Mapping[str, Any] | None:
     """A file of settings beside the weights, or above a folder `onnx`. One that is broken is a fault: the tensors are
     what they are all the same.
     """
@@ -313,6 +316,6 @@ def _settings(place: Place, folder: str, name: str, faults: list[str]) -> Mappin
             try:
                 return read_json_of(place, inside)
             except ModelError as error:
-                faults.append(error.message)
+                faults.append(Fault("settings", error.message))
                 return None
     return None

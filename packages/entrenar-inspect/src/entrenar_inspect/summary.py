@@ -9,13 +9,14 @@ from entrenar_core.architectures.detection import Detection, Part, constraints, 
 from entrenar_core.architectures.layouts import layout_named, layouts
 from entrenar_core.architectures.naming import experts_in, layers_in, numbered
 from entrenar_core.architectures.stating import stated_architecture, stated_experts, unusable
+from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES
 from entrenar_core.stored_model import StoredModel
 from entrenar_inspect.adapters import adapter_of
 from entrenar_inspect.counting import weights_of
 from entrenar_inspect.experts import experts_of
-from entrenar_inspect.reports.summary import DtypeShare, ModelPart, ModelSummary
+from entrenar_inspect.reports.summary import DtypeShare, ModelPart, ModelSummary, TokenizerSummary
 from entrenar_inspect.settings import licence_of, metadata_value, other_dtype, rope_of, window_of
 from entrenar_inspect.tokenizers import tokenizer_of
 
@@ -95,12 +96,9 @@ def _stated(model: StoredModel, found: Detection | None) -> Architecture | None:
 
 
 def summarize(model: StoredModel) -> ModelSummary:
-    """A model at a glance.
-
-    Raises:
-        ModelError: a file of settings beside it is broken.
-    """
+    """A model at a glance. What is broken beside its weights is among the warnings."""
     facts = facts_of(model)
+    tokenizer, broken = _tokenizer(model)
     found, shape = facts.detection, facts.architecture
     weights = weights_of(model, found)
     total = sum(weights.values())
@@ -140,12 +138,20 @@ def summarize(model: StoredModel) -> ModelSummary:
         dtypes,
         _quantisation(model),
         _tied(model, facts),
-        tokenizer_of(model),
+        tokenizer,
         adapter,
         licence_of(model),
         {key: metadata_value(value) for key, value in model.metadata.items()},
-        (*model.faults, *warnings_of(model, facts), *other_dtype(model, dtypes)),
+        (*(fault.message for fault in model.faults), *broken, *warnings_of(model, facts), *other_dtype(model, dtypes)),
     )
+
+
+def _tokenizer(model: StoredModel) -> tuple[TokenizerSummary | None, tuple[str, ...]]:
+    """The tokenizer, or what is wrong with its file: the weights are what they are all the same."""
+    try:
+        return tokenizer_of(model), ()
+    except ModelError as error:
+        return None, (error.message,)
 
 
 def warnings_of(model: StoredModel, facts: Facts) -> Iterator[str]:

@@ -60,6 +60,7 @@ def _checks(model: StoredModel, progress: Progress) -> Iterator[Check | None]:
     yield files.structure(model)
     yield contents.is_model(model, facts)
     yield files.index(model)
+    yield files.settings(model)
     yield files.sums(model)
     yield files.conventions(model)
     yield _values(model, progress)

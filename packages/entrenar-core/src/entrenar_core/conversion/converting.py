@@ -95,7 +95,7 @@ def _report(plan: Plan, output: Path, files: tuple[str, ...], size_bytes: int) -
         dict(plan.dequantised),
         rounding.relative_rms if rounded else None,
         rounding.largest_error if rounded else None,
-        tuple(dict.fromkeys(plan.notes)),
+        tuple(dict.fromkeys((*plan.notes, *(fault.message for fault in plan.model.faults)))),
     )
 
 

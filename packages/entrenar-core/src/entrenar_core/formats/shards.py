@@ -13,7 +13,7 @@ from typing import Any
 
 from entrenar_core.errors import UnsoundFileError
 from entrenar_core.formats.names import shown
-from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.formats.tensors import Fault, StoredTensor
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<suffix>\.\w+)")
 
@@ -46,20 +46,22 @@ def _incomplete(where: str, count: int, lacking: Sequence[str]) -> UnsoundFileEr
     return UnsoundFileError(f"{where} has {there}, and lacks {', '.join(lacking[:5])}{more}", "fetch the missing ones")
 
 
-def index_faults(tensors: Mapping[str, StoredTensor], placed: Mapping[str, str], total_size: Any) -> list[str]:
+def index_faults(tensors: Mapping[str, StoredTensor], placed: Mapping[str, str], total_size: Any) -> list[Fault]:
     """Where an index and the headers of its shards differ. `total_size` is what it says that all tensors take."""
-    faults = [f"the index lists {name}, which no shard has" for name in placed if name not in tensors]
-    faults += [
+    found = [f"the index lists {name}, which no shard has" for name in placed if name not in tensors]
+    found += [
         f"the index does not list {name}, which {tensors[name].file} has" for name in tensors if name not in placed
     ]
-    faults += [
+    found += [
         f"the index has {name} in {placed[name]}, and it is in {tensor.file}"
         for name, tensor in tensors.items()
         if placed.get(name, tensor.file) != tensor.file
     ]
+    faults = [Fault("shards", message) for message in found]
     sizes = [tensor.size_bytes for tensor in tensors.values()]
     total, said = sum(sizes), isinstance(total_size, int | float)
     # some programs count a tensor twice that two names share, and store it once: the embeddings, the largest of all
     if said and not faults and not total <= total_size <= total + max(sizes, default=0):
-        faults.append(f"the index says that its tensors take {shown(f'{total_size:,}')} bytes, and they take {total:,}")
+        message = f"the index says that its tensors take {shown(f'{total_size:,}')} bytes, and they take {total:,}"
+        faults.append(Fault("shards", message, harmless=True))
     return faults

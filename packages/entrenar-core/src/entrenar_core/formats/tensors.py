@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.kinds import WeightFormat
@@ -52,3 +52,14 @@ class Header:
     oddities: tuple[str, ...] = ()
     inline: Mapping[str, bytes] = field(default_factory=dict)
     details: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the files of a model, though its tensors can be read: an index that says something else than
+    the headers of shards do, or settings that are broken. A `harmless` one stops no program that loads the model.
+    """
+
+    about: Literal["shards", "settings"]
+    message: str
+    harmless: bool = False

@@ -31,9 +31,18 @@ def structure(model: StoredModel) -> Check:
 
 def index(model: StoredModel) -> Check | None:
     """What an index says of its shards is what their headers say. None where there is one file."""
-    if len(model.files) == 1 and not model.faults:
+    faults = [fault for fault in model.faults if fault.about == "shards"]
+    if len(model.files) == 1 and not faults:
         return None
-    return found("shards", model.faults, fine=f"{len(model.files)} shards hold what their index lists")
+    harmless = all(fault.harmless for fault in faults)
+    fine = f"{len(model.files)} shards hold what their index lists"
+    return found("shards", [fault.message for fault in faults], fine=fine, wrong="warning" if harmless else "failed")
+
+
+def settings(model: StoredModel) -> Check | None:
+    """That files of settings can be read; None where they can."""
+    broken = [fault.message for fault in model.faults if fault.about == "settings"]
+    return found("settings", broken, fine="") if broken else None
 
 
 def conventions(model: StoredModel) -> Check:
