@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+
 from entrenar_core.data.builtin import BUILTIN_DATASETS, FEWEST_ROWS
 
 
@@ -29,6 +31,7 @@ def test_docs_are_whole_texts_each_once() -> None:
     assert any("\n\n" in text for text in texts)
 
 
+@pytest.mark.nightly
 def test_the_order_is_that_of_the_files_whatever_the_hash_seed() -> None:
     code = (
         "import hashlib; from entrenar_core.data.builtin import BUILTIN_DATASETS as B; "

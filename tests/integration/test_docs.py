@@ -110,9 +110,11 @@ LONGEST = (
     "losses.md",
     "masked-tokens-and-tagged-words.md",
     "quickstart.md",  # what is in the README, told at length
+    "resuming.md",
     "sentence-encoders.md",
     "several-processes.md",
     "several-teachers.md",
+    "students.md",
 )
 FOLLOWED = [page for page in PAGES if list(blocks(page, "console", "python"))]
 

@@ -184,7 +184,7 @@ def test_a_result_does_not_replace_the_models_that_it_is_made_of(
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_stopped_in_its_baseline_goes_on_there(models: Models, tmp_path: Path) -> None:
     job = classification(models, tmp_path, training={"baseline": True}, output={"checkpoint_every": 2})
     expected = run(job)

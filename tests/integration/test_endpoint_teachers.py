@@ -93,6 +93,7 @@ class Notes(Callback):
         self.told.append(text)
 
 
+@pytest.mark.nightly
 def test_a_build_waits_for_a_server_that_goes_away_and_comes_back(
     server: TellingServer, sure: Models, tmp_path: Path
 ) -> None:
@@ -241,6 +242,7 @@ def test_steps_are_kept_when_a_server_is_lost_in_the_middle_of_one(
         assert torch.equal(tensor, whole[name]), name
 
 
+@pytest.mark.nightly
 def test_packed_examples_are_asked_for_one_by_one(server: TellingServer, sure: Models, tmp_path: Path) -> None:
     file = merged(served(server, sure, tmp_path), {"dataset": {"packing": True, "max_length": 48}})
     told = [step.loss for step in run(file)[1].steps]

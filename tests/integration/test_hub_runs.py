@@ -70,6 +70,7 @@ def settings(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
+@pytest.mark.nightly
 def test_the_documented_run_ends_with_a_student(served: HubServer, config: Path, tmp_path: Path) -> None:
     names = ["--teacher", TEACHER, "--student", STUDENT, "--config", "distill.yaml", "--output", "./distilled-model"]
     done = entrenar(tmp_path, "run", *names, "--max-steps", "2", *settings(*SHORT), "--json")

@@ -375,8 +375,7 @@ def test_two_ranks_do_what_the_first_finds(pair: Path, tmp_path: Path, home: Pat
     assert REUSING in reused.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_two_ranks_end_together_when_nothing_can_be_kept(pair: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -34,8 +34,7 @@ def torchrun(job: Path, *arguments: str, file_bytes: int | None = None) -> subpr
     )
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_one_error(tmp_path: Path) -> None:
     job = write_job(tmp_path, write_models(tmp_path / "models"))
     done = torchrun(job, file_bytes=100_000)
