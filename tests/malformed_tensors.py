@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from malformed_parts import (
@@ -148,6 +148,7 @@ SAFETENSORS: Mapping[str, Case] = {
 _gg = partial(file, "model.gguf")
 _STRINGS = 8
 _ARRAYS = 9
+_FACTORS = (row("rope_freqs.weight"),)
 
 
 def _table(*rows: bytes, **how: object) -> bytes:
@@ -156,6 +157,16 @@ def _table(*rows: bytes, **how: object) -> bytes:
 
 def _key(kind: int, raw: bytes, key: str = "k") -> bytes:
     return gguf((LLAMA, pair(key, kind, raw)))
+
+
+def _whole(key: str, number: int) -> bytes:
+    return pair(f"llama.{key}", 4, struct.pack("<I", number))
+
+
+def _llama(*pairs: bytes, rows: Sequence[bytes] | None = None) -> Case:
+    """Two layers by its metadata, and a single tensor, which a reader of headers has nothing against."""
+    rows = (row("blk.0.attn_q.weight", (2, 4)),) if rows is None else rows
+    return _gg(gguf((LLAMA, _whole("block_count", 2), *pairs), rows), "its tensors are not those of one", odd=True)
 
 
 def _head(tensors: int, pairs: int) -> bytes:
@@ -228,6 +239,36 @@ GGUF: Mapping[str, Case] = {
     "gguf-odd-hole": _gg(_table(row(offset=4096), data=bytes(4128)), "unused bytes before", odd=True),
     "gguf-odd-tail": _gg(gguf(data=bytes(9000)), "bytes follow the last tensor", odd=True),
     "gguf-odd-value-nan": _gg(gguf(data=_NAN * 4), "tensor w has 4 NaN", odd=True),
+    "gguf-odd-two-billion-layers": _gg(
+        gguf((LLAMA, _whole("block_count", 2 * 10**9)), (row("blk.1999999999.attn_v.weight"),)),
+        "its tensors are not those of one",
+        odd=True,
+    ),
+    "gguf-odd-no-heads": _llama(),
+    "gguf-odd-heads-that-do-not-divide": _llama(_whole("attention.head_count", 3)),
+    "gguf-odd-heads-of-odd-width": _llama(_whole("attention.head_count", 4)),
+    "gguf-odd-queries-without-rows": _llama(_whole("attention.head_count", 2), rows=(row("blk.0.attn_q.weight", ()),)),
+    "gguf-odd-queries-of-nothing": _llama(
+        _whole("attention.head_count", 2), rows=(row("blk.0.attn_q.weight", (0, 4)),)
+    ),
+    "gguf-odd-rope-base-a-text": _llama(pair("llama.rope.freq_base", _STRINGS, text(ESCAPES)), rows=_FACTORS),
+    "gguf-odd-rope-base-an-array": _llama(pair("llama.rope.freq_base", _ARRAYS, array(6, 2, bytes(8))), rows=_FACTORS),
+    "gguf-odd-rope-base-negative": _llama(pair("llama.rope.freq_base", 6, struct.pack("<f", -5)), rows=_FACTORS),
+    "gguf-odd-rope-base-zero": _llama(pair("llama.rope.freq_base", 6, bytes(4)), rows=_FACTORS),
+    "gguf-odd-rope-factors-zero": _llama(rows=_FACTORS),
+    "gguf-odd-rope-factors-a-matrix": _llama(rows=(row("rope_freqs.weight", (2, 4)),)),
+    "gguf-odd-rope-factors-missing": _llama(rows=(row("rope_freqs.weight", (0,)),)),
+    "gguf-odd-rope-scaling-a-text": _llama(
+        pair("llama.rope.scaling.type", _STRINGS, text("linear")),
+        pair("llama.rope.scaling.factor", _STRINGS, text(ESCAPES)),
+        rows=_FACTORS,
+    ),
+    "gguf-odd-window-an-array": _llama(
+        pair("llama.attention.sliding_window", _ARRAYS, array(4, 100_000, bytes(400_000))), rows=_FACTORS
+    ),
+    "gguf-odd-token-an-array": _llama(
+        pair("tokenizer.ggml.bos_token_id", _ARRAYS, array(4, 100_000, bytes(400_000))), rows=_FACTORS
+    ),
     "gguf-odd-texts-that-steer": _gg(
         gguf((pair("general.architecture", 8, text(ESCAPES)), pair(ESCAPES, 8, text(ESCAPES))), (row(""),)),
         "has no name",

@@ -1,7 +1,9 @@
 """Conversions: to the bit where a dtype is kept, rounded once where it is not, and never half a file."""
 
+import filecmp
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,70 @@ def test_what_cannot_be_meant_is_refused(llama: Path, tmp_path: Path, how: dict[
     with pytest.raises(UsageError, match=complaint):
         converted(llama, kind, output, **how)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_is_not_cut_since_peft_loads_no_shards(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": torch.zeros(40, 3), "b": torch.zeros(40, 3)}, tmp_path / "lora" / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match="is an adapter, of which peft loads no shards") as refused:
+        converted(tmp_path / "lora", WeightFormat.SAFETENSORS, tmp_path / "out", shard_bytes=500)
+    assert refused.value.hint == "leave out --shard-size"
+    assert not (tmp_path / "out").exists()
+    whole = converted(tmp_path / "lora", WeightFormat.SAFETENSORS, tmp_path / "out")
+    assert whole.files == ("adapter_model.safetensors", "adapter_config.json")
+
+
+def test_a_tensor_with_the_name_of_the_metadata_is_refused(tmp_path: Path) -> None:
+    torch.save({"__metadata__": torch.zeros(3), "w": torch.zeros(3)}, tmp_path / "in.bin")
+    with pytest.raises(ModelError, match="a tensor is called __metadata__"):
+        converted(tmp_path / "in.bin", WeightFormat.SAFETENSORS, tmp_path / "out.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["in.bin"]
+
+
+def with_file(llama: Path, folder: Path, name: str, size_bytes: int) -> Path:
+    shutil.copytree(llama, folder)
+    with (folder / name).open("ab") as file:
+        file.truncate(size_bytes)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "size_bytes"),
+    [
+        ("config.json", 1 << 40),
+        ("tokenizer.json", 3 << 30),
+        ("generation_config.json", 1 << 25),
+        ("vocab.txt", 1 << 31),
+    ],
+)
+def test_a_file_beside_the_weights_that_is_too_large_is_refused(
+    llama: Path, tmp_path: Path, name: str, size_bytes: int
+) -> None:
+    folder = with_file(llama, tmp_path / "in", name, size_bytes)
+    with pytest.raises(ModelError, match=f"{name} is too large for a file of"):
+        converted(folder, WeightFormat.SAFETENSORS, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("by_the_system", [True, False])
+def test_files_beside_the_weights_are_copied_in_little_memory(
+    llama: Path, tmp_path: Path, by_the_system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not by_the_system:
+        monkeypatch.delattr("os.copy_file_range", raising=False)
+    folder = with_file(llama, tmp_path / "in", "tokenizer.model", 60_000_001)
+    with (folder / "tokenizer.model").open("r+b") as file:
+        file.write(b"start")
+        file.seek(-3, 2)
+        file.write(b"end")
+    tracemalloc.start()
+    converted(folder, WeightFormat.SAFETENSORS, tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    for name in ("tokenizer.model", "tokenizer.json", "config.json"):
+        assert filecmp.cmp(folder / name, tmp_path / "out" / name, shallow=False)
 
 
 def test_nothing_is_overwritten_unless_asked_for_and_then_only_models(llama: Path, tmp_path: Path) -> None:

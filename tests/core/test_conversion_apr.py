@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -43,7 +44,9 @@ def test_there_and_back_a_model_has_its_whole_configuration(kind: WeightFormat, 
     converted(bert, kind, tmp_path / NAMES[kind])
     back = converted(tmp_path / NAMES[kind], WeightFormat.SAFETENSORS, tmp_path / "back")
     assert back.files == ("model.safetensors", "config.json")
-    assert back.notes == ("of a tokenizer an APR file holds parts: copy its files from the original model",)
+    assert back.notes == ("the APR file holds no tokenizer: copy its files from the original model, if it has one",), (
+        "a WordPiece has no place in it"
+    )
     config = json.loads((bert / "config.json").read_text())
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
     loaded, original = (AutoModel.from_pretrained(folder).state_dict() for folder in (tmp_path / "back", bert))
@@ -63,6 +66,50 @@ def test_what_an_apr_has_no_place_for_is_named(bert: Path, tmp_path: Path) -> No
     folder = converted(llama, WeightFormat.APR, tmp_path / "folder")
     assert folder.notes == ()
     assert {"config.json", "tokenizer.json", "generation_config.json"} <= set(folder.files)
+
+
+def test_that_an_apr_holds_parts_of_a_tokenizer_is_said(tmp_path: Path) -> None:
+    converted(tiny_llama(tmp_path / "llama"), WeightFormat.APR, tmp_path / "llama.apr")
+    back = converted(tmp_path / "llama.apr", WeightFormat.SAFETENSORS, tmp_path / "back")
+    assert back.notes == ("of a tokenizer an APR file holds parts: copy its files from the original model",)
+
+
+@pytest.mark.parametrize(("merge", "count"), [('["a","b"]', 1_200_000), ('"a b"', 1_200_000)])
+def test_a_tokenizer_that_is_too_large_is_left_out(merge: str, count: int, tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    start, merges = '{"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[', ",".join([merge] * count)
+    (tmp_path / "tokenizer.json").write_text(f"{start}{merges}]}}}}")
+    done = converted(tmp_path, WeightFormat.APR, tmp_path / "out" / "model.apr")
+    assert done.notes == (
+        "the tokenizer is too large to be held in the APR file, and is not kept in it",
+        "an APR file has no place for tokenizer.json: keep the original",
+    )
+    assert "tokenizer.vocabulary" not in metadata_of(tmp_path / "out" / "model.apr")
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_many_merges_are_all_kept_in_their_order(pairs: bool, tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    vocab = {f't{number}[,]"\\é🙂': number for number in range(45_001)}
+    tokens = list(vocab)
+    merges: list[Any] = [[token, tokens[-1]] for token in tokens]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges if pairs else [" ".join(merge) for merge in merges]}
+    for indent in (None, 2):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}, indent=indent, ensure_ascii=not indent))
+        converted(tmp_path, WeightFormat.APR, tmp_path / "out" / "model.apr", force=True)
+        assert metadata_of(tmp_path / "out" / "model.apr")["tokenizer.merges"] == [" ".join(merge) for merge in merges]
+
+
+def test_a_chat_template_whose_name_is_no_text_is_as_if_absent(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "llama")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    for templates, expected in (
+        ([{"name": ["x"], "template": "l"}, {"name": "default", "template": "d"}, {"name": "default"}], "d"),
+        ([{"name": ["x"], "template": "l"}, {"name": "default", "template": ["d"]}, "default"], None),
+    ):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+        converted(folder, WeightFormat.APR, tmp_path / "llama.apr", force=True)
+        assert metadata_of(tmp_path / "llama.apr").get("chat_template") == expected
 
 
 def test_an_apr_that_is_cast_tells_its_new_size_and_dtype(bert: Path, tmp_path: Path) -> None:

@@ -161,3 +161,9 @@ def test_what_has_no_rank_is_refused(tmp_path: Path) -> None:
         measured(tmp_path / "x", Part("C64", (1, 1), bytes(8)))
     with pytest.raises(ModelError, match="NaN or infinite"):
         measured(tmp_path / "x", floats([[1, np.nan], [2, 3]]))
+
+
+def test_values_at_the_end_of_float64_have_a_rank(tmp_path: Path) -> None:
+    found = measured(tmp_path / "x", floats(np.diag([1.7e308, 1.7e308]), "F64"))
+    assert (found.entropy_rank, found.stable_rank) == (pytest.approx(2), pytest.approx(2))
+    assert found.largest_singular_value == pytest.approx(1.7e308)

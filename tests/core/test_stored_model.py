@@ -75,6 +75,14 @@ def test_a_format_is_found_by_content(tmp_path: Path) -> None:
         assert model.format is WeightFormat.GGUF
 
 
+def test_another_format_than_the_one_asked_for_is_refused(sharded: Path) -> None:
+    file = next(sharded.glob("*.safetensors"))
+    for path, how in ((file, {}), (sharded, {"file": file.name})):
+        with pytest.raises(ModelError, match="is of the format safetensors, not gguf"):
+            opened(path, format=WeightFormat.GGUF, **how)
+        opened(path, format=WeightFormat.SAFETENSORS, **how).close()
+
+
 def test_an_adapter_is_what_is_there(tmp_path: Path) -> None:
     save_file({"base_model.model.q.lora_A.weight": torch.zeros(2, 3)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"r": 2}')

@@ -54,6 +54,16 @@ def test_what_is_on_the_hub_is_fetched_and_converted(hub: HubServer, bert: Path,
     assert "model.safetensors" in hub.fetched()
 
 
+def test_a_format_that_is_none_is_refused_before_anything_is_fetched(
+    hub: HubServer, bert: Path, tmp_path: Path, program: Any, capsys: Any
+) -> None:
+    hub.add("org/bert", bert)
+    flags = ["--to", "apr", "--output", str(tmp_path / "x.apr"), "--format", "foo"]
+    assert program(["convert", "org/bert", *flags]) == 2
+    assert "foo is no format" in capsys.readouterr().err
+    assert hub.requests == []
+
+
 def test_that_weights_were_dequantised_is_said(tmp_path: Path, program: Any, capsys: Any) -> None:
     path = tiny_gguf(tmp_path / "model.gguf")
     assert program(["convert", str(path), "--to", "safetensors", "--output", str(tmp_path / "x.safetensors")]) == 0

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from entrenar_core.errors import ModelError
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
+from entrenar_inspect import opening
 from entrenar_inspect.layers import list_layers
 from entrenar_inspect.reports.layers import LayersReport
 
@@ -18,7 +23,7 @@ Check = Callable[..., dict[str, Any]]
 
 
 def listed(path: Path, **how: Any) -> LayersReport:
-    with open_model(parse_reference(str(path))) as model:
+    with open_model(parse_reference(str(path)), allow_pickle=path.suffix == ".pt") as model:
         return list_layers(model, **how)
 
 
@@ -65,6 +70,69 @@ def test_lists_within_lists_are_opened(tmp_path: Path) -> None:
 def test_a_name_of_a_thousand_parts_is_one_name(tmp_path: Path) -> None:
     save_file({".".join(["a"] * 1000): torch.zeros(2), "..": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert listed(tmp_path / "x.safetensors", depth=5).parameters == 3
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_module_that_is_a_tensor_itself_has_a_row_for_it(tmp_path: Path, statistics: bool) -> None:
+    tensors = {"layers": torch.zeros(2, 3), "layers.0.w": torch.zeros(4), "layers.1.w": torch.zeros(4)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    layers = [("layers.0", 1), ("layers.1", 1)] if statistics else [("layers.0–1", 2)]
+    assert names(listed(tmp_path / "x.safetensors", statistics=statistics)) == [("layers", 1), *layers]
+
+
+def test_quantised_weights_are_listed_beside_what_belongs_to_them(tmp_path: Path) -> None:
+    inside = {
+        "weight": torch.zeros(8, 1, dtype=torch.uint8),
+        "weight.absmax": torch.zeros(2),
+        "weight.quant_map": torch.zeros(16),
+    }
+    tensors = {f"h.{layer}.q_proj.{name}": tensor.clone() for layer in range(2) for name, tensor in inside.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    report = listed(tmp_path / "x.safetensors", depth=5)
+    assert names(report) == [(f"h.0–1.q_proj.{name}", 2) for name in inside]
+    assert [row.parameters for row in report.rows] == [16, 0, 0]
+    assert report.parameters == 32
+
+
+def test_names_that_are_empty_or_start_with_a_dot_are_listed(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(2) for name in ("", ".0", ".1", ".a")}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert {row.name for row in listed(tmp_path / "x.safetensors").rows} == {"", ".0", ".1", ".a"}
+    save_file({name: torch.zeros(2) for name in ("", ".0", ".1")}, tmp_path / "y.safetensors")
+    assert names(listed(tmp_path / "y.safetensors")) == [("", 1), (".0–1", 2)]
+
+
+def test_what_is_no_number_of_a_list_is_a_name(tmp_path: Path) -> None:
+    tensors = {f"h.{number}.w": torch.zeros(2) for number in ("1", "9" * 5000, "9" * 5001)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert names(listed(tmp_path / "x.safetensors")) == [("h", 1)]
+    assert len(listed(tmp_path / "x.safetensors", depth=3).rows) == 3
+
+
+PARTS = st.sampled_from(["0", "1", "2", "weight", "absmax", "", "9" * 12])
+NAMES = st.sets(st.lists(PARTS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=12)
+
+
+@example(called={"h.0.w", "h.1.w", "h.2.w"}, sizes=[1] * 12, is_one=True)
+@example(called={"h", "h.0", "h.1", "h.0.w", "h.1.w", ""}, sizes=[2] * 12, is_one=False)
+@given(called=NAMES, sizes=st.lists(st.integers(1, 2), min_size=12, max_size=12), is_one=st.booleans())
+def test_rows_add_up_to_the_model(
+    called: set[str], sizes: list[int], is_one: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of any names, at every depth; also where all tensors are one (`is_one`), which counts once."""
+    path = tmp_path_factory.mktemp("named") / "x.pt"
+    tied = torch.zeros(3)
+    torch.save(
+        {name: tied if is_one else torch.zeros(size) for name, size in zip(sorted(called), sizes, strict=False)}, path
+    )
+    stored = [3] * len(called) if is_one else sizes[: len(called)]
+    for depth in range(1, 8):
+        for alike in (True, False):
+            report = listed(path, depth=depth, statistics=not alike)
+            assert report.tensors == len(called)
+            assert sum(row.copies * row.tensors for row in report.rows) == report.tensors
+            assert sum(row.copies * row.parameters for row in report.rows) == report.parameters
+            assert sum(row.copies * row.size_bytes for row in report.rows) == report.size_bytes == 4 * sum(stored)
 
 
 def test_in_all_forms(llama: Path, program: Any, check_output: Check) -> None:
@@ -169,3 +237,72 @@ def test_effective_ranks_are_those_of_the_singular_values(tmp_path: Path, progra
         share = share[share > 0]
         assert row["rank"]["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=0.02)
         assert row["rank"]["stable_rank"] == pytest.approx((spectrum**2).sum() / spectrum[0] ** 2, rel=0.02)
+
+
+def test_a_tensor_that_has_no_rank_leaves_the_others_theirs(tmp_path: Path, program: Any, check_output: Check) -> None:
+    broken = {f"m{number}": torch.full((3, 3), float("nan")) for number in range(7)}
+    save_file({**broken, "ok": torch.eye(4)}, tmp_path / "x.safetensors")
+    told = "no effective rank of m0, m1, m2, m3, m4 and 2 more, each of which has values that are NaN or infinite"
+    report = check_output(
+        program,
+        ["layers", str(tmp_path / "x.safetensors"), "--rank"],
+        values={"notes": [told]},
+        shows=["m0       3 × 3                -         -             -"],
+    )
+    for row in report["rows"]:
+        assert row["unmeasured"] == ([] if row["name"] == "ok" else ["rank"])
+        assert (row["rank"] is None) == (row["name"] != "ok")
+    assert report["rows"][-1]["rank"]["entropy_rank"] == pytest.approx(4)
+
+
+def test_a_tensor_that_has_no_statistics_leaves_the_others_theirs(tmp_path: Path, program: Any, capsys: Any) -> None:
+    huge = torch.tensor([[1e200, -1e200]], dtype=torch.float64)
+    save_file({"a.huge": huge, "a.ok": torch.ones(3), "b": huge.clone()}, tmp_path / "x.safetensors")
+    report = listed(tmp_path / "x.safetensors", statistics=True)
+    assert report.notes == (
+        "no statistics of a.huge, b, each of which has values so large that their squares are beyond float64",
+    )
+    together, alone = report.rows
+    assert together.statistics is not None
+    assert (together.statistics.count, together.unmeasured) == (3, ())
+    assert (alone.statistics, alone.unmeasured) == (None, ("statistics",))
+    assert program(["layers", str(tmp_path / "x.safetensors"), "--stats", "--filter", "b"]) == 0
+    assert "-     -     -     -" in capsys.readouterr().out
+
+
+def test_a_type_of_unknown_values_is_told_of(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("odd", np.zeros((2, 292), np.uint8), raw_dtype=GGMLQuantizationType.Q8_K)
+    writer.add_tensor("ok", np.ones((2, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    report = listed(tmp_path / "x.gguf", statistics=True, rank=True)
+    why = "of odd, which is of the type Q8_K, whose values are not known"
+    assert report.notes == (f"no statistics {why}", f"no effective rank {why}")
+    assert [row.unmeasured for row in report.rows] == [("statistics", "rank"), ()]
+
+
+def test_a_file_that_ends_too_early_is_no_matter_of_a_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(4, 4), "b": torch.ones(4, 4)}, path)
+    with open_model(parse_reference(str(path))) as model:
+        path.write_bytes(path.read_bytes()[:-8])
+        for how in ({"statistics": True}, {"rank": True}):
+            with pytest.raises(ModelError, match="too early"):
+                list_layers(model, **how)
+
+
+def test_progress_is_shown_only_where_values_are_read(llama: Path, program: Any, monkeypatch: Any) -> None:
+    opened = []
+    real = opening.reading
+
+    def reading(*args: Any, **how: Any) -> Any:
+        opened.append(args[0])
+        return real(*args, **how)
+
+    monkeypatch.setattr(opening, "reading", reading)
+    for more, times in (([], 0), (["--verbose"], 0), (["--stats"], 1), (["--rank"], 2)):
+        assert program(["layers", str(llama), *more]) == 0
+        assert len(opened) == times

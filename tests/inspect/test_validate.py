@@ -50,7 +50,7 @@ def test_a_sound_model_passes_strictly_in_all_forms(model: Path, program: Any, c
     report = check_output(
         program,
         ["validate", str(model), "--strict"],
-        values={"strict": True, "format": "safetensors", "checksums": {}},
+        values={"strict": True, "format": "safetensors", "checksums": {}, "sound": True},
         shows=["is sound, strictly", "✓ structure", "✓ values", "✓ tensors", "✓ tokenizer"],
         lines=["✓ dtypes\tmatrices are F32"],
     )

@@ -131,14 +131,24 @@ def open_model(
         from entrenar_core.hub.ranges import remote_place
 
         place, commit = remote_place(reference)
-        return _opened(reference, place, _chosen(reference, place, format, file, allow_pickle), allow_pickle, commit)
+        names = _chosen(reference, place, format, file, allow_pickle)
+        return _required(format, _opened(reference, place, names, allow_pickle, commit))
     path = reference.locate()
     if path.is_dir():
         local = LocalPlace(path)
-        return _opened(reference, local, _chosen(reference, local, format, file, allow_pickle), allow_pickle)
+        names = _chosen(reference, local, format, file, allow_pickle)
+        return _required(format, _opened(reference, local, names, allow_pickle))
     if file is not None:
         raise ModelError(f"{reference} is a file, and has no {file} in it", "name the folder, or leave the file out")
-    return _opened(reference, OneFile(path, path.parent), (path.name,), allow_pickle)
+    return _required(format, _opened(reference, OneFile(path, path.parent), (path.name,), allow_pickle))
+
+
+def _required(kind: WeightFormat | None, model: StoredModel) -> StoredModel:
+    """The model, where it is of the format that was asked for, if any."""
+    if kind is None or model.format is kind:
+        return model
+    model.close()
+    raise ModelError(f"{model.reference} is of the format {model.format}, not {kind}", "name another file or format")
 
 
 def _chosen(

@@ -1,5 +1,6 @@
 """The commands of `entrenar-inspect`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,7 +95,9 @@ def info(
 def layers(
     model: ModelReference,
     depth: Annotated[int, typer.Option(help="How many levels to open: 1 shows layers, 2 what is in them.", min=1)] = 1,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show every tensor by itself.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show every tensor by itself, whatever the depth.")
+    ] = False,
     pattern: Annotated[
         str | None, typer.Option("--filter", metavar="GLOB", help="Only tensors whose names match: '*.q_proj.*'.")
     ] = None,
@@ -102,7 +105,10 @@ def layers(
         bool, typer.Option("--stats", help="Read all values: mean, deviation, extremes, zeros, NaN, histogram.")
     ] = False,
     rank: Annotated[
-        bool, typer.Option("--rank", help="Estimate the effective rank of each matrix; lists tensors.")
+        bool,
+        typer.Option(
+            "--rank", help="Estimate the effective rank of each matrix; lists every tensor, whatever the depth."
+        ),
     ] = False,
     revision: Revision = None,
     format: Format = None,  # noqa: A002 - as the flag is called
@@ -115,7 +121,7 @@ def layers(
 
     with (
         opened(model, revision=revision, format=format, file=file, allow_pickle=allow_pickle) as found,
-        reading("reads values", found, pattern=pattern) as progress,
+        reading("reads values", found, pattern=pattern) if stats or rank else nullcontext() as progress,
     ):
         return list_layers(
             found,

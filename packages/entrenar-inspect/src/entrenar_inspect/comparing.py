@@ -39,7 +39,8 @@ def compare(
         tolerance: the largest absolute difference that is none.
         depth: how many levels of modules the differences of values are told apart by, as `layers` opens them.
         by_tensor: whether to tell those of every tensor.
-        fail_on: which changes make the exit status 1. That of values does, too, where values cannot be compared.
+        fail_on: which changes make the exit status 1. That of values does, too, where a tensor has none to be compared
+            with: the other model lacks it, or has it in another shape, or of a type that is not known.
         progress: is told how many bytes were read of each side.
 
     Raises:
@@ -58,11 +59,8 @@ def compare(
     known = [pair for pair in pairs if comparable(pair)]
     found = moved(first, second, known, progress) if values else []
     beyond = sum(one.beyond(tolerance) for one in found)
-    failing: dict[FailOn | None, bool] = {
-        "shape": any(change.kind in ("added", "removed", "reshaped") for change in changes),
-        "value": values and (beyond > 0 or len(known) < max(len(pairs), 1)),
-    }
-    failing["any"] = failing["value"] or any((changes, settings, tokenizer))
+    unseen = not known or len(known) < len(pairs)
+    failing = _failing(changes, values and (beyond > 0 or unseen), any((changes, settings, tokenizer)), values)
     return Comparison(
         str(first.reference),
         str(second.reference),
@@ -78,6 +76,12 @@ def compare(
         failing.get(fail_on, False),
         (*_notes(first, second, renamed), *_notes_of_values(values, pairs, known)),
     )
+
+
+def _failing(changes: Sequence[Change], moved: bool, changed: bool, values: bool) -> dict[FailOn | None, bool]:
+    """Whether each kind of change is there. A tensor of one side alone has no values to be compared with."""
+    alone = any(change.kind in ("added", "removed", "reshaped") for change in changes)
+    return {"shape": alone, "value": moved or (values and alone), "any": moved or changed}
 
 
 def _changes(
@@ -118,7 +122,9 @@ def _notes_of_values(values: bool, pairs: Sequence[Pair], known: Sequence[Pair])
         yield "no tensor is in both in one shape: no value could be compared"
     elif len(known) < len(pairs):
         lost = next(old.name for old, new in pairs if not comparable((old, new)))
-        yield f"the values of {len(pairs) - len(known):,} tensors are of types that cannot be compared, such as {lost}"
+        number = len(pairs) - len(known)
+        which = lost if number == 1 else f"{number:,} tensors, such as {lost},"
+        yield f"the values of {which} are of types that cannot be compared"
 
 
 def _alone(

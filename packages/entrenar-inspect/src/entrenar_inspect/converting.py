@@ -52,7 +52,8 @@ def convert(
     shard_bytes = None if shard_size is None else parse_size(shard_size)
     if shard_bytes is not None and shard_bytes < 1:
         raise UsageError(f"--shard-size {shard_size}: a file holds something", "write it as 5GB")
-    place = _here(text, revision, format, file, allow_pickle)
+    read_as = None if format is None else format_called(format)
+    place = _here(text, revision, read_as, file, allow_pickle)
     with opened(place, format=format, file=file, allow_pickle=allow_pickle) as model:
         with Progress() as display:
             task = display.task("writes", unit="bytes")
@@ -79,7 +80,7 @@ def dtype_called(name: str) -> str:
 def _here(
     text: str,
     revision: str | None,
-    format: str | None,  # noqa: A002
+    kind: WeightFormat | None,
     file: str | None,
     allow_pickle: bool,
 ) -> str:
@@ -99,7 +100,7 @@ def _here(
 
         artifact = fetch_model(
             reference,
-            format=WeightFormat(format) if format else None,
+            format=kind,
             files=[file] if file else None,
             allow_pickle=allow_pickle,
             progress=told,

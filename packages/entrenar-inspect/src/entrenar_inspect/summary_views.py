@@ -133,9 +133,10 @@ def _tokenizer(found: TokenizerSummary) -> str:
 def _adapter(found: AdapterSummary) -> dict[str, Cell]:
     alpha = "" if found.alpha is None else f", alpha {found.alpha:g}"
     scale = "" if found.scale is None else f", scale {found.scale:g}"
+    rank = f", rank {' to '.join(map(str, _ends(found.ranks)))}" if found.ranks else ""
     return {
-        "Adapter": f"{found.method}, rank {' to '.join(map(str, _ends(found.ranks)))}{alpha}{scale}",
-        "Changes": f"{found.modules} matrices: {', '.join(found.targets)}",
+        "Adapter": f"{found.method}{rank}{alpha}{scale}",
+        "Changes": f"{found.modules} matrices: {', '.join(found.targets)}" if found.modules else None,
         "Base model": found.base_model,
     }
 

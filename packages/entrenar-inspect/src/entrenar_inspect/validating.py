@@ -84,7 +84,7 @@ def _translated(model: StoredModel) -> Mapping[str, tuple[int, ...]] | None:
     family = family_of_gguf(model.metadata)
     if family is None:
         return None
-    names = renamed(model.metadata, family)
+    names = renamed(model.metadata, family, model.tensors)
     return {
         named.name: named.shape(tensor.shape) for name, tensor in model.tensors.items() if (named := names.get(name))
     }

@@ -10,10 +10,12 @@ _MARKS = {"ok": "✓", "failed": "✗", "warning": "!", "skipped": "–"}
 def validation(report: ValidationReport) -> list[Block]:
     """The checks, then the findings of those that are not fine."""
     unseen = sum(check.status == "skipped" for check in report.checks)
-    verdict = "is not sound" if not report.sound else "is sound" if not unseen else "is sound, as far as was looked at"
     strictly = ", strictly" if report.strict else ""
+    verdict = f"is {'sound' if report.sound else 'not sound'}{strictly}"
+    if report.sound and unseen:
+        verdict += ", as far as was looked at"
     rows = tuple((_marked(check), check.message) for check in report.checks)
-    blocks: list[Block] = [Table(f"{report.name} {verdict}{strictly}", ("", ""), rows)]
+    blocks: list[Block] = [Table(f"{report.name} {verdict}", ("", ""), rows)]
     blocks += [
         Table(f"Findings: {check.name}", ("",), tuple((line,) for line in check.details))
         for check in report.checks

@@ -60,7 +60,7 @@ def conversion(report: ConversionReport) -> Table:
 VIEWS: ViewTable = {
     ModelSummary: summary,
     LayersReport: layers,
-    Comparison: comparison,
+    Comparison: View(comparison, quiet=lambda report: [f"{one.kind} {one.name}" for one in report.changes]),
     ValidationReport: validation,
     ConversionReport: View(conversion, quiet=lambda report: [str(report.output)]),
 }

@@ -6,6 +6,7 @@ scores of a BPE or Unigram tokenizer, and none of the other files; which ones ar
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,20 @@ from entrenar_core.artifact import MODULES, TOKENIZER_FILES, TOKENIZERS
 from entrenar_core.conversion.files import BESIDE, is_part
 from entrenar_core.conversion.gguf_tokenizer import WrittenTokenizer, write_tokenizer
 from entrenar_core.conversion.planning import HF_CONFIG, Plan
+from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
+from entrenar_core.formats.apr_tokenizer import TokenizerTooLargeError
+from entrenar_core.formats.choosing import MAX_TOKENIZER_BYTES, most_bytes
 from entrenar_core.formats.places import LocalPlace
+from entrenar_core.formats.safetensors_writer import copy_range
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.stored_model import StoredModel
 
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _APR = (WeightFormat.APR, WeightFormat.APR_JSON)
 _OF_A_MACHINE = "_name_or_path"  # where the model once lay
+_BLOCK_BYTES = 1 << 22
+_TOO_LARGE = "the tokenizer is too large to be held in the APR file, and is not kept in it"
 
 
 def metadata_of_file(plan: Plan, *, alone: bool) -> Mapping[str, Any]:
@@ -41,8 +48,21 @@ def metadata_of_file(plan: Plan, *, alone: bool) -> Mapping[str, Any]:
         return _kept(plan)
     found = _apr_metadata(plan)
     if alone:
-        plan.notes.extend(_lost(model, found))
+        plan.notes.extend(_lost(model, found, too_large=_TOO_LARGE in plan.notes))
     return found
+
+
+def require_beside(plan: Plan) -> None:
+    """Refuses files that are to be copied beside the weights and are larger than any of their kind.
+
+    Raises:
+        ModelError: there is one.
+    """
+    place = plan.model.place
+    if plan.model.format is not WeightFormat.GGUF and not _carried(plan.model) and isinstance(place, LocalPlace):
+        for name in _beside(place):
+            with place.open(name) as source:
+                _require_size(name, source)
 
 
 def write_beside(plan: Plan, folder: Path) -> tuple[str, ...]:
@@ -57,7 +77,11 @@ def write_beside(plan: Plan, folder: Path) -> tuple[str, ...]:
         return _made_of_gguf(plan, folder)
     if _carried(model):
         if leaves_apr:
-            plan.notes.append("of a tokenizer an APR file holds parts: copy its files from the original model")
+            plan.notes.append(
+                "of a tokenizer an APR file holds parts: copy its files from the original model"
+                if "tokenizer.vocabulary" in model.metadata
+                else "the APR file holds no tokenizer: copy its files from the original model, if it has one"
+            )
         return _write_config(plan, folder)
     if leaves_apr and model.config is None:
         plan.notes.append("the APR file holds no config.json: copy it and the tokenizer from the original model")
@@ -94,17 +118,15 @@ def _kept(plan: Plan) -> Mapping[str, Any]:
 
 
 def _apr_metadata(plan: Plan) -> Mapping[str, Any]:
-    from entrenar_core.formats.apr_metadata import metadata_of
-
     name, place = str(plan.model.reference), plan.model.place
     if plan.model.format is WeightFormat.GGUF and plan.config is not None:
         with tempfile.TemporaryDirectory() as work:
             written = _tokenizer(plan.model, Path(work))
             plan.notes.extend(written.notes)
-            found = metadata_of(plan.config, name=name, tokenizer=Path(work) if written.files else None)
+            found = _with_tokenizer(plan, name, Path(work) if written.files else None)
     else:
         folder = place.folder if isinstance(place, LocalPlace) and "tokenizer.json" in place.sizes else None
-        found = metadata_of(plan.config, name=name, tokenizer=folder)
+        found = _with_tokenizer(plan, name, folder)
     config = _told_config(plan)
     try:
         json.dumps(config, allow_nan=False)
@@ -115,7 +137,17 @@ def _apr_metadata(plan: Plan) -> Mapping[str, Any]:
     return {**found, HF_CONFIG: plain} if plain else found
 
 
-def _lost(model: StoredModel, metadata: Mapping[str, Any]) -> Iterator[str]:
+def _with_tokenizer(plan: Plan, name: str, tokenizer: Path | None) -> dict[str, Any]:
+    from entrenar_core.formats.apr_metadata import metadata_of
+
+    try:
+        return metadata_of(plan.config, name=name, tokenizer=tokenizer)
+    except TokenizerTooLargeError:
+        plan.notes.append(_TOO_LARGE)
+        return metadata_of(plan.config, name=name)
+
+
+def _lost(model: StoredModel, metadata: Mapping[str, Any], *, too_large: bool) -> Iterator[str]:
     """What is beside a model and has no place in an APR file."""
     if not isinstance(model.place, LocalPlace) or model.format is WeightFormat.GGUF:
         return
@@ -123,7 +155,8 @@ def _lost(model: StoredModel, metadata: Mapping[str, Any]) -> Iterator[str]:
     held = ("config.json", *(TOKENIZER_FILES if tokens else ()))
     names = [name for name in _beside(model.place) if name not in held]
     if names:
-        kind = "" if tokens or not set(names) & set(TOKENIZERS) else " (a tokenizer that is neither BPE nor Unigram)"
+        told = tokens or too_large or not set(names) & set(TOKENIZERS)
+        kind = "" if told else " (a tokenizer that is neither BPE nor Unigram)"
         yield f"an APR file has no place for {', '.join(names)}{kind}: keep the original"
     if tokens:
         yield "of the tokenizer an APR file holds tokens, merges and scores, and not how text is cut before"
@@ -150,13 +183,32 @@ def _copied(plan: Plan, folder: Path) -> tuple[str, ...]:
     written = []
     for name in _beside(place):
         with place.open(name) as source:
-            data = source.read(0, source.size_bytes)
-        if name == "config.json" and plan.dtype is not None and plan.model.config is not None:
-            data = json.dumps(_told_config(plan), indent=2).encode() + b"\n"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+            _require_size(name, source)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if name == "config.json" and plan.dtype is not None and plan.model.config is not None:
+                _write_config(plan, folder)
+            else:
+                _copy(source, folder / name)
         written.append(name)
     return tuple(written)
+
+
+def _require_size(name: str, source: FileSource) -> None:
+    """Only what lies in the folder of a module may be of any size: weights are there too."""
+    most = most_bytes(name) if name.endswith(".json") else MAX_TOKENIZER_BYTES if name in BESIDE else None
+    if most is not None and source.size_bytes > most:
+        kind = "settings" if name.endswith(".json") else "a tokenizer"
+        raise ModelError(f"{source.name} is too large for a file of {kind}", "fetch or export the model again")
+
+
+def _copy(source: FileSource, target: Path) -> None:
+    size = source.size_bytes
+    with target.open("wb") as file:
+        copies = hasattr(os, "copy_file_range")
+        if copies and copy_range(source.fileno(), 0, file.fileno(), 0, size):
+            return
+        for start in range(0, size, _BLOCK_BYTES):
+            file.write(source.read(start, min(_BLOCK_BYTES, size - start)))
 
 
 def _beside(place: LocalPlace) -> Iterator[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from entrenar_core.conversion.beside import metadata_of_file, write_beside
+from entrenar_core.conversion.beside import metadata_of_file, require_beside, write_beside
 from entrenar_core.conversion.content import telling
 from entrenar_core.conversion.files import ADAPTER, cut, replacing, write_file, write_weights
 from entrenar_core.conversion.planning import Plan
@@ -59,23 +59,29 @@ def convert(
         progress: is told how many bytes of tensors more are written, and how many there are in all.
 
     Raises:
-        UsageError: the format is not written, has no shards, or the dtype is none that weights are cast to.
-        ModelError: a tensor cannot be stored so, or is too large for the dtype.
+        UsageError: the format or an adapter has no shards, the format is not written, or the dtype is none that
+            weights are cast to.
+        ModelError: a tensor cannot be stored so, or is too large for the dtype; or a file beside the weights is too
+            large for its kind.
         OutputError: the output is there already, or cannot be written.
     """
     _require_possible(kind, output, dtype, shard_bytes)
     _require_apart(model, output)
+    adapter = model.adapter_config is not None and model.config is None
+    if adapter and shard_bytes is not None:
+        raise UsageError(f"{model.reference} is an adapter, of which peft loads no shards", "leave out --shard-size")
     plan = Plan(model, kind, dtype)
     tensors = plan.outgoing if progress is None else _telling(plan.outgoing, progress)
     single = output.name.endswith(FORMATS[kind].suffixes)
     metadata = metadata_of_file(plan, alone=single)  # what refuses a model is met before anything is written
+    if not single:
+        require_beside(plan)
     with replacing(output, folder=not single, force=force) as place:
         if single:
             write_file(place, kind, tensors, metadata)
             files: tuple[str, ...] = (output.name,)
         else:
-            stem = ADAPTER if model.adapter_config is not None and model.config is None else None
-            written = write_weights(place, kind, cut(tensors, shard_bytes), metadata, stem)
+            written = write_weights(place, kind, cut(tensors, shard_bytes), metadata, ADAPTER if adapter else None)
             files = (*written, *write_beside(plan, place))
         plan.require_kept()
         size = sum((place if single else place / name).stat().st_size for name in files)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entrenar_core.conversion.gguf_config import ABOVE_ZERO, SIZE, told
 from entrenar_core.errors import ModelError
 
 FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -25,21 +26,36 @@ def rope_of(metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]])
         factors: the values of its tensors of factors, by name.
 
     Raises:
-        ModelError: transformers has no rule for them.
+        ModelError: transformers has no rule for them; or a value is none that could stretch positions.
     """
     name = metadata.get("general.architecture")
-    theta = float(metadata.get(f"{name}.rope.freq_base", 10_000.0))
-    original = metadata.get(f"{name}.rope.scaling.original_context_length")
+    theta = float(told(metadata, f"{name}.rope.freq_base", ABOVE_ZERO) or 10_000.0)
+    original = told(metadata, f"{name}.rope.scaling.original_context_length", SIZE)
     if FACTORS in factors:
-        return {"rope_theta": theta, **_llama3(factors[FACTORS], theta)}
+        return {"rope_theta": theta, **_llama3(_sound(FACTORS, factors), theta)}
     if LONG in factors and SHORT in factors:
-        told = {"rope_type": "longrope", "long_factor": list(factors[LONG]), "short_factor": list(factors[SHORT])}
-        return {"rope_theta": theta, **told, **_known("original_max_position_embeddings", original)}
-    kind, factor = metadata.get(f"{name}.rope.scaling.type"), metadata.get(f"{name}.rope.scaling.factor")
-    if kind in _TYPES and factor is not None:
+        both = {"long_factor": _sound(LONG, factors), "short_factor": _sound(SHORT, factors)}
+        return {
+            "rope_theta": theta,
+            "rope_type": "longrope",
+            **both,
+            **_known("original_max_position_embeddings", original),
+        }
+    kind = metadata.get(f"{name}.rope.scaling.type")
+    factor = told(metadata, f"{name}.rope.scaling.factor", ABOVE_ZERO) if kind in _TYPES else None
+    if factor is not None:
         return {"rope_theta": theta, "rope_type": kind, "factor": float(factor),
                 **_known("original_max_position_embeddings", original)}  # fmt: skip
     return None
+
+
+def _sound(name: str, factors: Mapping[str, Sequence[float]]) -> list[float]:
+    """The values of a tensor of factors: a tensor may have any shape, and hold anything."""
+    found = factors[name]
+    what, fits = ABOVE_ZERO
+    if isinstance(found, Sequence) and found and all(map(fits, found)):
+        return list(found)
+    raise ModelError(f"{name} is no list of factors, each a {what}", "convert the original model instead")
 
 
 def _llama3(factors: Sequence[float], theta: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ HF_CONFIG = "hf_config"
 _APR = (WeightFormat.APR, WeightFormat.APR_JSON)
 _DEQUANTISED_TO = "F32"
 _ROPE_TENSORS = (FACTORS, LONG, SHORT)
+_MOST_FACTORS = 65_536
 
 
 class Plan:
@@ -41,7 +42,7 @@ class Plan:
         self.copied = self.cast = 0
         self.notes: list[str] = []
         self.family = family_of_gguf(model.metadata) if model.format is WeightFormat.GGUF else None
-        self.names = None if self.family is None else renamed(model.metadata, self.family)
+        self.names = None if self.family is None else renamed(model.metadata, self.family, model.tensors)
         if model.format is WeightFormat.GGUF and self.family is None:
             self.notes.append("tensors keep the names that llama.cpp gives them, which transformers does not load")
 
@@ -59,7 +60,14 @@ class Plan:
             return kept if isinstance(kept, Mapping) else self.model.config
         if self.family is None:
             return self.model.config
-        factors = {name: self.model.array(name).tolist() for name in _ROPE_TENSORS if name in self.model.tensors}
+        stored = [self.model.tensors[name] for name in _ROPE_TENSORS if name in self.model.tensors]
+        for tensor in stored:
+            if tensor.values > _MOST_FACTORS:
+                raise ModelError(
+                    f"tensor {tensor.name} has {tensor.values:,} factors of positions, more than any head is wide",
+                    "convert the file with the program that wrote it",
+                )
+        factors = {tensor.name: self.model.array(tensor.name).tolist() for tensor in stored}
         rope = rope_of(self.model.metadata, factors)
         tied = "output.weight" not in self.model.tensors
         return config_of(self.model.metadata, self.family, tied=tied, rope=rope)

@@ -6,17 +6,37 @@ Source: `tokenizer.*` in the metadata of APR version 2, https://github.com/paiml
 https://github.com/huggingface/tokenizers.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from entrenar_core.errors import ModelError
-from entrenar_core.formats.choosing import read_json
+from entrenar_core.formats.choosing import TOKENIZER, parse_json
+from entrenar_core.formats.json_texts import MAX_BUILT_BYTES, VALUE, built_bytes, parse
+from entrenar_core.formats.places import LocalPlace, read_json_of
+from entrenar_core.formats.sources import text_bytes
 
 _MAX_HOLES = 100_000
 _MAX_TEMPLATE_BYTES = 10_000_000
+_MAX_BYTES = 48_000_000  # of tokenizer.json; one of 256,000 tokens has 33 MB
+_MAX_SIGNS = 5_000_000  # brackets and quotes; 256,000 tokens with half a million merges have three million
+_MAX_MERGES_BYTES = 60_000_000  # of memory; half a million take 35 MB
 _UNUSED_SCORE = -10_000.0  # no text is split into what no token stands for
 _HINT = "fetch or export the tokenizer again"
+_SETTINGS = "tokenizer_config.json"
+
+_BLANK = rb"[ \t\n\r]*+"
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_PAIR = rb"\[" + _BLANK + _TEXT + _BLANK + b"," + _BLANK + _TEXT + _BLANK + rb"\]"
+_MERGES = re.compile(rb'"merges"' + _BLANK + b":" + _BLANK + rb"(?=\[)" + VALUE.pattern, re.DOTALL)
+_PIECE = re.compile(b"(?:" + _BLANK + b"(?:" + _TEXT + b"|" + _PAIR + b")" + _BLANK + b",){1,20000}+", re.DOTALL)
+
+
+class TokenizerTooLargeError(ModelError):
+    """A tokenizer takes more memory than any that is in use."""
 
 
 def tokenizer_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, Any]:
@@ -26,11 +46,14 @@ def tokenizer_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int 
     config.json, which names the first and the last token of a text where the tokenizer does not.
 
     Raises:
+        TokenizerTooLargeError: the tokenizer takes more memory than any that is in use.
         ModelError: a file of the tokenizer is broken, or a merge of two tokens with a space in them.
     """
-    content, settings = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json")
+    place = LocalPlace(folder)
+    content, merges = _read(place) if TOKENIZER in place.sizes else ({}, b"[]")
+    settings = read_json_of(place, _SETTINGS) if _SETTINGS in place.sizes else {}
     try:
-        found = _vocabulary(content, folder, vocab_size)
+        found = _vocabulary(content, merges, folder, vocab_size)
         ids = {token: id_ for id_, token in enumerate(found.get("tokenizer.vocabulary", ()))}
         if ids:
             for role in ("bos", "eos"):
@@ -41,11 +64,51 @@ def tokenizer_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int 
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _json(file: Path) -> Mapping[str, Any]:
-    return read_json(file) if file.is_file() else {}
+def _read(place: LocalPlace) -> tuple[Mapping[str, Any], bytes]:
+    """What tokenizer.json holds besides merges, and the text of these, which would take most of the memory."""
+    with place.open(TOKENIZER) as source:
+        name, size = source.name, source.size_bytes
+        if size > _MAX_BYTES:
+            raise _too_large(name)
+        data = text_bytes(source, 0, size, lambda what: ModelError(f"{name} is not JSON: {what}", _HINT))
+    if sum(data.count(sign) for sign in (b"{", b"[", b'"')) > _MAX_SIGNS:
+        raise _too_large(name)
+    merges = b"[]"
+    if (found := _MERGES.search(data)) is not None:
+        start, end = found.span(1)
+        merges, data[start:end] = bytes(data[start:end]), b"[]"
+    if len(data) + built_bytes(data) > MAX_BUILT_BYTES:
+        raise _too_large(name)
+    return parse_json(data, name), merges
 
 
-def _vocabulary(content: Mapping[str, Any], folder: Path, vocab_size: int | None) -> dict[str, Any]:
+def _too_large(name: str) -> TokenizerTooLargeError:
+    return TokenizerTooLargeError(f"{name} is too large for a tokenizer", _HINT)
+
+
+def _merges(text: bytes, folder: Path) -> list[str]:
+    """The merges in the text of their list, of which only a piece at a time is made into pairs."""
+    found: list[str] = []
+    spent = 0
+    for merge in chain.from_iterable(map(parse, _pieces(text))):
+        found.append(_merge(merge, folder))
+        spent += sys.getsizeof(found[-1]) + 8
+        if spent > _MAX_MERGES_BYTES:
+            raise _too_large(str(folder / TOKENIZER))
+    return found
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    at = 1
+    while (piece := _PIECE.match(text, at)) is not None:
+        yield b"[" + piece[0][:-1] + b"]"
+        at = piece.end()
+    if at > 1 and not text[at:-1].strip():
+        raise ValueError("a list ends with a comma")
+    yield b"[" + text[at:]
+
+
+def _vocabulary(content: Mapping[str, Any], merges: bytes, folder: Path, vocab_size: int | None) -> dict[str, Any]:
     model = content.get("model") or {}
     kind = model.get("type") or ("BPE" if "merges" in model else None)
     if kind not in ("BPE", "Unigram"):
@@ -60,7 +123,8 @@ def _vocabulary(content: Mapping[str, Any], folder: Path, vocab_size: int | None
     if kind == "Unigram":
         found["tokenizer.scores"] = _scores(model["vocab"], tokens, length)
     else:
-        found["tokenizer.merges"] = [_merge(merge, folder) for merge in model["merges"]]
+        later = [_merge(merge, folder) for merge in model["merges"]]  # of a key that is there twice, as Python reads it
+        found["tokenizer.merges"] = later or _merges(merges, folder)
     return found | {"tokenizer.model_type": kind}
 
 
@@ -115,6 +179,6 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
             raise ModelError(f"{file} cannot be read: {error}", _HINT) from error
     found = settings.get("chat_template")
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        entries = [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("template"), str)]
+        found = next((entry["template"] for entry in reversed(entries) if entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None

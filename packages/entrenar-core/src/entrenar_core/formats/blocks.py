@@ -35,13 +35,22 @@ def raw_blocks(model: "StoredModel", tensor: StoredTensor, block_bytes: int = BL
 
 
 def value_blocks(model: "StoredModel", tensor: StoredTensor) -> "Iterator[NDArray[np.floating]]":
-    """The values of a tensor, row by row, as floats that hold them exactly."""
+    """The values of a tensor, row by row, as floats that hold them exactly.
+
+    Raises:
+        ModelError: the type of its values is not known.
+    """
     import numpy as np
 
-    from entrenar_core.formats.decoding import decode
+    from entrenar_core.formats.decoding import decodable, decode
 
     if not tensor.values:
         return
+    if not decodable(tensor.dtype):
+        raise ModelError(
+            f"tensor {tensor.name} is of the type {tensor.dtype}, whose values are not known",
+            "convert the file with the program that wrote it",
+        )
     if tensor.dtype.head_bytes:  # one scale for all of it
         whole = b"".join(bytes(block) for block in raw_blocks(model, tensor))
         scale = float(np.frombuffer(whole, "<f4", 1)[0])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from entrenar_core.errors import ModelError
 from entrenar_core.formats.safetensors import DTYPE_NAMES, METADATA
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing
@@ -32,11 +33,12 @@ def write(path: Path, tensors: Sequence[Outgoing], metadata: Mapping[str, str]) 
 
     Raises:
         OSError: the file cannot be written.
-        ModelError: a source ends too early.
+        ModelError: a source ends too early, or a tensor has a name that the format keeps for itself.
     """
+    runs = list(_runs(tensors))
+    head = header(tensors, metadata, _start(runs))
     with path.open("wb") as file:
-        runs = list(_runs(tensors))
-        file.write(header(tensors, metadata, _start(runs)))
+        file.write(head)
         for run in runs:
             _put(file, run)
 
@@ -52,7 +54,15 @@ def header(tensors: Sequence[Outgoing], metadata: Mapping[str, str], start: int 
 
     Args:
         start: where in a page of the file the data is to start.
+
+    Raises:
+        ModelError: a tensor has the name that metadata has in a header.
     """
+    if any(tensor.name == METADATA for tensor in tensors):
+        raise ModelError(
+            f"a tensor is called {METADATA}, as the metadata of a safetensors file is",
+            "give it another name where the model was made, or take another --to",
+        )
     entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:

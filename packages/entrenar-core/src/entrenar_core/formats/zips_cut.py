@@ -12,7 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from entrenar_core.formats.sources import FileSource
-from entrenar_core.formats.zips import CENTRAL_MAGIC, DESCRIBED, FULL_32, LOCAL, LOCAL_MAGIC, MAX_ENTRIES, ZIP64_FIELD
+from entrenar_core.formats.zips import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    DESCRIBED,
+    END,
+    END_64,
+    END_64_MAGIC,
+    FULL_32,
+    LOCAL,
+    LOCAL_MAGIC,
+    LOCATOR_64,
+    MAX_ENTRIES,
+    ZIP64_FIELD,
+)
 
 DESCRIPTOR_MAGIC = b"PK\x07\x08"
 _DESCRIPTOR = struct.Struct("<4s3I")
@@ -50,7 +63,7 @@ def missing_bytes(source: FileSource, pickle: str, lengths: Lengths) -> str:
     for _ in range(MAX_ENTRIES):
         begun = _begun(source, at)
         if begun is None or begun.key in seen:
-            return _nothing_more(source, at, _left(known, seen))
+            return _nothing_more(source, at, _left(known, seen), len(seen))
         _look_up(source, begun, begun.key == pickle, known, lengths)
         if begun.key not in known:
             return ""
@@ -78,12 +91,25 @@ def _left(known: Mapping[str, int], seen: set[str]) -> int:
     return sum(size for name, size in known.items() if name not in seen)
 
 
-def _nothing_more(source: FileSource, at: int, left: int) -> str:
-    """What is said where no entry begins."""
+def _nothing_more(source: FileSource, at: int, left: int, entries: int) -> str:
+    """What is said where no entry begins, after so many."""
     if left:
         return f": at least {left:,} bytes are missing after byte {min(at, source.size_bytes):,}"
     is_directory = at + 4 <= source.size_bytes and source.read(at, 4) == CENTRAL_MAGIC
-    return ": its entries are whole, and a part of the directory after them is missing" if is_directory else ""
+    if not is_directory or (lacking := _end_of_directory(source, at, entries) - source.size_bytes) <= 0:
+        return ""
+    return f": its entries are whole, and at least {lacking:,} bytes of the directory after them are missing"
+
+
+def _end_of_directory(source: FileSource, at: int, entries: int) -> int:
+    """Where a zip ends at least whose directory starts at a byte; each entry in it says how long it is."""
+    block = source.read(at, min(_MOST_SEARCHED[1], source.size_bytes - at))
+    place = 0
+    while block.startswith(CENTRAL_MAGIC, place) and place + CENTRAL.size <= len(block):
+        place += CENTRAL.size + sum(CENTRAL.unpack_from(block, place)[10:13])  # its name, extra fields and comment
+        entries -= 1
+    wide = END_64.size + LOCATOR_64.size if block.startswith(END_64_MAGIC, place) else 0
+    return at + place + max(entries, 0) * CENTRAL.size + wide + END.size
 
 
 def _begun(source: FileSource, at: int) -> _Begun | None:

@@ -41,8 +41,11 @@ class StoredMatrix:
         self.rows, self.columns = tensor.shape[0], math.prod(tensor.shape[1:])
         self.largest = float(np.max([_largest(block) for block in self._stored()], initial=0.0))
         if not math.isfinite(self.largest):
-            raise ModelError(f"tensor {tensor.name} has values that are NaN or infinite", "look for them first")
-        self.scale = 2.0 ** max(math.frexp(self.largest)[1], -120)  # what float32 has the inverse of
+            raise ModelError(
+                f"tensor {tensor.name} has values that are NaN or infinite",
+                "`entrenar-inspect validate` says where the first of them is",
+            )
+        self.scale = 2.0 ** min(max(math.frexp(self.largest)[1], -120), 1023)  # what float32 has the inverse of
         self._kept = self._read_whole() if 4 * tensor.values <= KEPT_BYTES else None
         if self._kept is not None:
             self.rows, self.columns = self._kept.shape

@@ -59,7 +59,8 @@ def configuration(model: StoredModel, facts: Facts) -> Check:
     """What config.json says is what the tensors do. What is no size at all says nothing, and is a warning."""
     name, told = "configuration", "its metadata says" if model.config is None else "config.json says"
     if facts.stated is None:
-        return skipped(name, "there is no config.json")
+        broken = any(fault.about == "settings" for fault in model.faults)
+        return skipped(name, "it cannot be read" if broken else "there is no config.json")
     nothing = no_sizes(model, facts)
     if facts.detection is None:
         differ = list(other_experts(model, facts))

@@ -1,8 +1,11 @@
 """What `layers` returns."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from entrenar_core.measuring.results import EffectiveRank, TensorStatistics
+
+Measure = Literal["statistics", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +14,7 @@ class LayerRow:
 
     `shape` and `rank` are there where it is a single tensor, and `statistics` where it has any values that were asked
     for. Those of several tensors have no histogram, and their outliers are so by the mean of their own tensor.
+    `unmeasured` is what was asked for and could not be had; the notes say of which tensors, and why.
     """
 
     name: str
@@ -22,6 +26,7 @@ class LayerRow:
     size_bytes: int
     statistics: TensorStatistics | None = None
     rank: EffectiveRank | None = None
+    unmeasured: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What `validate` returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -20,19 +20,20 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """What was checked of a model, and whether it is sound."""
+    """What was checked of a model. It is `sound` where nothing failed, and, where that is asked for, nothing is to be
+    warned of.
+    """
 
     name: str
     format: str | None
     strict: bool
     checks: tuple[Check, ...]
     checksums: Mapping[str, str]
+    sound: bool = field(init=False)
 
-    @property
-    def sound(self) -> bool:
-        """Whether nothing failed; and nothing is to be warned of, where that is asked for."""
+    def __post_init__(self) -> None:
         wrong = ("failed", "warning") if self.strict else ("failed",)
-        return not any(check.status in wrong for check in self.checks)
+        object.__setattr__(self, "sound", not any(check.status in wrong for check in self.checks))
 
     @property
     def exit_status(self) -> int:
