@@ -117,7 +117,7 @@ def scan(path: Path) -> Callable[[], Any]:
 
 
 def stats(path: Path) -> Callable[[], Any]:
-    import torch  # noqa: F401 - what the statistics compute with
+    import torch  # noqa: F401 - no import is to be counted, whoever makes it
 
     from entrenar_core.measuring.statistics import statistics_of
 
@@ -126,7 +126,7 @@ def stats(path: Path) -> Callable[[], Any]:
 
 
 def differences(first: Path, second: Path) -> Callable[[], Any]:
-    import torch  # noqa: F401
+    import torch  # noqa: F401 - no import is to be counted, whoever makes it
 
     from entrenar_inspect.comparing import compare
 

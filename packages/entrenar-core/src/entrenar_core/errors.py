@@ -86,6 +86,14 @@ class UnsoundFileError(ModelError):
     code = "unsound"
 
 
+class UnmeasurableError(ModelError):
+    """A tensor whose type or values do not let it be measured. `reason` is the message after the name of the tensor."""
+
+    def __init__(self, tensor: str, reason: str, hint: str) -> None:
+        super().__init__(f"tensor {tensor} {reason}", hint)
+        self.reason = reason
+
+
 class DataError(EntrenarError):
     """Rows, columns or labels that the task cannot use."""
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TypeVar
 
-from entrenar_core.errors import ModelError, NotFoundError
+from entrenar_core.errors import NotFoundError, UnmeasurableError
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.results import EffectiveRank, TensorStatistics
 from entrenar_core.stored_model import StoredModel
@@ -157,11 +157,8 @@ def _tried(
     """
     try:
         return measure(tensor)
-    except ModelError as error:
-        about = f"tensor {tensor.name} "  # what is wrong with a file starts with the name of the file
-        if not error.message.startswith(about):
-            raise
-        lost[what, tensor.name] = error.message.removeprefix(about)
+    except UnmeasurableError as error:
+        lost[what, tensor.name] = error.reason
         return None
 
 

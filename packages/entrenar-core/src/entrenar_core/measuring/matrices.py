@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import UnmeasurableError
 from entrenar_core.measuring.reading import Content
 
 Matrix = NDArray[np.float32]
@@ -33,16 +33,18 @@ class StoredMatrix:
         """
         tensor = content.tensor
         if len(tensor.shape) < 2 or tensor.dtype.kind == "complex":
-            raise ModelError(
-                f"tensor {tensor.name} of shape {list(tensor.shape)} and dtype {tensor.dtype} has no rank",
+            raise UnmeasurableError(
+                tensor.name,
+                f"of shape {list(tensor.shape)} and dtype {tensor.dtype} has no rank",
                 "name a tensor of two dimensions or more, of real numbers",
             )
         self._content = content
         self.rows, self.columns = tensor.shape[0], math.prod(tensor.shape[1:])
         self.largest = float(np.max([_largest(block) for block in self._stored()], initial=0.0))
         if not math.isfinite(self.largest):
-            raise ModelError(
-                f"tensor {tensor.name} has values that are NaN or infinite",
+            raise UnmeasurableError(
+                tensor.name,
+                "has values that are NaN or infinite",
                 "`entrenar-inspect validate` says where the first of them is",
             )
         self.scale = 2.0 ** min(max(math.frexp(self.largest)[1], -120), 1023)  # what float32 has the inverse of

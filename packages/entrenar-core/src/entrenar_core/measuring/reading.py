@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import UnmeasurableError
 from entrenar_core.formats.decoding import decodable, decode, numbers_per_value
 from entrenar_core.formats.sources import FileSource, Source
 from entrenar_core.formats.tensors import StoredTensor
@@ -81,8 +81,8 @@ def content_of(model: StoredModel, tensor: StoredTensor) -> Content:
         ModelError: its values cannot be decoded; or the file ends before, or cannot be read.
     """
     if not decodable(tensor.dtype):
-        raise ModelError(
-            f"tensor {tensor.name} is of the type {tensor.dtype}, whose values are not known", "leave this tensor out"
+        raise UnmeasurableError(
+            tensor.name, f"is of the type {tensor.dtype}, whose values are not known", "leave this tensor out"
         )
     if tensor.inline:
         held = InMemory(tensor.name, np.frombuffer(model.inline(tensor), np.uint8))

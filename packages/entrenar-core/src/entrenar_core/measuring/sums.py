@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import UnmeasurableError
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.results import HISTOGRAM_BINS, OUTLIER_DEVIATIONS, Distribution
 
@@ -36,10 +36,10 @@ def total(a: NDArray[np.float32]) -> float:
 
 
 def require_squares(tensor: StoredTensor, *squares: float) -> None:
-    """Raises ModelError where a sum of squares is beyond what float64 holds."""
+    """Raises UnmeasurableError where a sum of squares is beyond what float64 holds."""
     if not all(map(math.isfinite, squares)):
-        raise ModelError(
-            f"tensor {tensor.name} has values so large that their squares are beyond float64", "leave this tensor out"
+        raise UnmeasurableError(
+            tensor.name, "has values so large that their squares are beyond float64", "leave this tensor out"
         )
 
 
