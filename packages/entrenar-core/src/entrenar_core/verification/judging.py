@@ -1,0 +1,122 @@
+"""The original's answers beside what llama.cpp said, and, where they are far apart, what noise does to the original."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.errors import ModelError
+from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, EMBEDDING
+from entrenar_core.models.sentence_files import pooling_of
+from entrenar_core.verification.asking import Told
+from entrenar_core.verification.comparing import cosines, distances, joined, told_cells
+from entrenar_core.verification.limits import Limits
+from entrenar_core.verification.result import CLASSES, Predictions, VectorAgreement, prediction_reasons, vector_reasons
+from entrenar_core.verification.rows import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from entrenar_core.losses.pooling import Pool
+
+
+def compare_predictions(
+    artifact: ModelArtifact, rows: Sequence[Row], told: Sequence[Told], limits: Limits
+) -> Predictions:
+    """What llama.cpp said of the rows beside what the original says of them.
+
+    Raises:
+        ModelError: the original cannot be loaded.
+    """
+    import numpy as np
+
+    from entrenar_core.models.loading import load_model
+    from entrenar_core.verification.original import add_noise, cells
+
+    model = load_model(artifact, CAUSAL_LM)
+    original = cells(model, rows, told)
+    labels = [np.array([row.ids[place + 1] for place in row.places]) for row in rows]
+    theirs = joined([told_cells(said, labels_P) for said, labels_P in zip(told, labels, strict=True)])
+    found = Predictions(
+        positions=len(original.label_P),
+        told=told[0].tokens_PK.shape[1],
+        told_share=float(np.mean([np.exp(said.log_p_PK).sum(-1).mean() for said in told]).clip(max=1.0)),
+        is_exact=all(said.is_whole for said in told),
+        distances=distances(original, theirs),
+        original_perplexity=float(np.exp(-original.label_P.mean())),
+        perplexity=float(np.exp(-theirs.label_P.mean())),
+    )
+    if not prediction_reasons(found, limits):
+        return found
+    add_noise(model, limits.error)
+    return replace(found, noise=distances(original, cells(model, rows, told)))
+
+
+def compare_vectors(
+    artifact: ModelArtifact,
+    rows: Sequence[Row],
+    made: "Sequence[NDArray[np.float64]]",
+    pool: "Pool | None",
+    limits: Limits,
+) -> VectorAgreement:
+    """Vectors that llama.cpp made beside those of the original. `pool` is how the GGUF says that they are pooled.
+
+    Raises:
+        ModelError: the original cannot be loaded, or pools otherwise.
+    """
+    import numpy as np
+
+    from entrenar_core.models.loading import load_model
+    from entrenar_core.verification.original import add_noise, vectors
+
+    meant = pooling_of(artifact)
+    if meant not in (None, pool):
+        raise ModelError(
+            f"the vector of a text is {_POOLED[meant]} in {artifact.reference}, and {_POOLED[pool]} in the GGUF",
+            "export it again: the GGUF was made with another pooling",
+        )
+    model = load_model(artifact, EMBEDDING)
+    original_NH, theirs_NH = np.concatenate(vectors(model, rows, pool)), np.concatenate(made)
+    if original_NH.shape != theirs_NH.shape:
+        raise ModelError(
+            f"llama.cpp makes vectors of the size {theirs_NH.shape}, and {artifact.reference} of {original_NH.shape}",
+            "export it again",
+        )
+    cosine_N = cosines(original_NH, theirs_NH)
+    found = VectorAgreement(len(rows), pool, float(cosine_N.min()), float(cosine_N.mean()))
+    if not vector_reasons(found, limits):
+        return found
+    add_noise(model, limits.error)
+    noisy_N = cosines(original_NH, np.concatenate(vectors(model, rows, pool)))
+    return replace(found, noise_min=float(noisy_N.min()))
+
+
+def compare_classes(
+    artifact: ModelArtifact, rows: Sequence[Row], made: "Sequence[NDArray[np.float64]]", limits: Limits
+) -> VectorAgreement:
+    """The logits of a classifier beside those of the original, as vectors. llama.cpp's server gives as many numbers as
+    the model is wide: of fewer classes all, of more the first.
+
+    Raises:
+        ModelError: the original cannot be loaded.
+    """
+    import numpy as np
+
+    from entrenar_core.models.loading import load_model
+    from entrenar_core.verification.original import add_noise, class_logits
+
+    model = load_model(artifact, CLASSIFICATION)
+    original_NC = np.concatenate(class_logits(model, rows))
+    seen = min(original_NC.shape[1], made[0].shape[1])
+    theirs_NC = np.concatenate(made)[:, :seen]
+    cosine_N = cosines(original_NC[:, :seen], theirs_NC)
+    found = VectorAgreement(len(rows), CLASSES, float(cosine_N.min()), float(cosine_N.mean()))
+    if not vector_reasons(found, limits):
+        return found
+    add_noise(model, limits.error)
+    noisy_N = cosines(original_NC[:, :seen], np.concatenate(class_logits(model, rows))[:, :seen])
+    return replace(found, noise_min=float(noisy_N.min()))
+
+
+_POOLED = {None: "not pooled", "mean": "the mean of its tokens", "first": "its first token", "last": "its last token"}
