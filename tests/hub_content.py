@@ -20,7 +20,11 @@ FaultKind = Literal[
     "few",
     "packed",
     "expired",
+    "stall",
+    "lost",
+    "limited",
 ]
+SECRET = "hf_a-secret-that-nobody-may-see"
 LFS_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".parquet", ".gz"}
 
 
@@ -58,6 +62,9 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     granted: set[str] | None = None
     private: bool = False
+    messages: list[str] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
+    """Names that a `.gitignore` leaves out."""
 
     def commit(self, files: Mapping[str, bytes], *, revision: str = "main") -> str:
         """Makes `files` the content of a branch and returns the commit."""
@@ -68,12 +75,31 @@ class Repository:
         self.refs[revision] = commit
         return commit
 
+    def change(self, files: Mapping[str, ServedFile], message: str) -> str:
+        """Adds files to the main branch, or replaces them, in a commit of its own."""
+        before = self.refs.get("main")
+        served = {**(self.commits[before] if before else {}), **files}
+        listing = json.dumps([self.repo_id, before, {name: file.oid for name, file in sorted(served.items())}])
+        commit = hashlib.sha1(listing.encode()).hexdigest()
+        self.commits[commit] = served
+        self.refs["main"] = commit
+        self.messages.append(message)
+        return commit
+
     def gate(self, *granted: str) -> None:
         """Anyone sees the list of files; only these tokens may fetch one."""
         self.granted = set(granted)
 
     def find(self, revision: str) -> str | None:
         return self.refs.get(revision, revision if revision in self.commits else None)
+
+
+class Refused(Exception):
+    """An answer that says no."""
+
+    def __init__(self, status: int, code: str | None, message: str, **more: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.more = status, code, message, more
 
 
 @dataclass

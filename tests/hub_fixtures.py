@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hub_content import SECRET
 from hub_server import HubServer
 from tiny_models import tiny_llama
 
@@ -40,6 +41,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
+
+
+@pytest.fixture
+def writable_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub where the login of the environment, `SECRET`, may write."""
+    hub.tokens.add(SECRET)
+    hub.writers.add(SECRET)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from hub_content import Fault, Repository, RepoType, Request, ServedFile
+from hub_content import Fault, Refused, Repository, RepoType, Request, ServedFile
+from hub_uploads import Uploads, receive
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -22,12 +23,6 @@ _ROUTES = re.compile(
     r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<inside>.+))?)?"
 )
 _RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, code: str | None, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -140,35 +135,53 @@ class StorageHandler(_Handler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        self.note()
+        receive(self)
+
 
 class HubHandler(_Handler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
+        uploads = Uploads(self, b"")
+        if match := _RESOLVE.fullmatch(path):
+            self.refusing(lambda: self.resolve("dataset" if match["datasets"] else "model", match))
+            return
+        self.note()
+        if uploads.knows(path):
+            self.refusing(uploads.answer)
+        elif found := _ROUTES.fullmatch(path):
+            self.refusing(lambda: self.api(found))
+        else:
+            self.refusing(self.nothing)
+
+    def nothing(self) -> None:
+        raise Refused(404, None, "Not Found")
+
+    def refusing(self, answer: Callable[[], None]) -> None:
+        """Answers, or says no as the Hub does."""
         try:
             if self.hub.refuses_with is not None:
-                raise _Refused(self.hub.refuses_with, None, "refused")
-            if match := _RESOLVE.fullmatch(path):
-                self.resolve("dataset" if match["datasets"] else "model", match)
-            elif match := _ROUTES.fullmatch(path):
-                self.note()
-                self.api(match)
-            else:
-                self.note()
-                raise _Refused(404, None, "Not Found")
-        except _Refused as refused:
+                raise Refused(self.hub.refuses_with, None, "refused")
+            answer()
+        except Refused as refused:
             headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
-            self.answer(refused.status, json.dumps({"error": refused.message}).encode(), headers)
+            self.answer(refused.status, json.dumps({"error": refused.message} | refused.more).encode(), headers)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.form = parse_qs(body.decode())
+        uploads = Uploads(self, body)
         if self.path == "/oauth/token":
             self.note()
-            self.renew(self.form["refresh_token"][0])
+            self.renew(parse_qs(body.decode())["refresh_token"][0])
+        elif uploads.knows(self.path):
+            self.note()
+            self.refusing(uploads.answer)
         else:
+            self.form = parse_qs(body.decode())
             self.do_GET()
 
     def renew(self, refresh_token: str) -> None:
@@ -180,18 +193,18 @@ class HubHandler(_Handler):
     def repository(self, kind: RepoType, repo_id: str) -> Repository:
         """Missing repositories and those that are not shown look alike to a stranger."""
         if self.token is not None and self.token not in self.hub.tokens:
-            raise _Refused(401, None, "Invalid credentials in Authorization header")
+            raise Refused(401, None, "Invalid credentials in Authorization header")
         found = self.hub.repositories.get((kind, repo_id))
         if found is None or (found.private and self.token not in (found.granted or set())):
             if self.token is None:
-                raise _Refused(401, None, "Invalid username or password.")
-            raise _Refused(404, "RepoNotFound", "Repository not found")
+                raise Refused(401, None, "Invalid username or password.")
+            raise Refused(404, "RepoNotFound", "Repository not found")
         return found
 
     def commit(self, repository: Repository, revision: str) -> str:
         commit = repository.find(unquote(revision))
         if commit is None:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
         return commit
 
     def api(self, match: re.Match[str]) -> None:
@@ -224,7 +237,7 @@ class HubHandler(_Handler):
         recursive = query.get("recursive", ["false"])[0].lower() == "true"
         entries = list(_entries(files, inside, recursive=recursive))
         if inside and not entries:
-            raise _Refused(404, "EntryNotFound", f"{inside} does not exist")
+            raise Refused(404, "EntryNotFound", f"{inside} does not exist")
         start = int(query.get("cursor", ["0"])[0])
         end = start + self.hub.page_size
         headers = dict(JSON)
@@ -244,10 +257,10 @@ class HubHandler(_Handler):
         if repository.granted is not None and self.token not in repository.granted:
             status = 401 if self.token is None else 403
             message = f"Access to {kind} {repository.repo_id} is restricted"
-            raise _Refused(status, "GatedRepo", message)
+            raise Refused(status, "GatedRepo", message)
         file = repository.commits[commit].get(name)
         if file is None:
-            raise _Refused(404, "EntryNotFound", "Entry not found")
+            raise Refused(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
         if file.lfs:
             location = f"{self.hub.storage_url}/blob?name={quote(name)}&sha256={file.sha256}"

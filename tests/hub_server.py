@@ -30,6 +30,10 @@ class HubServer:
 
     `tokens` holds those with an account. `refuses_with` is a status that answers every request, `delay_s` a pause
     before each answer, `page_size` how many entries a page of a listing has.
+
+    Pushing: `writers` are the tokens that may write; `blobs` is the storage of large files by SHA-256, `received` how
+    many bytes of each came; `part_bytes` has them come in parts of that size, and `xet` by Xet, into that folder. While
+    a PUT is held up (`stall`), `stalled` is set, until `released` is.
     """
 
     def __init__(self) -> None:
@@ -41,6 +45,13 @@ class HubServer:
         self.page_size = 1000
         self.requests: list[Request] = []
         self.sent: Counter[str] = Counter()
+        self.writers: set[str] = set()
+        self.blobs: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.received: Counter[str] = Counter()
+        self.part_bytes: int | None = None
+        self.xet: Path | None = None
+        self.stalled, self.released = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._hub, self._storage = (self._listen(handler) for handler in (HubHandler, StorageHandler))
         self.url = f"http://127.0.0.1:{self._hub.server_port}"
@@ -55,6 +66,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.released.set()
         for server in (self._hub, self._storage):
             server.shutdown()
             server.server_close()
@@ -82,8 +94,17 @@ class HubServer:
 
         What goes wrong with ranges alone: the whole file is sent instead (`whole`), the answer says another range
         (`shifted`), is of a file that ends after some bytes (`shorter`), ends after some bytes itself (`few`), claims
-        to be `packed`, or the address is `expired`."""
+        to be `packed`, or the address is `expired`.
+
+        A step of a push has a name too: `create`, `yaml`, `preupload`, `batch`, `verify`, `commit`. It can be
+        `unavailable` or `limited` (429), or be done and its answer `lost`. Bytes on their way here are `put`, or the
+        SHA-256 of one file, and can also `stall`.
+        """
         self.faults[name] = Fault(kind, times, after_bytes)
+
+    def asked(self, what: str) -> int:
+        """How many requests had this in their path."""
+        return sum(what in request.path for request in self.requests)
 
     def fetched(self) -> set[str]:
         """The files of which a byte was sent, or which were asked for with GET."""
@@ -93,6 +114,7 @@ class HubServer:
         """Empties the record, to look at what one step does."""
         self.requests.clear()
         self.sent.clear()
+        self.received.clear()
 
     def take_fault(self, name: str) -> Fault | None:
         with self._lock:

@@ -69,7 +69,7 @@ class AccessError(EntrenarError):
 
 
 class FetchError(EntrenarError):
-    """A download that did not arrive whole."""
+    """A download or upload that did not arrive whole."""
 
     code = "fetch"
 

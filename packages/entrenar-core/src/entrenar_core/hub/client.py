@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+Explain = Callable[[Exception, "Client", "Repository", str | None], EntrenarError]
+"""Says in our words what failed, of a repository or of a file in it."""
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 TIMEOUT_S = 10.0
 
@@ -53,7 +55,14 @@ class Client:
 
         return HfApi(endpoint=self.endpoint, token=self.token or False)
 
-    def ask(self, question: Callable[[], T], repository: Repository, name: str | None = None) -> T:
+    def ask(
+        self,
+        question: Callable[[], T],
+        repository: Repository,
+        name: str | None = None,
+        *,
+        explain: Explain = explained,
+    ) -> T:
         """The answer, after as many retries as there are delays; what failed is told as an error of ours.
 
         huggingface_hub resumes by itself where a connection closes early (five times, a second apart, in steps of
@@ -67,7 +76,7 @@ class Client:
                 raise
             except Exception as error:
                 if delay_s is None or not may_pass(error):
-                    raise explained(error, self, repository, name) from error
+                    raise explain(error, self, repository, name) from error
                 time.sleep(delay_s)
         raise AssertionError("the last attempt returns or raises")
 

@@ -1,10 +1,10 @@
 """The model card: what was made from what, with which settings, how good it is, and how to load it."""
 
 import math
-import re
-from pathlib import Path
 
+from entrenar_core.exporting.card_files import escaped
 from entrenar_core.reports import ModelFacts, RunReport, Scores
+from entrenar_core.training.card_front import front_of_run
 from entrenar_core.units import count, perplexity, size
 
 _LOADERS = {
@@ -13,14 +13,6 @@ _LOADERS = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "embedding": "AutoModel",
-}
-_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_PIPELINES = {
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "embedding": "sentence-similarity",
 }
 _SENTENCES = """
 A sentence's vector is pooled from the last hidden states, as `1_Pooling/config.json` says; sentence-transformers does
@@ -46,25 +38,23 @@ def model_card(report: RunReport, settings: str) -> str:
     loader = _LOADERS[report.task]
     labelled = "" if report.labelled_rows is None else f", {report.labelled_rows:,} of them labelled"
     warnings = "".join(f"\n> {warning}.\n" for warning in report.warnings)
+    student, teacher, data = (escaped(name) for name in (report.student.name, report.teacher.name, report.dataset))
     return f"""---
-library_name: transformers
-pipeline_tag: {_PIPELINES[report.task]}
-{_base_models(report)}tags: [distillation, entrenar]
----
+{front_of_run(report)}---
 
-# {report.student.name}, distilled from {report.teacher.name}
+# {student}, distilled from {teacher}
 
 A student of {_size(report.student)}, trained by entrenar on
 the outputs of a teacher of {_size(report.teacher)}.
 
 ## Scores
 
-On {report.eval_rows:,} held-out rows of {report.dataset}, with seed {report.seed}:
+On {report.eval_rows:,} held-out rows of {data}, with seed {report.seed}:
 
 {_table(report)}{warnings}
 ## Data
 
-{report.dataset}: {report.train_rows:,} training rows{labelled}.
+{data}: {report.train_rows:,} training rows{labelled}.
 
 ## Loading
 
@@ -86,16 +76,8 @@ fingerprints of models and data and the versions of all packages.
 """
 
 
-def _base_models(report: RunReport) -> str:
-    """Models of the Hub, as it links them; other references mean nothing there."""
-    told = [report.student.name, *report.teacher.name.split(" + ")]
-    names = [name.removeprefix("moving average of ").partition("@")[0] for name in told]
-    known = [name for name in dict.fromkeys(names) if _ON_THE_HUB.fullmatch(name) and not Path(name).exists()]
-    return f"base_model: [{', '.join(known)}]\n" if known else ""
-
-
 def _table(report: RunReport) -> str:
-    lines = "".join(f"| {name} | {_cells(report.task, scores)} |\n" for name, scores in report.scored)
+    lines = "".join(f"| {escaped(name)} | {_cells(report.task, scores)} |\n" for name, scores in report.scored)
     if report.task == "causal-lm":
         return "| | perplexity | KL to the teacher |\n| --- | --- | --- |\n" + lines
     if report.task == "masked-lm":

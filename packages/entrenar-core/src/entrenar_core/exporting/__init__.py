@@ -1,0 +1,1 @@
+"""A trained model out to what other programs load."""

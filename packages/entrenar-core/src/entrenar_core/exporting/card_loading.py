@@ -1,0 +1,91 @@
+"""How to load a model, format by format, as its card tells it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from entrenar_core.artifact import MODULES
+from entrenar_core.exporting.card import CardFacts
+from entrenar_core.exporting.card_files import code
+
+_LOADERS = {
+    "text-generation": "AutoModelForCausalLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+_OF_SENTENCES = ("sentence-similarity", "feature-extraction")
+
+
+def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) -> str:
+    """Markdown that loads what was exported from `source`: `files` are the format and the name of each."""
+    first: dict[str, str] = {}
+    for kind, name in files:
+        first.setdefault(kind, name)
+    sentences = (source / MODULES).is_file() or facts.pipeline_tag in _OF_SENTENCES
+    parts = []
+    if "safetensors" in first:
+        parts.append(_by_sentence_transformers() if sentences else _by_transformers(facts))
+    if "gguf" in first:
+        parts.append(_by_llama(first["gguf"], sentences=sentences))
+    if "onnx" in first:
+        parts.append(_by_onnxruntime(first["onnx"]))
+    others = [first[kind] for kind in ("apr", "apr-json") if kind in first]
+    parts += [f"`entrenar-inspect info` shows what {code(name)} holds.\n" for name in others]
+    return "\n".join(parts)
+
+
+def _by_transformers(facts: CardFacts) -> str:
+    loader = _LOADERS.get(facts.pipeline_tag or "", "AutoModel")
+    return f"""The safetensors are loaded by transformers:
+
+```python
+from transformers import AutoTokenizer, {loader}
+
+model = {loader}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+def _by_sentence_transformers() -> str:
+    return """The safetensors are loaded by sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "another one"])
+```
+"""
+
+
+def _by_llama(name: str, *, sentences: bool) -> str:
+    command = f"llama-embedding -m {_quoted(name)} -p 'a sentence'" if sentences else f"llama-cli -m {_quoted(name)}"
+    return f"""The GGUF is loaded by llama.cpp:
+
+```sh
+{command}
+```
+"""
+
+
+def _by_onnxruntime(name: str) -> str:
+    return f"""The ONNX is loaded by onnxruntime:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession({_plain(name)!r})
+print([(put.name, put.shape) for put in session.get_inputs()])
+```
+"""
+
+
+def _plain(name: str) -> str:
+    """A file name inside a block of code, which it cannot end."""
+    printable = "".join(character if character.isprintable() else " " for character in name)
+    return " ".join(printable.split()).replace("`", "'")
+
+
+def _quoted(name: str) -> str:
+    return shlex.quote(_plain(name))

@@ -1,0 +1,60 @@
+"""The model card of what an export wrote, from its report."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.exporting.card_writing import ExportedFile, Measured, export_card
+from entrenar_core.exporting.result import ExportReport
+from entrenar_core.formats import FORMATS, WeightFormat
+from entrenar_core.references import HubReference
+
+if TYPE_CHECKING:
+    from entrenar_core.verification import Verification
+
+
+def card_of_export(
+    report: ExportReport,
+    artifact: ModelArtifact,
+    *,
+    license: Mapping[str, Any] | None = None,  # noqa: A002 - as the front matter calls it
+) -> str:
+    """The README.md to put beside the files of an export, which are there; see `export_card`."""
+    reference = artifact.reference
+    repo_id = reference.repo_id if isinstance(reference, HubReference) and "/" in reference.repo_id else None
+    return export_card(artifact.path, exported_files(report), repo_id=repo_id, license=license)
+
+
+def exported_files(report: ExportReport) -> tuple[ExportedFile, ...]:
+    """The files of weights of an export, as a card tells them."""
+    kind = WeightFormat(report.format)
+    folder = report.output if report.output.is_dir() else report.output.parent
+    weights = [name for name in report.files if name.endswith(FORMATS[kind].suffixes)]
+    stored = report.quantization or max(report.types, key=report.types.__getitem__, default=None)
+    checked = report.verification
+    return tuple(
+        ExportedFile(
+            name,
+            kind.value,
+            (folder / name).stat().st_size,
+            quantization=stored.upper() if stored else None,
+            bits_per_weight=report.bits_per_weight,
+            measured=None if checked is None else _measured(checked),
+            cosine=None if checked is None or checked.vectors is None else checked.vectors.cosine_min,
+        )
+        for name in weights
+    )
+
+
+def _measured(checked: "Verification") -> Measured | None:
+    seen = checked.predictions
+    if seen is None:
+        return None
+    return Measured(
+        seen.positions,
+        seen.distances.kl_mean,
+        seen.is_exact,
+        seen.distances.agreement,
+        seen.perplexity,
+        seen.original_perplexity,
+    )

@@ -1,0 +1,177 @@
+"""The model card of what was exported: which files there are, how they were made, and what loads them.
+
+A card that the model has already stays, word for word; what is said of the files stands in a section of its own, which
+a later export replaces. What its front matter says of the original alone, such as its scores, does not go to a
+quantised copy.
+
+Source: huggingface.co/docs/hub/model-cards.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entrenar_core.conversion.files import OF_FILES
+from entrenar_core.exporting.card import HUB, CardFacts, card_facts, is_hub_name
+from entrenar_core.exporting.card_files import (
+    CardFile,
+    code,
+    escaped,
+    read_card,
+    rendered,
+    with_values,
+    without_local_paths,
+)
+from entrenar_core.exporting.card_loading import loading
+from entrenar_core.units import percent, perplexity, size
+
+_WHOLE = ("F32", "F16", "BF16")
+_OPEN, _CLOSE = OF_FILES, "<!-- entrenar: end of files -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How a file answered beside the model that it was made of, over `positions` tokens of the same text.
+
+    `kl` is KL(original ‖ file) in nats per token, exact or a lower bound; `agreement` the share of positions where both
+    prefer the same next token. The perplexities are of that text.
+    """
+
+    positions: int
+    kl: float
+    kl_is_exact: bool
+    agreement: float
+    perplexity: float
+    original_perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file that was written, in one of the formats `safetensors`, `gguf`, `onnx`, `apr` and `apr-json`.
+
+    `quantization` is the type, or the mix of types, that its weights are stored in, such as `Q4_K_M` or `F16`;
+    `bits_per_weight` counts all tensors. `cosine` is the smallest between a vector of a sentence encoder and that of
+    the original. What was not measured is None.
+    """
+
+    name: str
+    format: str
+    size_bytes: int
+    quantization: str | None = None
+    bits_per_weight: float | None = None
+    measured: Measured | None = None
+    cosine: float | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights lost more than a rounding to a shorter float."""
+        return self.quantization is not None and self.quantization.upper() not in _WHOLE
+
+
+def export_card(
+    source: Path,
+    exported: Sequence[ExportedFile],
+    *,
+    repo_id: str | None = None,
+    license: Mapping[str, Any] | None = None,  # noqa: A002 - as the front matter calls it
+) -> str:
+    """The README.md to put beside exported files.
+
+    Args:
+        source: the folder of the model that they were made of.
+        exported: the files.
+        repo_id: the name on the Hub of the model in `source`, if it is from there: the base model of what is exported.
+        license: of the base models, for a model that does not say its own (see `card.shared_license`).
+
+    Raises:
+        ValueError: `repo_id` is no org/name.
+    """
+    if repo_id is not None and not is_hub_name(repo_id):
+        raise ValueError(f"{repo_id!r} is no org/name")
+    facts = card_facts(source, repo_id=repo_id)
+    card = read_card(source) or CardFile("", _first_words(facts, repo_id))
+    values = _front_values(card, facts, exported, repo_id)
+    if license and facts.license is None:
+        values |= license
+    told = _without_section(card.body).rstrip()
+    if (source / "run.json").is_file():
+        told = without_local_paths(told)  # the card of a run tells its settings
+    body = f"{told}\n\n{_files_section(facts, source, exported)}"
+    return rendered(with_values(CardFile(card.front, body, card.values), values))
+
+
+def _without_section(body: str) -> str:
+    """The body without what an earlier export said of its files."""
+    start = body.find(_OPEN)
+    end = body.find(_CLOSE, start) if start >= 0 else -1
+    return body if end < 0 else f"{body[:start].rstrip()}\n\n{body[end + len(_CLOSE) :].lstrip()}"
+
+
+def _first_words(facts: CardFacts, repo_id: str | None) -> str:
+    made_of = f"[{escaped(repo_id)}]({HUB}/{repo_id})" if repo_id else "a model"
+    return f"""
+# {escaped(facts.name)}
+
+Exported by entrenar from {made_of}. The model came without a description: what it was trained on, what for, and under
+which licence, has to be looked up where it is from.
+"""
+
+
+def _front_values(
+    card: CardFile, facts: CardFacts, exported: Sequence[ExportedFile], repo_id: str | None
+) -> dict[str, Any]:
+    quantized = any(file.is_quantized for file in exported)
+    formats = {file.format for file in exported}
+    tags = [*facts.tags, *(name for name in ("gguf", "onnx") if name in formats and name not in facts.tags)]
+    values: dict[str, Any] = {} if tags == list(facts.tags) else {"tags": tags}
+    if repo_id:
+        values |= {"base_model": [repo_id], "base_model_relation": "quantized" if quantized else None}
+    if "safetensors" in formats:
+        return values if card.text("library_name") else values | {"library_name": "transformers"}
+    # What is here is not loaded by the library of the original, and a quantised model has not its scores.
+    gone = ("library_name", *(("model-index", "metrics") if quantized else ()))
+    return values | {key: None for key in gone if key in card.values}
+
+
+def _files_section(facts: CardFacts, source: Path, exported: Sequence[ExportedFile]) -> str:
+    heading = "| file | format | weights | bits per weight | size |"
+    lines = [heading, "| --- | --- | --- | --- | --- |", *map(_row, exported)]
+    found = [_OPEN, "", "## Files", "", *lines, ""]
+    if any(file.measured is not None or file.cosine is not None for file in exported):
+        found += [*_comparison(exported), ""]
+    found += [loading(facts, source, [(file.format, file.name) for file in exported]).rstrip(), "", _CLOSE]
+    return "\n".join(found) + "\n"
+
+
+def _row(file: ExportedFile) -> str:
+    bits = "" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}"
+    weights = escaped(file.quantization or "")
+    return f"| {escaped(file.name)} | {escaped(file.format)} | {weights} | {bits} | {size(file.size_bytes)} |"
+
+
+def _comparison(exported: Sequence[ExportedFile]) -> list[str]:
+    """What was measured beside the original, and of which files nothing was."""
+    lines = ["Measured beside the model that the files were made of, on the same text:", ""]
+    predicting = [(file.name, file.measured) for file in exported if file.measured is not None]
+    if predicting:
+        lines += [
+            "| file | tokens | KL, nats per token | same next token | perplexity | of the original |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(_measured_row(name, found) for name, found in predicting),
+        ]
+    lines += [
+        f"The vectors of {code(file.name)} have a cosine of {file.cosine:.5f} or more with those of the original."
+        for file in exported
+        if file.cosine is not None
+    ]
+    unmeasured = [code(file.name) for file in exported if file.measured is None and file.cosine is None]
+    return [*lines, "", f"Not measured: {', '.join(unmeasured)}."] if unmeasured else lines
+
+
+def _measured_row(name: str, found: Measured) -> str:
+    bound = "" if found.kl_is_exact else "at least "
+    return (
+        f"| {escaped(name)} | {found.positions:,} | {bound}{found.kl:.4f} | {percent(found.agreement)} "
+        f"| {perplexity(found.perplexity)} | {perplexity(found.original_perplexity)} |"
+    )
