@@ -42,7 +42,7 @@ def family_model(model_type: str, auto: Any, **settings: Any) -> Any:
     if family.keys["num_kv_heads"][0] not in sizes:
         sizes[family.keys["num_kv_heads"][0]] = WANTED["num_kv_heads"]
     torch.manual_seed(0)
-    model = auto.from_config(CONFIG_MAPPING[model_type](**sizes, **FURTHER.get(model_type, {}), **settings))
+    model = auto.from_config(CONFIG_MAPPING[model_type](**{**sizes, **FURTHER.get(model_type, {}), **settings}))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()

@@ -163,7 +163,6 @@ def test_a_buffer_that_a_format_has_no_dtype_for_is_left_out(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("how", "complaint"),
     [
-        ({"kind": WeightFormat.GGUF}, "gguf is not written"),
         ({"kind": WeightFormat.ONNX}, "onnx is not written"),
         ({"dtype": "I8"}, "not cast to I8"),
         ({"output": "model.bin"}, "ends as a file of pytorch does"),

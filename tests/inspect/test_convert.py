@@ -78,7 +78,7 @@ def test_that_weights_were_dequantised_is_said(tmp_path: Path, program: Any, cap
         (["--dtype", "int4"], "weights are not cast to int4"),
         (["--shard-size", "0"], "a file holds something"),
         (["--shard-size", "5 apples"], "is not a size"),
-        (["--to", "gguf"], "'gguf' is not"),
+        (["--to", "ggml"], "'ggml' is not"),
     ],
 )
 def test_flags_that_cannot_be_meant(

@@ -65,6 +65,23 @@ class MemberFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportFacts:
+    """A file of the student in another format. `bits_per_weight` is of all its tensors together; of a GGUF that was run
+    in llama.cpp `kl` is KL(student ‖ file) in nats a token and `agreement` the share of tokens on which both prefer the
+    same, of an encoder `cosine` the smallest between vectors.
+    """
+
+    format: str
+    file: str
+    size_bytes: int
+    quantization: str | None = None
+    bits_per_weight: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not, in
     entity F1 where there is one, and of sentence encoders in mean average precision.
@@ -98,6 +115,7 @@ class RunReport:
     files: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     members: tuple[MemberFacts, ...] = ()
+    exports: tuple[ExportFacts, ...] = ()
 
     @property
     def scored(self) -> tuple[tuple[str, Scores], ...]:

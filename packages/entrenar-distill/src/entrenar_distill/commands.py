@@ -7,6 +7,8 @@ import typer
 
 from entrenar_core.errors import UsageError
 from entrenar_core.teachers.cache.settings import KindName, Precision
+from entrenar_distill.export_command import EXAMPLES as EXPORT_EXAMPLES
+from entrenar_distill.export_command import export
 from entrenar_distill.reports import CacheReport, Design, DiagnosisReport, LossTable, Plan, RunReport, ValidationReport
 
 if TYPE_CHECKING:
@@ -140,6 +142,9 @@ def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> Valida
     from entrenar_distill.validation import validate as check
 
     return check(loaded.config, "the command line" if file is None else str(file), loaded.places, hub=hub)
+
+
+app.command(epilog=EXPORT_EXAMPLES)(export)
 
 
 @app.command(epilog=DIAGNOSE_EXAMPLES)

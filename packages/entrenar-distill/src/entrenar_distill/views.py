@@ -6,10 +6,12 @@ from typing import Any
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
 from entrenar_common.tables import Table, exact, key_values
+from entrenar_core.exporting.result import ExportReport
 from entrenar_core.reports import ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
 from entrenar_distill.diagnosis_views import diagnosis
+from entrenar_distill.export_views import exported
 from entrenar_distill.reports import (
     CacheReport,
     Design,
@@ -301,6 +303,10 @@ def _troubles(report: DiagnosisReport) -> list[str]:
     return [trouble.name for trouble in report.diagnosis.troubles]
 
 
+def _written(report: ExportReport) -> list[str]:
+    return [report.pushed.url if report.pushed is not None else str(report.output)]
+
+
 VIEWS: ViewTable = {
     RunReport: View(run_report, quiet=lambda report: _folder(report.output_dir)),
     Plan: View(plan, quiet=lambda report: _folder(report.output_dir)),
@@ -308,5 +314,6 @@ VIEWS: ViewTable = {
     Design: View(design, quiet=lambda report: [_student_section(report.proposals[0], 1).partition("\n")[2]]),
     DiagnosisReport: View(diagnosis, quiet=_troubles),
     CacheReport: View(cache, quiet=lambda report: _folder(report.folder)),
+    ExportReport: View(exported, quiet=_written),
     LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

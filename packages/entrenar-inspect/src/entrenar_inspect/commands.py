@@ -60,6 +60,8 @@ entrenar-inspect validate model.gguf --expect 9f86d081884c7d659a2feaa0c55ad015a3
 CONVERT_EXAMPLES = """
 entrenar-inspect convert ./model --to safetensors --output ./half --dtype bf16 --shard-size 5GB
 
+entrenar-inspect convert ./model --to gguf --output model.gguf --quantize q4_k_m   what llama.cpp loads
+
 entrenar-inspect convert model.gguf --to safetensors --output ./model   weights are dequantised
 
 entrenar-inspect convert model.safetensors --to apr --output model.apr
@@ -215,13 +217,22 @@ def validate(
 def convert(
     model: ModelReference,
     to: Annotated[
-        Literal["safetensors", "apr", "apr-json", "pytorch"], typer.Option("--to", help="The format to write.")
+        Literal["safetensors", "gguf", "apr", "apr-json", "onnx", "pytorch"],
+        typer.Option("--to", help="The format to write."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A file, where it ends as the format does; else a folder.")
     ],
     dtype: Annotated[
         str | None, typer.Option(help="Cast weights: bf16, fp16, fp32 or fp64.", show_default=False)
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="GGUF: q8_0, q4_k_m, q4_0 and others; APR: q4_k_m, q6_k; ONNX: int8.",
+            show_default=False,
+        ),
     ] = None,
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB.", show_default=False)
@@ -240,6 +251,7 @@ def convert(
         to,
         output,
         dtype=dtype,
+        quantize=quantize,
         shard_size=shard_size,
         force=force,
         revision=revision,

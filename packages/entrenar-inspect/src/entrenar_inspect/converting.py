@@ -1,27 +1,39 @@
 """`entrenar-inspect convert`: a model of any format that is read, written in one that is."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import UsageError
 from entrenar_core.formats import WeightFormat
-from entrenar_core.formats.encoding import CASTS
+from entrenar_core.formats.encoding import dtype_called
+from entrenar_core.formats.places import LocalPlace
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_inspect.opening import format_called, opened
 from entrenar_inspect.reports.conversion import ConversionReport
 
-# What people write for a dtype, beside the names in headers.
-DTYPES = {
-    **{name.lower(): name for name in CASTS},
-    "fp64": "F64",
-    "fp32": "F32",
-    "fp16": "F16",
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "half": "F16",
-    "bfloat16": "BF16",
-}
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Which model is meant."""
+
+    text: str
+    revision: str | None
+    format: str | None
+    file: str | None
+    allow_pickle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is written, and where."""
+
+    kind: WeightFormat
+    output: Path
+    dtype: str | None
+    quantize: str | None
+    shard_bytes: int | None
+    force: bool
 
 
 def convert(
@@ -30,6 +42,7 @@ def convert(
     output: Path,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     shard_size: str | None = None,
     force: bool = False,
     revision: str | None = None,
@@ -41,68 +54,109 @@ def convert(
 
     Raises:
         UsageError: the format, the dtype or the size cannot be meant.
-        As `entrenar_core.conversion.convert`.
+        As `entrenar_core.conversion.convert` and `export_onnx`.
     """
-    from entrenar_common.progress import Progress
-    from entrenar_core.conversion import convert as write
+    source = _Source(text, revision, format, file, allow_pickle)
+    cast = None if dtype is None else dtype_called(dtype)
+    target = _Target(format_called(to), output, cast, quantize, _size(shard_size), force)
+    return _graph(source, target) if target.kind is WeightFormat.ONNX else _written(source, target)
+
+
+def _size(text: str | None) -> int | None:
     from entrenar_core.units import parse_size
 
-    kind = format_called(to)
-    cast = None if dtype is None else dtype_called(dtype)
-    shard_bytes = None if shard_size is None else parse_size(shard_size)
-    if shard_bytes is not None and shard_bytes < 1:
-        raise UsageError(f"--shard-size {shard_size}: a file holds something", "write it as 5GB")
-    read_as = None if format is None else format_called(format)
-    place = _here(text, revision, read_as, file, allow_pickle)
-    with opened(place, format=format, file=file, allow_pickle=allow_pickle) as model:
-        with Progress() as display:
-            task = display.task("writes", unit="bytes")
-
-            def told(more: int, total: int) -> None:
-                task.update(task.completed + more, total=total)
-
-            done = write(model, kind, output, dtype=cast, shard_bytes=shard_bytes, force=force, progress=told)
-        return ConversionReport(source=text, source_format=model.format, **asdict(done))
+    found = None if text is None else parse_size(text)
+    if found is not None and found < 1:
+        raise UsageError(f"--shard-size {text}: a file holds something", "write it as 5GB")
+    return found
 
 
-def dtype_called(name: str) -> str:
-    """A dtype by any of its customary names.
+def _written(source: _Source, target: _Target) -> ConversionReport:
+    from entrenar_common.progress import Progress
+    from entrenar_core.conversion import convert as write
+    from entrenar_core.conversion.converting import Quantizing
+    from entrenar_core.quantization.mixes import mix_named
 
-    Raises:
-        UsageError: weights are not cast to it.
-    """
-    try:
-        return DTYPES[name.lower()]
-    except KeyError as error:
-        raise UsageError(f"weights are not cast to {name}", "the dtypes are bf16, fp16, fp32 and fp64") from error
+    quantizing = None if target.quantize is None else Quantizing(mix_named(target.quantize))
+    with (
+        opened(_here(source), format=source.format, file=source.file, allow_pickle=source.allow_pickle) as model,
+        Progress() as display,
+    ):
+        task = display.task("writes", unit="bytes")
+        card = None
+        if target.kind is WeightFormat.GGUF and isinstance(model.place, LocalPlace):
+            from entrenar_core.exporting.source import general_metadata
+
+            card = general_metadata(model.place.folder, parse_reference(source.text, revision=source.revision))
+        done = write(
+            model,
+            target.kind,
+            target.output,
+            dtype=target.dtype,
+            quantizing=quantizing,
+            shard_bytes=target.shard_bytes,
+            card=card,
+            force=target.force,
+            progress=lambda more, total: task.update(task.completed + more, total=total),
+        )
+        return ConversionReport(source=source.text, source_format=model.format, **asdict(done))
 
 
-def _here(
-    text: str,
-    revision: str | None,
-    kind: WeightFormat | None,
-    file: str | None,
-    allow_pickle: bool,
-) -> str:
+def _graph(source: _Source, target: _Target) -> ConversionReport:
+    """The model as an ONNX graph, which is made of its code and not of its files."""
+    from entrenar_core.exporting.settings import ExportSettings, require_possible
+
+    if target.shard_bytes is not None:
+        raise UsageError("an ONNX graph is one file", "leave out --shard-size")
+    require_possible(ExportSettings(target.kind, quantize=target.quantize, dtype=target.dtype))
+    artifact = _fetched(source)
+    from entrenar_core.exporting.onnx import export_onnx
+
+    done = export_onnx(artifact, target.output, int8=target.quantize is not None, force=target.force)
+    return ConversionReport(
+        source=source.text,
+        source_format=artifact.format,
+        output=target.output,
+        format=target.kind,
+        files=done.files,
+        size_bytes=done.size_bytes,
+        tensors=None,
+        copied=0,
+        cast=0,
+        dequantised={},
+        relative_rms=None,
+        largest_error=None,
+        notes=done.notes,
+        quantization=target.quantize,
+        types={},
+        bits_per_weight=None,
+        largest_difference=done.largest_difference,
+    )
+
+
+def _here(source: _Source) -> str:
     """Where the model lies on this machine; its bytes are needed, so what is on the Hub is fetched."""
-    reference = parse_reference(text, revision=revision)
-    if not isinstance(reference, HubReference):
-        return text
+    if not isinstance(parse_reference(source.text, revision=source.revision), HubReference):
+        return source.text
+    return str(_fetched(source).path)
+
+
+def _fetched(source: _Source) -> ModelArtifact:
     from entrenar_common.progress import Progress
     from entrenar_core.hub import fetch_model
     from entrenar_core.hub.progress import Transfer
 
+    reference = parse_reference(source.text, revision=source.revision)
     with Progress() as progress:
         task = progress.task(f"fetches {reference}", unit="bytes")
 
         def told(transfer: Transfer) -> None:
             task.update(transfer.done_bytes, total=transfer.total_bytes, note=transfer.name)
 
-        artifact = fetch_model(
+        return fetch_model(
             reference,
-            format=kind,
-            files=[file] if file else None,
-            allow_pickle=allow_pickle,
+            format=None if source.format is None else format_called(source.format),
+            files=[source.file] if source.file else None,
+            allow_pickle=source.allow_pickle,
             progress=told,
         )
-    return str(artifact.path)

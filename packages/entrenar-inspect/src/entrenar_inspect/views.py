@@ -42,16 +42,18 @@ def _layer(row: LayerRow) -> tuple[Cell, ...]:
 def conversion(report: ConversionReport) -> Table:
     """What was written, and what had to be changed for it."""
     blocks = ", ".join(f"{number:,} of {name}" for name, number in report.dequantised.items())
-    facts: dict[str, Cell] = {
+    facts: dict[str, Cell | None] = {
         "From": f"{report.source} ({report.source_format})",
         "To": f"{report.output} ({report.format})",
         "Files": ", ".join(report.files) if len(report.files) <= 6 else f"{len(report.files)}",
         "Size": Amount(report.size_bytes, size(report.size_bytes)),
         "Tensors": report.tensors,
+        "Quantised to": report.quantization,
         "Copied as they are": report.copied or None,
         "Cast": report.cast or None,
         "Dequantised": blocks or None,
         "Rounding": None if not report.relative_rms else f"{report.relative_rms:.2e} of the values (root mean square)",
+        "Beside torch": None if report.largest_difference is None else f"{report.largest_difference:.2e} at most",
     }
     known = {name: value for name, value in facts.items() if value is not None}
     return key_values(f"Written to {report.output}", known, tuple(f"! {note}" for note in report.notes))

@@ -41,7 +41,21 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
         )
     if _section(values, "output").get("dir") == "":
         yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
+    yield from _output(_section(values, "output"))
     yield from teacher_rules(values)
+
+
+def _output(output: Mapping[str, Any]) -> Iterator[Broken]:
+    formats = output.get("formats")
+    listed = formats if isinstance(formats, list | tuple) else ()
+    for key, asked in (("quantize", "quantize" in output), ("verify", output.get("verify") is True)):
+        if asked and "gguf" not in listed:
+            yield Broken(
+                ("output", key), f"`output.{key}` is for a GGUF, and none is written", "add gguf to `output.formats`"
+            )
+    twice = next((name for name in listed if listed.count(name) > 1), None)
+    if twice is not None:
+        yield Broken(("output", "formats"), f"`output.formats` names {twice} twice", "name each format once")
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

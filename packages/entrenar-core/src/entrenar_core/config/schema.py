@@ -17,6 +17,7 @@ from entrenar_core.config.types import (
     Folder,
     Fraction,
     Index,
+    MixName,
     NonNegative,
     Positive,
     Probability,
@@ -29,6 +30,7 @@ from entrenar_core.config.types import (
 )
 
 Task = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "embedding"]
+OutputFormat = Literal["safetensors", "gguf", "apr", "apr-json", "onnx"]
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # what accelerate's LoggerType offers; a test compares them
@@ -220,9 +222,15 @@ class OutputConfig(Section):
     """What is written where."""
 
     dir: Folder = Field(Path("distilled"), description="Folder of the result, made if it is not there.")
-    formats: Annotated[
-        tuple[Literal["safetensors"], ...], Field(min_length=1, title="a list such as [safetensors]")
-    ] = Field(("safetensors",), description="File formats of the student.")
+    formats: Annotated[tuple[OutputFormat, ...], Field(min_length=1, title="a list such as [safetensors, gguf]")] = (
+        Field(("safetensors",), description="File formats of the student; safetensors is always among them.")
+    )
+    quantize: MixName | None = Field(
+        None, description="What the weights of a GGUF are quantised to; as they were trained if not given."
+    )
+    verify: Switch = Field(
+        False, description="Run the GGUF in llama.cpp, and warn where it does not answer as the student does."
+    )
     checkpoint_every: Count | None = Field(
         None, description="Optimiser steps between checkpoints; a tenth of the run if not given."
     )

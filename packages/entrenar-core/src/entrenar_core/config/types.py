@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from entrenar_core.errors import UsageError
+from entrenar_core.quantization.mixes import MIXES, mix_named
 from entrenar_core.units import parse_size
 
 
@@ -15,6 +16,16 @@ def _bytes(value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
     except UsageError:
         return value
+
+
+def _mix(value: object) -> object:
+    """One spelling of a mix of types; what is no text stays as it is, for the type to refuse."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return mix_named(value).name
+    except UsageError:
+        raise ValueError(f"should be one of {', '.join(MIXES)}") from None
 
 
 # A title says in plain words what is accepted; errors quote it.
@@ -38,6 +49,7 @@ Texts = Annotated[tuple[Text, ...], Field(min_length=1, title="a list of at leas
 Size = Annotated[
     int, BeforeValidator(_bytes), Field(strict=True, ge=1, lt=2**60, title="a size such as 2GB, or a number of bytes")
 ]
+MixName = Annotated[str, BeforeValidator(_mix), Field(strict=True, title="a type such as q4_k_m")]
 Folder = Annotated[Path, Field(title="the path of a folder")]
 
 

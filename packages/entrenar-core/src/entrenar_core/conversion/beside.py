@@ -14,6 +14,7 @@ from typing import Any
 
 from entrenar_core.artifact import MODULES, TOKENIZER_FILES, TOKENIZERS
 from entrenar_core.conversion.files import BESIDE, is_part
+from entrenar_core.conversion.gguf_planning import GgufPlan
 from entrenar_core.conversion.gguf_tokenizer import WrittenTokenizer, write_tokenizer
 from entrenar_core.conversion.planning import HF_CONFIG, Plan
 from entrenar_core.errors import ModelError
@@ -23,8 +24,11 @@ from entrenar_core.formats.choosing import MAX_TOKENIZER_BYTES, most_bytes
 from entrenar_core.formats.places import LocalPlace
 from entrenar_core.formats.safetensors_writer import copy_range
 from entrenar_core.formats.sources import FileSource
+from entrenar_core.models.sentence_files import Pool, sentence_files
 from entrenar_core.stored_model import StoredModel
 
+POOLINGS: Mapping[Any, Pool] = {1: "mean", 2: "first", 3: "last"}
+"""llama.cpp's numbers for how tokens become one vector."""
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _APR = (WeightFormat.APR, WeightFormat.APR_JSON)
 _OF_A_MACHINE = "_name_or_path"  # where the model once lay
@@ -32,15 +36,21 @@ _BLOCK_BYTES = 1 << 22
 _TOO_LARGE = "the tokenizer is too large to be held in the APR file, and is not kept in it"
 
 
-def metadata_of_file(plan: Plan, *, alone: bool) -> Mapping[str, Any]:
-    """What the file says besides its tensors. `alone`: nothing is written beside it, so that what it lacks is lost.
+def metadata_of_file(plan: Plan | GgufPlan, *, alone: bool, card: bool = True) -> Mapping[str, Any]:
+    """What the file says besides its tensors.
+
+    Args:
+        alone: nothing is written beside it, so that what it lacks is lost.
+        card: whether it says where the model comes from.
 
     Raises:
         ModelError: the tokenizer is broken.
     """
     model = plan.model
+    if isinstance(plan, GgufPlan):
+        return plan.metadata
     if plan.kind is WeightFormat.SAFETENSORS:
-        kept = model.metadata if model.format is WeightFormat.SAFETENSORS else {}
+        kept = model.metadata if model.format is WeightFormat.SAFETENSORS and card else {}
         return {**kept, "format": "pt"}
     if plan.kind is WeightFormat.PYTORCH:
         return {}
@@ -52,26 +62,30 @@ def metadata_of_file(plan: Plan, *, alone: bool) -> Mapping[str, Any]:
     return found
 
 
-def require_beside(plan: Plan) -> None:
+def require_beside(plan: Plan | GgufPlan) -> None:
     """Refuses files that are to be copied beside the weights and are larger than any of their kind.
 
     Raises:
         ModelError: there is one.
     """
     place = plan.model.place
+    if isinstance(plan, GgufPlan):
+        return
     if plan.model.format is not WeightFormat.GGUF and not _carried(plan.model) and isinstance(place, LocalPlace):
         for name in _beside(place):
             with place.open(name) as source:
                 _require_size(name, source)
 
 
-def write_beside(plan: Plan, folder: Path) -> tuple[str, ...]:
+def write_beside(plan: Plan | GgufPlan, folder: Path) -> tuple[str, ...]:
     """Writes settings and tokenizer beside the weights; returns the names of the files.
 
     Raises:
         ModelError: a file of the model cannot be read any more.
         OSError: the folder cannot be written to.
     """
+    if isinstance(plan, GgufPlan):
+        return ()
     model, leaves_apr = plan.model, plan.model.format in _APR and plan.kind not in _APR
     if model.format is WeightFormat.GGUF:
         return _made_of_gguf(plan, folder)
@@ -93,7 +107,22 @@ def _made_of_gguf(plan: Plan, folder: Path) -> tuple[str, ...]:
         return ()
     written = _tokenizer(plan.model, folder)
     plan.notes.extend(written.notes)
-    return (*_write_config(plan, folder), *written.files)
+    return (*_write_config(plan, folder), *written.files, *_write_pooling(plan, folder))
+
+
+def _write_pooling(plan: Plan, folder: Path) -> tuple[str, ...]:
+    """How an encoder makes one vector of its tokens, as sentence-transformers looks for it."""
+    metadata = plan.model.metadata
+    pool = POOLINGS.get(metadata.get(f"{metadata.get('general.architecture')}.pooling_type"))
+    config = plan.config or {}
+    width, length = config.get("hidden_size"), config.get("max_position_embeddings")
+    if pool is None or not isinstance(width, int) or not isinstance(length, int):
+        return ()
+    files = sentence_files(pool, width, length)
+    for name, value in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    return tuple(files)
 
 
 def _write_config(plan: Plan, folder: Path) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The values of a tensor on their way to another dtype, several blocks at once, with what rounding changed."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from entrenar_core.formats.blocks import value_blocks
 from entrenar_core.formats.dtypes import Dtype
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_VALUES = 1 << 19
-_THREADS, _ROOMS = 2, 4  # numpy lets others run while it computes; two more blocks wait to be written
+THREADS, _ROOMS = 2, 4  # numpy lets others run while it computes; two more blocks wait to be written
 _EXACT = {"F64": ("<f4", "<f8"), "F32": ("<f4",)}  # what each dtype holds as it is
+Place = TypeVar("Place")
+Result = TypeVar("Result")
 Cast = tuple["NDArray[np.uint8]", "Rounding"]
 
 
@@ -123,7 +125,7 @@ def cast_blocks(model: StoredModel, tensor: StoredTensor, dtype: Dtype) -> Itera
     assert isinstance(source, FileSource)
     step = BLOCK_VALUES // tensor.dtype.block * tensor.dtype.block_bytes
     jobs = (partial(_read_and_cast, source, tensor, start, step, dtype) for start in range(0, tensor.size_bytes, step))
-    yield from _in_turn(jobs)
+    yield from in_turn(jobs, [Room() for _ in range(_ROOMS)])
 
 
 def _read_and_cast(source: FileSource, tensor: StoredTensor, start: int, step: int, dtype: Dtype, room: Room) -> Cast:
@@ -135,19 +137,25 @@ def _read_and_cast(source: FileSource, tensor: StoredTensor, start: int, step: i
     return cast_values(decode(raw, tensor.dtype, room=room.singles)[:left], dtype, room)
 
 
-def _in_turn(jobs: Iterator[Callable[[Room], Any]]) -> Iterator[Any]:
-    """What the jobs return, in their order, while threads are at work on the next ones."""
-    rooms = [Room() for _ in range(_ROOMS)]
-    waiting: deque[tuple[Future[Any], Room]] = deque()
-    with ThreadPoolExecutor(_THREADS) as threads:
+def in_turn(
+    jobs: Iterator[Callable[[Place], Result]], rooms: Sequence[Place], threads: int = THREADS
+) -> Iterator[Result]:
+    """What the jobs return, in their order, while threads are at work on the next ones.
+
+    Args:
+        rooms: what each job is given to work in; it is another's once the next result is asked for.
+    """
+    free = list(rooms)
+    waiting: deque[tuple[Future[Result], Place]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for job in jobs:
-                if not rooms:
+                if not free:
                     future, room = waiting.popleft()
                     yield future.result()
-                    rooms.append(room)
-                room = rooms.pop()
-                waiting.append((threads.submit(job, room), room))
+                    free.append(room)
+                room = free.pop()
+                waiting.append((pool.submit(job, room), room))
             while waiting:
                 yield waiting.popleft()[0].result()
         finally:

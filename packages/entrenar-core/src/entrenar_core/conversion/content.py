@@ -70,8 +70,8 @@ def telling(tensor: Outgoing, progress: Callable[[int], None]) -> Outgoing:
     return replace(tensor, chunks=chunks, tell=progress)
 
 
-def _changed(model: StoredModel, tensor: StoredTensor, dtype: Dtype, change: Change) -> Iterator[Cast]:
-    """All values at once, changed first."""
+def changed_values(model: StoredModel, tensor: StoredTensor, change: Change | None) -> "NDArray[np.floating]":
+    """All values of a tensor at once, changed, row by row."""
     import numpy as np
 
     whole = np.empty(tensor.values, "<f8" if tensor.dtype.name == "F64" else "<f4")
@@ -79,6 +79,12 @@ def _changed(model: StoredModel, tensor: StoredTensor, dtype: Dtype, change: Cha
     for block in value_blocks(model, tensor):  # which are views of one buffer
         whole[filled : filled + block.size] = block.reshape(-1)
         filled += block.size
-    values = np.ascontiguousarray(change.apply(whole.reshape(tensor.shape))).reshape(-1)
+    shaped = whole.reshape(tensor.shape)
+    return shaped if change is None else np.ascontiguousarray(change.apply(shaped))
+
+
+def _changed(model: StoredModel, tensor: StoredTensor, dtype: Dtype, change: Change) -> Iterator[Cast]:
+    """All values at once, changed first."""
+    values = changed_values(model, tensor, change).reshape(-1)
     for start in range(0, len(values), _CHANGED_AT_ONCE):
         yield cast_values(values[start : start + _CHANGED_AT_ONCE], dtype)

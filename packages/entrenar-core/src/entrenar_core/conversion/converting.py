@@ -1,29 +1,42 @@
 """A stored model written in another format: what is copied, what is cast, and what had to be dequantised."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from entrenar_core.conversion.apr_blocks import APR_BASES
 from entrenar_core.conversion.beside import metadata_of_file, require_beside, write_beside
 from entrenar_core.conversion.content import telling
 from entrenar_core.conversion.files import ADAPTER, cut, replacing, write_file, write_weights
+from entrenar_core.conversion.gguf_planning import GgufPlan
 from entrenar_core.conversion.planning import Plan
 from entrenar_core.errors import OutputError, UsageError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.encoding import CASTS
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing
+from entrenar_core.quantization.mixes import MIXES, Mix
 from entrenar_core.stored_model import StoredModel
 
+if TYPE_CHECKING:
+    from entrenar_core.formats.gguf_values import Value
+    from entrenar_core.importance import ImportanceMatrix
+
 SHARDED = (WeightFormat.SAFETENSORS, WeightFormat.PYTORCH)
+_FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # what a GGUF's weights are cast to
 Progress = Callable[[int, int], None]
+More = Callable[[Path], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What was written. `dequantised` counts tensors by the quantised dtype that they had; `cast` those that changed
-    their dtype otherwise, and `relative_rms` is how far that moved them, of all their values together.
+    their dtype otherwise, and `relative_rms` is how far that moved them, of all their values together. `quantization`
+    is the mix of a GGUF, `types` counts its tensors by their dtype.
     """
 
     output: Path
@@ -37,6 +50,17 @@ class Conversion:
     relative_rms: float | None
     largest_error: float | None
     notes: tuple[str, ...]
+    quantization: str | None
+    types: Mapping[str, int]
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizing:
+    """To which mix of types a model is quantised, and how much the inputs of its matrices count."""
+
+    mix: Mix
+    importance: "ImportanceMatrix | None" = None
 
 
 def convert(
@@ -45,7 +69,11 @@ def convert(
     output: Path,
     *,
     dtype: str | None = None,
+    quantizing: Quantizing | None = None,
     shard_bytes: int | None = None,
+    card: "Mapping[str, Value] | None" = None,
+    include_metadata: bool = True,
+    more: More | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -55,25 +83,29 @@ def convert(
 
     Args:
         dtype: one of `CASTS`, for all weights that are floats or quantised; as they are, if not given.
+        quantizing: to what weights are quantised, in a GGUF or an APR file.
         shard_bytes: how large a file of a folder may be.
+        card: what a GGUF says of where the model comes from: the `general.*` keys.
+        include_metadata: whether a safetensors file keeps what the one before said.
+        more: writes further files into a folder, and returns their names.
         progress: is told how many bytes of tensors more are written, and how many there are in all.
 
     Raises:
-        UsageError: the format or an adapter has no shards, the format is not written, or the dtype is none that
-            weights are cast to.
-        ModelError: a tensor cannot be stored so, or is too large for the dtype; or a file beside the weights is too
-            large for its kind.
+        UsageError: the format or an adapter has no shards, the format is not written, or the dtype or the mix is none
+            that it has.
+        ModelError: a tensor cannot be stored so, or is too large for the dtype; a file beside the weights is too
+            large for its kind; or llama.cpp would not load the GGUF, or compute something else.
         OutputError: the output is there already, or cannot be written.
     """
-    _require_possible(kind, output, dtype, shard_bytes)
+    _require_possible(kind, output, dtype, quantizing, shard_bytes)
     _require_apart(model, output)
     adapter = model.adapter_config is not None and model.config is None
     if adapter and shard_bytes is not None:
         raise UsageError(f"{model.reference} is an adapter, of which peft loads no shards", "leave out --shard-size")
-    plan = Plan(model, kind, dtype)
+    plan = _plan(model, kind, dtype, quantizing, card)
     tensors = plan.outgoing if progress is None else _telling(plan.outgoing, progress)
     single = output.name.endswith(FORMATS[kind].suffixes)
-    metadata = metadata_of_file(plan, alone=single)  # what refuses a model is met before anything is written
+    metadata = metadata_of_file(plan, alone=single, card=include_metadata)  # what refuses a model is met first
     if not single:
         require_beside(plan)
     with replacing(output, folder=not single, force=force) as place:
@@ -83,13 +115,31 @@ def convert(
         else:
             written = write_weights(place, kind, cut(tensors, shard_bytes), metadata, ADAPTER if adapter else None)
             files = (*written, *write_beside(plan, place))
+            files = (*files, *(name for name in (more(place) if more else ()) if name not in files))
         plan.require_kept()
         size = sum((place if single else place / name).stat().st_size for name in files)
     return _report(plan, output, files, size)
 
 
-def _report(plan: Plan, output: Path, files: tuple[str, ...], size_bytes: int) -> Conversion:
+def _plan(
+    model: StoredModel,
+    kind: WeightFormat,
+    dtype: str | None,
+    quantizing: Quantizing | None,
+    card: "Mapping[str, Value] | None",
+) -> Plan | GgufPlan:
+    if kind is not WeightFormat.GGUF:
+        return Plan(model, kind, dtype, None if quantizing is None else quantizing.mix)
+    from entrenar_core.conversion.gguf_writing import plan_gguf
+
+    if quantizing is not None:
+        return plan_gguf(model, quantizing.mix, importance=quantizing.importance, card=card)
+    return plan_gguf(model, None if dtype is None else MIXES[_FLOATS[dtype]], card=card)
+
+
+def _report(plan: Plan | GgufPlan, output: Path, files: tuple[str, ...], size_bytes: int) -> Conversion:
     rounding, rounded = plan.rounding, plan.rounding.values > 0
+    values = sum(math.prod(tensor.shape) for tensor in plan.outgoing)
     return Conversion(
         output,
         plan.kind,
@@ -102,6 +152,9 @@ def _report(plan: Plan, output: Path, files: tuple[str, ...], size_bytes: int) -
         rounding.relative_rms if rounded else None,
         rounding.largest_error if rounded else None,
         tuple(dict.fromkeys((*plan.notes, *(fault.message for fault in plan.model.faults)))),
+        None if plan.mix is None else plan.mix.name,
+        Counter(tensor.dtype.name for tensor in plan.outgoing),
+        8 * sum(tensor.size_bytes for tensor in plan.outgoing) / max(values, 1),
     )
 
 
@@ -114,17 +167,36 @@ def _told(progress: Progress, total: int, done: int) -> None:
     progress(done, total)
 
 
-def _require_possible(kind: WeightFormat, output: Path, dtype: str | None, shard_bytes: int | None) -> None:
+def _require_possible(
+    kind: WeightFormat, output: Path, dtype: str | None, quantizing: Quantizing | None, shard_bytes: int | None
+) -> None:
     if FORMATS[kind].writer is None:
         written = [name for name, row in FORMATS.items() if row.writer is not None]
         raise UsageError(f"{kind} is not written", f"the formats are {', '.join(written)}")
     other = next((found for found, row in FORMATS.items() if output.name.endswith(row.suffixes)), kind)
     if other is not kind and not output.name.endswith(FORMATS[kind].suffixes):
         raise UsageError(f"{output} ends as a file of {other} does, and {kind} is to be written", "choose another name")
-    if dtype is not None and dtype not in CASTS:
-        raise UsageError(f"weights are not cast to {dtype}", f"the dtypes are {', '.join(CASTS)}")
     if shard_bytes is not None and (kind not in SHARDED or output.name.endswith(FORMATS[kind].suffixes)):
         raise UsageError(f"{output} is a single file", "--shard-size is for folders of safetensors or PyTorch files")
+    _require_types(kind, dtype, quantizing)
+
+
+def _require_types(kind: WeightFormat, dtype: str | None, quantizing: Quantizing | None) -> None:
+    casts = tuple(_FLOATS) if kind is WeightFormat.GGUF else CASTS
+    if dtype is not None and dtype not in casts:
+        raise UsageError(f"weights are not cast to {dtype} in {kind}", f"the dtypes are {', '.join(casts)}")
+    if quantizing is None:
+        return
+    if dtype is not None:
+        raise UsageError("--dtype and --quantize both say what weights become", "give one of the two")
+    mix = quantizing.mix
+    if kind in (WeightFormat.APR, WeightFormat.APR_JSON):
+        names = ", ".join(name for name, found in MIXES.items() if found.base.name in APR_BASES and name != "q4_k_s")
+        if mix.base.name not in APR_BASES or kind is WeightFormat.APR_JSON:
+            held = f"it has {names}" if kind is WeightFormat.APR else "take --to apr, or --dtype"
+            raise UsageError(f"{FORMATS[kind].title} has no {mix.name}", held)
+    elif kind is not WeightFormat.GGUF:
+        raise UsageError(f"{FORMATS[kind].title} files are not quantised", "take --to gguf, or cast with --dtype")
 
 
 def _require_apart(model: StoredModel, output: Path) -> None:

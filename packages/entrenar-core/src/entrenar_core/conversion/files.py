@@ -25,6 +25,8 @@ BESIDE = (
     "sentence_bert_config.json",
 )
 """What is copied beside the weights of a model."""
+OF_FILES = "<!-- entrenar: files -->"
+"""What stands in a card before what an export says of its files."""
 ADAPTER = "adapter_model"
 """What peft calls the weights of an adapter."""
 STEMS = {WeightFormat.SAFETENSORS: "model", WeightFormat.PYTORCH: "pytorch_model"}
@@ -110,7 +112,8 @@ def _require_free(output: Path, *, folder: bool, force: bool) -> None:
     if output.is_dir() != folder:
         raise OutputError(f"{output} is a {'file' if folder else 'folder'}", "choose another --output")
     inside = (file for file in output.rglob("*") if not file.is_dir()) if folder else ()
-    other = next((name for file in inside if not _belongs(name := file.relative_to(output).as_posix())), None)
+    names = (file.relative_to(output).as_posix() for file in inside)
+    other = next((name for name in names if not _belongs(name) and not _is_own_card(output / name)), None)
     if other is not None:
         raise OutputError(f"{output} holds {other}, which is no part of a model", "choose another --output")
     if not force and (not folder or any(output.iterdir())):
@@ -121,6 +124,11 @@ def _belongs(name: str) -> bool:
     """Whether a file of a folder is one that a conversion writes."""
     first, _, rest = name.partition("/")
     return name in BESIDE or (not rest and (name.startswith(ADAPTER) or format_of(name) is not None)) or is_part(first)
+
+
+def _is_own_card(file: Path) -> bool:
+    """Whether it is the card that an export wrote beside its files."""
+    return file.name == "README.md" and OF_FILES in file.read_text(encoding="utf-8", errors="replace")
 
 
 def is_part(folder: str) -> bool:

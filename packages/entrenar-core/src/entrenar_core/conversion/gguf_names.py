@@ -1,149 +1,134 @@
-"""What transformers calls the tensors of a GGUF, and how it lays out their values.
+"""What llama.cpp calls the tensors of a model, and transformers those of a GGUF, and what is done to their values.
 
-llama.cpp's converter renames tensors, and changes some of them so that its kernels read them in order; here, each such
-change is undone. Names come from the table of the gguf package, asked for every name that the family's layout has.
-Source: convert_hf_to_gguf.py of https://github.com/ggml-org/llama.cpp, which makes the changes.
+Names come from the table of the gguf package, asked for every name that the family's layout has; only a first layer is
+asked for, whose names those of the others follow: a few bytes may claim any number of layers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from entrenar_core.architectures import Architecture, Family, architecture_of_gguf, families
+from entrenar_core.architectures import Architecture, architecture_of_gguf
 from entrenar_core.architectures.layouts import Layout, layouts
 from entrenar_core.conversion.content import Change
-from entrenar_core.errors import ModelError
+from entrenar_core.conversion.gguf_changes import UNCHANGED, Changed, change_of
+from entrenar_core.conversion.gguf_families import GgufFamily, gguf_families
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Values = NDArray[np.floating]
-Undo = Callable[["Values", int], "Values"]
-"""Undoes a change: from values as they are stored, and the number of heads that they belong to."""
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,9})(?=\.)")
+_LAYER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,9})(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A tensor's name in transformers, and what undoes the change of its values; `heads` is for one of whole heads."""
+    """A tensor's other name, and what a GGUF changes of its values."""
 
     name: str
-    change: "Undo | None" = None
-    heads: int = 0
+    changed: Changed = UNCHANGED
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Of a tensor that is stored in another, as transformers has it."""
-        return stored[::-1] if self.change is _transposed else stored
+        """Of a tensor that is stored in another where it comes from."""
+        return self.changed.shape(stored)
 
-    def on(self, shape: tuple[int, ...]) -> Change | None:
-        """What is done to the values of a tensor of this shape, if anything.
+    def undone(self, shape: tuple[int, ...]) -> Change | None:
+        """What is done to the values of a tensor of this shape that comes from a GGUF, if anything.
 
         Raises:
             ModelError: its rows are no whole heads.
         """
-        change = self.change
-        if change is _halves_apart and not (self.heads and shape and shape[0] % (2 * self.heads) == 0):
-            heads = f"{self.heads:,} heads" if self.heads else "no number of heads"
-            raise ModelError(
-                f"the shape {list(shape)} of {self.name} cannot be cut into heads of pairs: its metadata says {heads}",
-                "convert the original model instead",
-            )
-        return None if change is None else Change(lambda values: change(values, self.heads), self.shape(shape))
+        return self.changed.undone(self.name, shape)
 
 
-def _halves_apart(values: "Values", heads: int) -> "Values":
-    """From pairs of rows next to each other to all first ones, then all second ones, within each head."""
-    rows, *rest = values.shape
-    return values.reshape(heads, rows // (2 * heads), 2, *rest).swapaxes(1, 2).reshape(values.shape)
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """A tensor in both languages, with `*` for its layer: whole, inside its body, and in a GGUF."""
+
+    name: str
+    inner: str
+    stored: str
 
 
-def _transposed(values: "Values", _: int) -> "Values":
-    return values.T
-
-
-def _less_one(values: "Values", _: int) -> "Values":
-    return values - 1
-
-
-# By the name of the family: names in the body, what undoes the change, and whose heads it concerns.
-_CHANGES: Mapping[str, tuple[tuple[str, Undo, str], ...]] = {
-    "llama": (
-        ("layers.*.self_attn.q_proj.*", _halves_apart, "num_heads"),
-        ("layers.*.self_attn.k_proj.*", _halves_apart, "num_kv_heads"),
-    ),
-    "qwen2": (),
-    "qwen3": (),
-    "gemma2": (("*norm.weight", _less_one, ""),),
-    "gemma3": (("*norm.weight", _less_one, ""),),
-    "phi3": (),
-    "gpt2": (
-        ("h.*.attn.c_attn.weight", _transposed, ""),
-        ("h.*.attn.c_proj.weight", _transposed, ""),
-        ("h.*.mlp.c_*.weight", _transposed, ""),
-    ),
-    "starcoder2": (),
-}
-FAMILIES = tuple(_CHANGES)
-"""The families whose GGUF files are written as transformers has them."""
-
-
-def family_of_gguf(metadata: Mapping[str, Any]) -> Family | None:
+def family_of_gguf(metadata: Mapping[str, Any]) -> GgufFamily | None:
     """The family that a GGUF is written back as; None where its layout is not known here."""
     name = metadata.get("general.architecture")
-    return next((family for family in families().values() if family.gguf == name and family.name in FAMILIES), None)
+    return next((family for family in gguf_families().values() if family.architecture == name), None)
 
 
-def renamed(metadata: Mapping[str, Any], family: Family, stored: Iterable[str]) -> Mapping[str, Renamed]:
+def renamed(metadata: Mapping[str, Any], family: GgufFamily, stored: Iterable[str]) -> Mapping[str, Renamed]:
     """The tensors of a GGUF by their names there. What is not among them has no name in transformers.
-
-    Only its first layer is asked for, whose names those of the others follow: a few bytes may claim any number of them.
 
     Args:
         stored: the names of its tensors.
     """
     found = architecture_of_gguf(metadata)
-    first = _first_layer(family, found)
-    return {name: known for name in stored if (known := _known(name, first, found.num_layers or 0)) is not None}
+    table = {spelling.stored: spelling for spelling in _spellings(family.name)}
+    heads = {there: name for name, there in family.classifier.items()}
+    named: dict[str, Renamed] = {name: Renamed(heads[name]) for name in stored if name in heads}
+    for name in stored:
+        template, layer = _template(name)
+        spelling = table.get(template)
+        if spelling is not None and name not in heads and (layer is None or int(layer) < (found.num_layers or 0)):
+            named[name] = Renamed(_at(spelling.name, layer), _changed(spelling.inner, family, found, 1.0))
+    return named
 
 
-def _known(stored: str, first: Mapping[str, tuple[str, Renamed]], layers: int) -> Renamed | None:
-    layer = _LAYER.match(stored)
-    if layer is None:
-        found = first.get(stored)
-        return None if found is None else found[1]
-    found = first.get(_LAYER.sub("blk.0", stored, count=1)) if int(layer[1]) < layers else None
-    return None if found is None else replace(found[1], name=found[0].replace("*", layer[1]))
+def written(
+    names: Iterable[str], family: GgufFamily, prefix: str, architecture: Architecture, scale: float
+) -> Mapping[str, Renamed]:
+    """The tensors of a folder by their names there. What is not among them has no name in llama.cpp.
+
+    Args:
+        prefix: what the names of its body begin with.
+        scale: what queries are multiplied by.
+    """
+    heads = {spelling.name: spelling for spelling in _spellings(family.name)}
+    bodies = {prefix + spelling.inner: spelling for spelling in _spellings(family.name)}
+    named: dict[str, Renamed] = {}
+    for name in names:
+        template, layer = _template(name)
+        spelling = bodies.get(template) or heads.get(template)
+        if spelling is not None:
+            changed = _changed(spelling.inner, family, architecture, scale)
+            named[name] = Renamed(_at(spelling.stored, layer), changed)
+    return named
 
 
-def _first_layer(family: Family, found: Architecture) -> Mapping[str, tuple[str, Renamed]]:
-    """By what llama.cpp calls them, the tensors of a model's first layer and those of none, with their templates."""
+def _changed(inner: str, family: GgufFamily, architecture: Architecture, scale: float) -> Changed:
+    return change_of(inner, family.changes, lambda size: getattr(architecture, size), scale)
+
+
+def _template(name: str) -> tuple[str, str | None]:
+    """A name with `*` for its layer, and which that is."""
+    layer = _LAYER.search(name)
+    return (name, None) if layer is None else (f"{name[: layer.start()]}*{name[layer.end() :]}", layer[1])
+
+
+def _at(template: str, layer: str | None) -> str:
+    return template if layer is None else template.replace("*", layer)
+
+
+@cache
+def _spellings(name: str) -> tuple[_Spelling, ...]:
+    """Every tensor of a family that llama.cpp has a name for; of several with one name there, the first."""
     import gguf
 
-    layout = next(layout for layout in layouts() if family.name in layout.families)
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf)
+    family = gguf_families()[name]
+    layout = next(layout for layout in layouts() if name in layout.families)
+    architecture = next(key for key, called in gguf.MODEL_ARCH_NAMES.items() if called == family.architecture)
     spelled = gguf.get_tensor_name_map(architecture, 1)
-    table: dict[str, tuple[str, Renamed]] = {}
-    for template, inner in _names(layout):
-        name = template.replace("*", "0")
-        stored = spelled.get_name(name, (".weight", ".bias"))
+    table: dict[str, _Spelling] = {}
+    for whole, inner in _names(layout):
+        found = [spelled.get_name(text.replace("*", "0"), (".weight", ".bias")) for text in (whole, inner)]
+        stored = next((text for text in found if text is not None), None)
         if stored is not None:
-            table.setdefault(stored, (template, _changed(name, inner, family, found)))
-    return table
+            template = stored.replace("blk.0.", "blk.*.") if "*" in inner else stored
+            table.setdefault(template, _Spelling(whole, inner, template))
+    return tuple(table.values())
 
 
 def _names(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Every name that a model of the layout may have, whole and inside its body, with `*` for its layer."""
+    """Every name that a model of the layout may have, whole and inside its body."""
     for group in layout.groups:
         prefix = "" if group.kind == "head" else layout.prefixes[0]
         for template in group.templates:
             yield prefix + template.name, template.name
-
-
-def _changed(name: str, inner: str, family: Family, found: Architecture) -> Renamed:
-    for pattern, change, heads in _CHANGES[family.name]:
-        if fnmatchcase(inner, pattern):
-            return Renamed(name, change, getattr(found, heads) or 0 if heads else 0)
-    return Renamed(name)

@@ -60,21 +60,26 @@ def _sound(name: str, factors: Mapping[str, Sequence[float]]) -> list[float]:
 
 def _llama3(factors: Sequence[float], theta: float) -> dict[str, Any]:
     """The rule of Llama 3.1: short waves stay, long ones are stretched, those between partly."""
-    largest = float(max(factors))
-    rule = {"rope_type": "llama3", "factor": largest, **_LLAMA3}
-    expected = [_stretch(2 * math.pi * theta ** (place / len(factors)), largest) for place in range(len(factors))]
+    rule = {"factor": float(max(factors)), **_LLAMA3}
+    expected = llama3_factors(theta, len(factors), rule)
     if any(abs(found - wanted) > _CLOSE * wanted for found, wanted in zip(factors, expected, strict=True)):
         raise ModelError(
             f"{FACTORS} stretches positions by a rule that transformers has no name for",
             "convert the original model instead",
         )
-    return rule
+    return {"rope_type": "llama3", **rule}
 
 
-def _stretch(wave: float, factor: float) -> float:
-    original, low, high = (
-        _LLAMA3[key] for key in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-    )
+def llama3_factors(theta: float, count: int, rule: Mapping[str, float]) -> list[float]:
+    """The factor of each of `count` frequencies, by the `factor`, `low_freq_factor`, `high_freq_factor` and
+    `original_max_position_embeddings` of a rule.
+    """
+    return [_stretch(2 * math.pi * theta ** (place / count), rule) for place in range(count)]
+
+
+def _stretch(wave: float, rule: Mapping[str, float]) -> float:
+    factor, original = rule["factor"], rule["original_max_position_embeddings"]
+    low, high = rule["low_freq_factor"], rule["high_freq_factor"]
     if wave < original / high:
         return 1.0
     if wave > original / low:

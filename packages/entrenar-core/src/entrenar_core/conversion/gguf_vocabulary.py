@@ -1,4 +1,5 @@
-"""A tokenizer.json from the vocabulary in a GGUF: the byte-level BPE of GPT-2, and the one that SentencePiece writes.
+"""A tokenizer.json from the vocabulary in a GGUF: the byte-level BPE of GPT-2, the one that SentencePiece writes, and
+the WordPiece of BERT.
 
 A token is found by its text where the file says that it is one of control, or a user's; the others are what merging
 makes. Of SentencePiece only scores are kept: what is merged first is what has the highest.
@@ -7,6 +8,7 @@ Source: ggml's docs/gguf.md for the keys, and src/llama-vocab.cpp of https://git
 do; https://github.com/huggingface/tokenizers for what is built.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +110,26 @@ def _sentence_piece(metadata: Mapping[str, Any]) -> "Tokenizer":
     return tokenizer
 
 
+def _word_piece(metadata: Mapping[str, Any]) -> "Tokenizer":
+    """A word begins with what GGUF spells with the sign of a space, and goes on with the other tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    types = _types(metadata)
+    begins_word = f"{_SPACE}."  # a sign alone goes on with a word: no word is empty
+    spelled = [
+        token if kind != NORMAL else token[1:] if re.match(begins_word, token, re.DOTALL) else f"##{token}"
+        for token, kind in zip(metadata["tokenizer.ggml.tokens"], types, strict=True)
+    ]
+    unknown = token_of(metadata, "unknown") or "[UNK]"
+    tokenizer = Tokenizer(models.WordPiece(_numbered(spelled), unk_token=unknown))
+    lower = metadata.get("tokenizer.ggml.normalizer.lowercase", True) is True
+    bare = metadata.get("tokenizer.ggml.normalizer.strip_accents", lower) is True
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=bare)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
 def merges_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
     """Every cut of a token into two others, the token with the highest score first."""
     parts = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
@@ -121,7 +143,10 @@ def merges_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[in
 
 
 def _ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    tokens = metadata["tokenizer.ggml.tokens"]
+    return _numbered(metadata["tokenizer.ggml.tokens"])
+
+
+def _numbered(tokens: Sequence[str]) -> dict[str, int]:
     ids = {token: id_ for id_, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise UnsoundVocabularyError("a token comes twice in its vocabulary")
@@ -148,7 +173,7 @@ def _add(tokenizer: "Tokenizer", metadata: Mapping[str, Any]) -> None:
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     tokenizer.add_tokens(added)
-    first, last = (token_of(metadata, role) if begins(metadata, role) else None for role in ("bos", "eos"))
+    first, last = _ends(metadata)
     if first or last:
         ends = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((first, last)) if token]
         one = [f"{first}:0"] if first else []
@@ -159,4 +184,12 @@ def _add(tokenizer: "Tokenizer", metadata: Mapping[str, Any]) -> None:
         )
 
 
-_BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
+def _ends(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What a text gets before and behind it; llama.cpp puts BERT's tokens there whatever the file says."""
+    if metadata.get("tokenizer.ggml.model") == "bert":
+        return token_of(metadata, "cls") or token_of(metadata, "bos"), token_of(metadata, "seperator")
+    first, last = (token_of(metadata, role) if begins(metadata, role) else None for role in ("bos", "eos"))
+    return first, last
+
+
+_BUILDERS = {"bert": _word_piece, "gpt2": _byte_level, "llama": _sentence_piece}

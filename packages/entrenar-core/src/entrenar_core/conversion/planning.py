@@ -7,16 +7,19 @@ from importlib import import_module
 from typing import Any
 
 from entrenar_core.architectures.detection import detect
+from entrenar_core.conversion.apr_blocks import apr_blocks
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import as_it_is, cast
 from entrenar_core.conversion.gguf_config import config_of
 from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
 from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, rope_of
+from entrenar_core.conversion.quantising import quantise
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.formats.writing import Outgoing
+from entrenar_core.quantization.mixes import Mix
 from entrenar_core.stored_model import StoredModel
 
 HF_CONFIG = "hf_config"
@@ -28,14 +31,15 @@ _MOST_FACTORS = 65_536
 
 
 class Plan:
-    """One conversion, to a format and perhaps a dtype. Its counts and notes fill while tensors are planned and written.
+    """One conversion, to a format and perhaps a dtype or, into APR, to blocks. Its counts and notes fill while tensors
+    are planned and written.
 
     Raises:
         ModelError: `outgoing` meets a tensor that the format has no dtype for.
     """
 
-    def __init__(self, model: StoredModel, kind: WeightFormat, dtype: str | None) -> None:
-        self.model, self.kind, self.dtype = model, kind, dtype
+    def __init__(self, model: StoredModel, kind: WeightFormat, dtype: str | None, mix: Mix | None = None) -> None:
+        self.model, self.kind, self.dtype, self.mix = model, kind, dtype, mix
         self.writes: Sequence[str] = import_module(f"entrenar_core.formats.{FORMATS[kind].writer}").WRITES
         self.rounding = Rounding()
         self.dequantised: Counter[str] = Counter()
@@ -70,7 +74,8 @@ class Plan:
         factors = {tensor.name: self.model.array(tensor.name).tolist() for tensor in stored}
         rope = rope_of(self.model.metadata, factors)
         tied = "output.weight" not in self.model.tensors
-        return config_of(self.model.metadata, self.family, tied=tied, rope=rope)
+        found = config_of(self.model.metadata, self.family, tied=tied, rope=rope)
+        return found | {key: True for key, name in self.family.biases.items() if name in self.model.tensors}
 
     @property
     def written_dtype(self) -> str | None:
@@ -108,19 +113,24 @@ class Plan:
 
     def _one(self, tensor: StoredTensor) -> Outgoing:
         wanted = self._wanted(tensor)
+        if wanted.kind == "quantised" and wanted != tensor.dtype:
+            self.cast += 1
+            return quantise(self.model, tensor, wanted, self.rounding, name=tensor.name)
         named = Renamed(tensor.name) if self.names is None else self.names[tensor.name]
-        if wanted == tensor.dtype and named.change is None:
+        if wanted == tensor.dtype and named.changed.layout is None:
             self.copied += 1
             return as_it_is(self.model, tensor, named.name)
         if tensor.dtype.kind == "quantised":
             self.dequantised[tensor.dtype.name] += 1
         else:
             self.cast += 1
-        return cast(self.model, tensor, wanted, self.rounding, name=named.name, change=named.on(tensor.shape))
+        return cast(self.model, tensor, wanted, self.rounding, name=named.name, change=named.undone(tensor.shape))
 
     def _wanted(self, tensor: StoredTensor) -> Dtype:
         """The dtype that a tensor is written in."""
         kind = tensor.dtype.kind
+        if self.mix is not None and (blocks := apr_blocks(tensor.name, tensor.shape, self.mix)) is not None:
+            return blocks
         wanted = DTYPES[self.dtype] if self.dtype and kind in ("float", "quantised") else tensor.dtype
         if kind == "quantised" and (wanted.name not in self.writes or (self.names is not None and not self.dtype)):
             wanted = DTYPES[_DEQUANTISED_TO]

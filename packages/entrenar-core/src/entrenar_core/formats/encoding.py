@@ -6,6 +6,7 @@ cache, without memory of its own, and with the error, which is there already whe
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from entrenar_core.errors import UsageError
 from entrenar_core.formats.dtypes import Dtype
 
 if TYPE_CHECKING:
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 
 CASTS = ("F64", "F32", "F16", "BF16")
 """The dtypes that weights can be cast to."""
+# What people write for a dtype, beside the names in headers.
+_CALLED = {
+    **{name.lower(): name for name in CASTS},
+    "fp64": "F64",
+    "fp32": "F32",
+    "fp16": "F16",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "half": "F16",
+    "bfloat16": "BF16",
+}
 PART_VALUES = 1 << 16
 """How many values `encode_singles` takes."""
 _VANISHING = 1e-25  # of squares in 32 bits, what is left of those of the errors is not exact
@@ -26,6 +39,18 @@ class Rounded(NamedTuple):
     square: float
     square_error: float
     largest_error: float
+
+
+def dtype_called(name: str) -> str:
+    """A dtype of `CASTS` by any of its customary names.
+
+    Raises:
+        UsageError: weights are not cast to it.
+    """
+    try:
+        return _CALLED[name.lower()]
+    except KeyError as error:
+        raise UsageError(f"weights are not cast to {name}", "the dtypes are bf16, fp16, fp32 and fp64") from error
 
 
 def encode(values: "NDArray[np.floating]", dtype: Dtype) -> "NDArray[np.uint8]":

@@ -9,7 +9,7 @@ Source: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 import struct
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from entrenar_core.errors import ModelError
@@ -64,13 +64,14 @@ GgufValue = int | float | bool | str | tuple["GgufValue", ...] | SkippedArray
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a GGUF file says of itself."""
+    """What a GGUF file says of itself. `kinds` has the number of the type of each value, and of an array's items."""
 
     version: int
     metadata: Mapping[str, GgufValue]
     tensors: tuple[StoredTensor, ...]
     header_bytes: int
     oddities: tuple[str, ...] = ()
+    kinds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -109,6 +110,7 @@ class _Reader:
         self.names: set[str] = set()
         self.steps_left, self.bytes_left = _MAX_STEPS, _MAX_KEPT_BYTES
         self.oddities: list[str] = []
+        self.items: int | None = None  # the type of the items of the last array
 
     def fail(self, what: str) -> ModelError:
         return ModelError(
@@ -149,16 +151,19 @@ class _Reader:
         tensors, pairs = self.number("Q"), self.number("Q")
         self.require(tensors * _MIN_TENSOR_BYTES + pairs * _MIN_PAIR_BYTES)
         metadata: dict[str, GgufValue] = {}
+        kinds: dict[str, tuple[int, int | None]] = {}
         for _ in range(pairs):
             key = self.name()
             if key in metadata:
                 raise self.fail(f"the key {shown(key)} comes twice")
-            metadata[key] = self.value(self.number("I"))
+            kind = self.number("I")
+            metadata[key] = self.value(kind)
+            kinds[key] = (kind, self.items if kind == _ARRAY else None)
         table = [self.tensor() for _ in range(tensors)]
         alignment = self.alignment(metadata)
         start = -(-self.cursor.position // alignment) * alignment
         placed = self.placed(table, start, alignment)
-        return GgufHeader(version, metadata, placed, start, tuple(self.oddities))
+        return GgufHeader(version, metadata, placed, start, tuple(self.oddities), kinds)
 
     def value(self, kind: int, depth: int = 0) -> GgufValue:
         if kind in _SCALARS:
@@ -175,6 +180,8 @@ class _Reader:
         if depth > _MAX_DEPTH:
             raise self.fail(f"arrays nested more than {_MAX_DEPTH} deep")
         kind, length = self.number("I"), self.number("Q")
+        if depth == 1:
+            self.items = kind
         if kind in _SCALARS:
             name, code = _SCALARS[kind]
             size = length * struct.calcsize("<" + code)

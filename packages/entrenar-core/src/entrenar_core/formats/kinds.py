@@ -36,7 +36,7 @@ class Format:
 
 FORMATS: Mapping[WeightFormat, Format] = {
     WeightFormat.SAFETENSORS: Format("safetensors", (".safetensors",), "safetensors", "safetensors_writer"),
-    WeightFormat.GGUF: Format("GGUF", (".gguf",), "gguf"),
+    WeightFormat.GGUF: Format("GGUF", (".gguf",), "gguf", "gguf_writer"),
     WeightFormat.PYTORCH: Format("PyTorch", (".bin", ".pt", ".pth"), "pytorch", "pytorch_writer", pickles=True),
     WeightFormat.ONNX: Format("ONNX", (".onnx",), "onnx"),
     WeightFormat.APR: Format("APR", (".apr",), "apr", "apr_writer", loads=False),

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from entrenar_core.errors import OutputError
+from entrenar_core.exporting.result import ExportReport
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.sentence_files import sentence_files
-from entrenar_core.reports import MemberFacts, ModelFacts, RunReport, Scores
+from entrenar_core.reports import ExportFacts, MemberFacts, ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
+from entrenar_core.training.exports import OnPart, export_student, facts_of, warnings_of
 from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
 from entrenar_core.training.run_folder import read_metrics
 
@@ -28,11 +31,21 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 
 
-def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedModel", report: RunReport) -> RunReport:
+def write_result(
+    folder: Path,
+    prepared: "Preparation",
+    student: "PreTrainedModel",
+    report: RunReport,
+    on_part: OnPart = lambda _: None,
+) -> RunReport:
     """Writes everything but `run.json`, and returns the report with what the files weigh.
+
+    Args:
+        on_part: is told of each further format before it is written.
 
     Raises:
         OutputError: a file cannot be written.
+        ModelError: a further format cannot hold the student.
     """
     made = folder / ".result"
     with new_folder(made) as aside, quietly():
@@ -51,11 +64,29 @@ def write_result(folder: Path, prepared: "Preparation", student: "PreTrainedMode
     write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
     files = tuple(sorted(names | {"loss.svg", "metrics.jsonl", "README.md", REPORT, "run.json"}))
     report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
+    _describe(folder, prepared, report)
+    if set(prepared.given.output.formats) == {"safetensors"}:
+        return report
+    report = _with_exports(report, tuple(export_student(folder, prepared.given.output, on_part)))
+    _describe(folder, prepared, report)
+    return report
+
+
+def _with_exports(report: RunReport, exports: Sequence[ExportReport]) -> RunReport:
+    return replace(
+        report,
+        exports=tuple(facts_of(one) for one in exports),
+        files=tuple(sorted({*report.files, *(name for one in exports for name in one.files)})),
+        warnings=(*report.warnings, *(text for one in exports for text in warnings_of(one))),
+    )
+
+
+def _describe(folder: Path, prepared: "Preparation", report: RunReport) -> None:
+    """Writes the card and the report."""
     settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     write_text(folder / "README.md", model_card(report, settings))
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    return report
 
 
 def describe_student(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:
@@ -100,6 +131,7 @@ def _report(document: dict[str, Any], folder: Path) -> RunReport:
     document["members"] = tuple(
         MemberFacts(**{**member, "scores": Scores(**member["scores"])}) for member in document.get("members", ())
     )
+    document["exports"] = tuple(ExportFacts(**facts) for facts in document.get("exports", ()))
     for name in ("files", "warnings"):
         document[name] = tuple(document[name])
     return RunReport(**{**document, "output_dir": folder})

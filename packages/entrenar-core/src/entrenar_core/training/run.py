@@ -126,7 +126,7 @@ class Run:
         return ready, student
 
     def _write(self, student: "PreTrainedModel", report: RunReport) -> RunReport:
-        written = write_result(self.folder.path, self.prepared, student, report)
+        written = write_result(self.folder.path, self.prepared, student, report, self._phase)
         self.folder.finish("complete", files=list(written.files))
         return written
 

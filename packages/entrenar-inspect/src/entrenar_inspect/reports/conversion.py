@@ -9,7 +9,9 @@ from pathlib import Path
 class ConversionReport:
     """What a conversion wrote. `dequantised` counts tensors by the dtype of blocks that they had, `cast` those whose
     dtype changed otherwise, `copied` those whose bytes did not. `relative_rms` is the root mean square of what casting
-    and rounding changed over that of the values, and None where nothing was cast.
+    and rounding changed over that of the values, and None where nothing was cast. `quantization` is the mix of types of
+    a GGUF or APR file, `types` counts tensors by dtype. Of an ONNX graph, whose tensors are those of its operators,
+    there is `largest_difference` instead, between onnxruntime's numbers and torch's.
     """
 
     source: str
@@ -18,10 +20,14 @@ class ConversionReport:
     format: str
     files: tuple[str, ...]
     size_bytes: int
-    tensors: int
+    tensors: int | None
     copied: int
     cast: int
     dequantised: Mapping[str, int]
     relative_rms: float | None
     largest_error: float | None
     notes: tuple[str, ...]
+    quantization: str | None
+    types: Mapping[str, int]
+    bits_per_weight: float | None
+    largest_difference: float | None = None

@@ -1,0 +1,160 @@
+"""What becomes of each tensor of a model in a GGUF: the type of its blocks, its bytes, and what that changed."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.conversion.casting import Rounding
+from entrenar_core.conversion.content import as_it_is, cast
+from entrenar_core.conversion.gguf_names import Renamed
+from entrenar_core.conversion.quantising import quantise
+from entrenar_core.errors import ModelError
+from entrenar_core.formats import WeightFormat
+from entrenar_core.formats.dtypes import DTYPES, Dtype
+from entrenar_core.formats.gguf_values import Value, text, u32
+from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.formats.writing import Outgoing
+from entrenar_core.quantization.choosing import MixedModel, dtypes_of, in_order, needs_importance
+from entrenar_core.quantization.encoding import writable_here
+from entrenar_core.quantization.mixes import Mix
+from entrenar_core.stored_model import StoredModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from entrenar_core.importance import ImportanceMatrix
+
+_QUANTISATION_VERSION = 2  # of ggml's blocks
+
+
+class GgufPlan:
+    """One model on its way to a GGUF. Its counts and notes fill while tensors are planned and written.
+
+    Args:
+        names: what each tensor that is written is called there, and what is done to its values.
+        factors: tensors that the model has besides, such as those that stretch positions.
+        importance: how much the inputs of each matrix count.
+    """
+
+    kind = WeightFormat.GGUF
+    dtype = None
+    written_dtype = None
+
+    def __init__(
+        self,
+        model: StoredModel,
+        mix: Mix,
+        names: Mapping[str, Renamed],
+        metadata: Mapping[str, Value],
+        *,
+        factors: Mapping[str, Sequence[float]] | None = None,
+        importance: "ImportanceMatrix | None" = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.model, self.mix, self.names, self.importance = model, mix, names, importance
+        self.factors = factors or {}
+        self.rounding = Rounding()
+        self.dequantised: Counter[str] = Counter()
+        self.copied = self.cast = 0
+        self.notes = list(notes)
+        version = {"general.quantization_version": u32(_QUANTISATION_VERSION)} if mix.quantised else {}
+        told = {} if importance is None else _told(importance)
+        self.metadata = {**metadata, "general.file_type": u32(mix.file_type), **version, **told}
+
+    @cached_property
+    def outgoing(self) -> Sequence[Outgoing]:
+        """Every tensor as it is written, in the order of llama.cpp's files.
+
+        Raises:
+            ModelError: a tensor cannot be cut into blocks, or the importance matrix is of another model.
+            UsageError: a type needs ggml or an importance matrix, which is not there.
+        """
+        stored = {renamed.name: (self.model.tensors[name], renamed) for name, renamed in self.names.items()}
+        shapes = {name: renamed.shape(tensor.shape) for name, (tensor, renamed) in stored.items()}
+        asked = dtypes_of(self._mixed(shapes), self.mix, importance=self.importance is not None)
+        dtypes = writable_here(asked, self.mix, importance=self.importance is not None)
+        self._require_weighed(shapes, dtypes)
+        if wider := sum(dtypes[name] != dtype for name, dtype in asked.items()):
+            self.notes.append(
+                f"without ggml's own routine {wider} of its tensors are Q8_0, where llama.cpp has smaller types: "
+                "`pip install 'entrenar[xllamacpp]'`"
+            )
+        written = {name: self._one(*stored[name], dtypes[name]) for name in shapes}
+        extra = {name: _listed(name, values) for name, values in self.factors.items()}
+        every = {**written, **extra}
+        return [every[name] for name in in_order(every)]
+
+    def _require_weighed(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
+        for name, dtype in dtypes.items():
+            if needs_importance(name, dtype, self.mix) and self._weights(name, shapes[name], dtype) is None:
+                raise ModelError(
+                    f"{self.mix.name} needs importances of every matrix, and there are none of {name}",
+                    "compute them with --calibration, or take q2_k",
+                )
+
+    def require_kept(self) -> None:
+        """Refuses what became infinite on the way.
+
+        Raises:
+            ModelError: a value is too large for the type.
+        """
+        if self.rounding.overflowed:
+            number = self.rounding.overflowed
+            what = "1 value is" if number == 1 else f"{number:,} values are"
+            raise ModelError(f"{what} beyond what {self.mix.name} holds", "take bf16 or f32, which hold them")
+
+    def _mixed(self, shapes: Mapping[str, tuple[int, ...]]) -> MixedModel:
+        name = self.metadata["general.architecture"].value
+        return MixedModel(
+            str(name),
+            _count(self.metadata.get(f"{name}.block_count")),
+            _count(self.metadata.get(f"{name}.attention.head_count")),
+            _count(self.metadata.get(f"{name}.attention.head_count_kv")),
+            shapes,
+            _count(self.metadata.get(f"{name}.expert_count")),
+        )
+
+    def _weights(self, name: str, shape: tuple[int, ...], dtype: Dtype) -> "NDArray[Any] | None":
+        """How much each place of a row of a tensor counts, where that changes anything."""
+        if self.importance is None or dtype.kind != "quantised" or dtype.name == "Q8_0":
+            return None
+        found = self.importance.means(name, shape[-1])
+        return None if found is None else found[0]
+
+    def _one(self, tensor: StoredTensor, renamed: Renamed, dtype: Dtype) -> Outgoing:
+        change = renamed.changed.written(tensor.name, tensor.shape)
+        if dtype == tensor.dtype and change is None:
+            self.copied += 1
+            return as_it_is(self.model, tensor, renamed.name)
+        if tensor.dtype.kind == "quantised":
+            self.dequantised[tensor.dtype.name] += 1
+        else:
+            self.cast += 1
+        if dtype.kind != "quantised":
+            return cast(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change)
+        weights = self._weights(renamed.name, renamed.shape(tensor.shape), dtype)
+        return quantise(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change, importance=weights)
+
+
+def _told(importance: "ImportanceMatrix") -> dict[str, Value]:
+    """What llama.cpp's quantiser says of an importance matrix."""
+    found = {"entries_count": u32(len(importance.inputs)), "chunks_count": u32(importance.chunk_count)}
+    if importance.datasets:
+        found["dataset"] = text(", ".join(importance.datasets))
+    return {f"quantize.imatrix.{key}": value for key, value in found.items()}
+
+
+def _count(value: Value | None) -> int:
+    found = None if value is None else value.value
+    return found if isinstance(found, int) else 0
+
+
+def _listed(name: str, values: Sequence[float]) -> Outgoing:
+    """A tensor of a few numbers that are written out."""
+    import struct
+
+    def chunks() -> Iterator[bytes]:
+        yield struct.pack(f"<{len(values)}f", *values)
+
+    return Outgoing(name, DTYPES["F32"], (len(values),), chunks)

@@ -1,0 +1,160 @@
+"""How positions are turned and stretched, as a GGUF says it of what transformers' configurations do.
+
+llama.cpp keeps the outcome of some rules, a factor for each frequency, in tensors of their own.
+
+Source: transformers' modeling_rope_utils for the rules; convert_hf_to_gguf.py of llama.cpp for what it keeps of them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entrenar_core.conversion.gguf_families import GgufFamily
+from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, llama3_factors
+from entrenar_core.errors import ModelError
+from entrenar_core.formats.gguf_values import Value, f32, text, u32
+
+_OTHERWISE = "take another format for it: safetensors or onnx"
+_THETA, _LOCAL_THETA, _FULL_THETA = 10_000.0, 10_000.0, 1_000_000.0
+_ORIGINAL = "original_max_position_embeddings"
+# Of YaRN, what llama.cpp computes by itself; another value of these, and it would compute something else.
+_YARN = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Turning:
+    """Keys below the architecture's name, tensors of factors, and what is to be said."""
+
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def turning(family: GgufFamily, config: Mapping[str, Any], head_dim: int, max_positions: int) -> Turning:
+    """How a model of the family turns queries and keys.
+
+    Raises:
+        ModelError: llama.cpp has no such rule.
+    """
+    if not family.family.rotates:
+        return Turning()
+    rope = _rope(family, config)
+    theta = _number(rope, "rope_theta", _FULL_THETA if family.local_theta else _THETA)
+    share = _number({**config, **rope}, "partial_rotary_factor", 1.0)
+    turned = int(head_dim * share)
+    found = {"rope.freq_base": f32(theta), "rope.dimension_count": u32(turned)}
+    if family.local_theta:
+        found["rope.freq_base_swa"] = f32(_local_theta(config))
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    if kind not in _RULES:
+        raise ModelError(f"its positions are stretched by the rule {kind}, which llama.cpp does not have", _OTHERWISE)
+    original = {key: config[key] for key in (_ORIGINAL,) if config.get(key) is not None}
+    rule = _RULES[kind](_Rope({**original, **rope}, theta, turned, max_positions))
+    return Turning({**found, **rule.metadata}, rule.factors, rule.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rope:
+    """What a configuration says of positions, with the base, the turned places of a head, and the longest text."""
+
+    said: Mapping[str, Any]
+    theta: float
+    turned: int
+    max_positions: int
+
+
+def _rope(family: GgufFamily, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of layers that see all positions, wherever a version of transformers keeps them."""
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(said, Mapping) and family.local_theta:
+        said = said.get("full_attention", said)
+    if not isinstance(said, Mapping):
+        raise ModelError("`rope_parameters` of config.json is no object", "correct it")
+    older = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
+    return {**older, **said}
+
+
+def _local_theta(config: Mapping[str, Any]) -> float:
+    said = config.get("rope_parameters")
+    sliding = said.get("sliding_attention") if isinstance(said, Mapping) else None
+    if isinstance(sliding, Mapping):
+        return _number(sliding, "rope_theta", _LOCAL_THETA)
+    return _number(config, "rope_local_base_freq", _LOCAL_THETA)
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = settings.get(key)
+    value = default if value is None else value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+        return float(value)
+    raise ModelError(f"config.json has no number above zero for `{key}` of its positions", "correct it")
+
+
+def _default(_: _Rope) -> Turning:
+    return Turning()
+
+
+def _linear(rope: _Rope) -> Turning:
+    return Turning({"rope.scaling.type": text("linear"), "rope.scaling.factor": f32(_number(rope.said, "factor"))})
+
+
+def _dynamic(rope: _Rope) -> Turning:
+    note = "llama.cpp does not stretch positions dynamically: texts of more than"
+    return Turning(notes=(f"{note} {rope.max_positions:,} tokens get other answers",))
+
+
+def _yarn(rope: _Rope) -> Turning:
+    said = rope.said
+    for key, value in _YARN.items():
+        if said.get(key, value) != value:
+            what = f"its positions are stretched by YaRN with `{key}: {said[key]}`"
+            raise ModelError(f"{what}, which llama.cpp does not have", _OTHERWISE)
+    factor = _number(said, "factor")
+    original = int(_number(said, _ORIGINAL, rope.max_positions / factor))
+    betas = {f"rope.scaling.yarn_{key}": f32(_number(said, key)) for key in ("beta_fast", "beta_slow") if said.get(key)}
+    return Turning(
+        {
+            "rope.scaling.type": text("yarn"),
+            "rope.scaling.factor": f32(factor),
+            "rope.scaling.original_context_length": u32(original),
+            **betas,
+        }
+    )
+
+
+def _llama3(rope: _Rope) -> Turning:
+    rule = {key: _number(rope.said, key) for key in ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)}
+    return Turning(factors={FACTORS: llama3_factors(rope.theta, rope.turned // 2, rule)})
+
+
+def _longrope(rope: _Rope) -> Turning:
+    original = int(_number(rope.said, _ORIGINAL))
+    stretch = _number(rope.said, "factor", rope.max_positions / original)
+    usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    half = rope.turned // 2
+    factors = {LONG: rope.said.get("long_factor"), SHORT: rope.said.get("short_factor")}
+    for name, values in factors.items():
+        if not isinstance(values, Sequence) or len(values) != half:
+            raise ModelError(f"config.json has not {half} numbers for {name} of its positions", "correct it")
+    note = f"llama.cpp takes the factors for long texts wherever its context is above {original:,} tokens (`-c`)"
+    return Turning(
+        {
+            "rope.scaling.type": text("longrope"),
+            "rope.scaling.original_context_length": u32(original),
+            "rope.scaling.attn_factor": f32(_number(rope.said, "attention_factor", usual)),
+        },
+        {name: [float(value) for value in values or ()] for name, values in factors.items()},
+        (note,),
+    )
+
+
+_RULES = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "su": _longrope,
+}

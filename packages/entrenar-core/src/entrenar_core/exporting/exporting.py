@@ -1,0 +1,202 @@
+"""A model on this machine out to a format that other programs load: what `entrenar-distill export` does."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.conversion.converting import Conversion, Quantizing, convert
+from entrenar_core.errors import DataError
+from entrenar_core.exporting.result import ExportReport
+from entrenar_core.exporting.settings import INT8, ExportSettings, require_possible
+from entrenar_core.exporting.source import general_metadata, open_source, require_ready
+from entrenar_core.formats import WeightFormat
+from entrenar_core.stored_model import StoredModel
+
+if TYPE_CHECKING:
+    from entrenar_core.formats.gguf_values import Value
+    from entrenar_core.importance import ImportanceMatrix
+    from entrenar_core.verification import Verification
+
+Watch = Callable[[str, str, int, int], None]
+"""Is told what is done, in which unit, how much of it is done, and of how much."""
+
+
+def _unwatched(part: str, unit: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One export on its way."""
+
+    artifact: ModelArtifact
+    output: Path
+    settings: ExportSettings
+    watch: Watch
+
+
+def export(artifact: ModelArtifact, output: Path, settings: ExportSettings, watch: Watch = _unwatched) -> ExportReport:
+    """Writes a model in a format; to a folder, or to a file where the output ends as one of the format does.
+
+    Raises:
+        UsageError: settings contradict each other, or the run in the folder has not ended.
+        ModelError: the format cannot hold the model, or a program would compute something else with it.
+        OutputError: the output is there already, or cannot be written.
+    """
+    require_possible(settings)
+    require_ready(artifact.path)
+    return write_export(artifact, output, settings, watch)
+
+
+def write_export(
+    artifact: ModelArtifact, output: Path, settings: ExportSettings, watch: Watch = _unwatched
+) -> ExportReport:
+    """As `export`, of a model that is ready, with settings that are possible together."""
+    job = _Job(artifact, output, settings, watch)
+    report = _onnx(job) if settings.format is WeightFormat.ONNX else _stored(job)
+    return _described(job, report) if settings.include_metadata and output.is_dir() else report
+
+
+def _stored(job: _Job) -> ExportReport:
+    with open_source(job.artifact, allow_pickle=job.settings.allow_pickle) as model:
+        importance, named = _importance(job, model)
+        done = _converted(job, model, importance)
+        checked, notes = _verified(job, model, done) if job.settings.verify else (None, ())
+        return _report(job, model, done, notes, importance=named, verification=checked)
+
+
+def _described(job: _Job, report: ExportReport) -> ExportReport:
+    """Puts a card into the folder that was written."""
+    from entrenar_core.exporting.card_files import CARD
+    from entrenar_core.exporting.card_reports import card_of_export
+    from entrenar_core.training.files import write_text
+
+    write_text(job.output / CARD, card_of_export(report, job.artifact))
+    return replace(report, files=(*report.files, CARD))
+
+
+def _converted(job: _Job, model: StoredModel, importance: "ImportanceMatrix | None") -> Conversion:
+    settings, written = job.settings, 0
+
+    def told(more: int, total: int) -> None:
+        nonlocal written
+        written += more
+        job.watch("writes", "bytes", written, total)
+
+    return convert(
+        model,
+        settings.format,
+        job.output,
+        dtype=settings.dtype,
+        quantizing=None if settings.mix is None else Quantizing(settings.mix, importance),
+        shard_bytes=settings.shard_bytes,
+        card=_card(job),
+        include_metadata=settings.include_metadata,
+        force=settings.force,
+        progress=told,
+    )
+
+
+def _card(job: _Job) -> "Mapping[str, Value] | None":
+    """What a GGUF says of where the model is from."""
+    if job.settings.format is not WeightFormat.GGUF or not job.settings.include_metadata:
+        return None
+    return general_metadata(job.artifact.path, job.artifact.reference)
+
+
+def _importance(job: _Job, model: StoredModel) -> "tuple[ImportanceMatrix | None, str | None]":
+    """How much the inputs of each matrix count, and where that is from."""
+    settings = job.settings
+    if settings.imatrix is not None:
+        from entrenar_core.importance import read_importance
+
+        return read_importance(settings.imatrix), str(settings.imatrix)
+    if settings.calibration is None:
+        return None, None
+    from entrenar_core.conversion.gguf_writing import names_in_gguf
+    from entrenar_core.importance import importance_for, write_importance
+
+    found = importance_for(
+        job.artifact,
+        settings.calibration,
+        names_in_gguf(model),
+        progress=lambda done, total: job.watch("calibrates", "chunks", done, total),
+    )
+    if settings.save_imatrix is not None:
+        write_importance(settings.save_imatrix, found)
+    return found, str(settings.calibration)
+
+
+def _verified(job: _Job, model: StoredModel, done: Conversion) -> "tuple[Verification, tuple[str, ...]]":
+    """The file in llama.cpp, beside the model, and a note where texts were left out."""
+    from entrenar_core.conversion.gguf_writing import known_to_differ
+    from entrenar_core.conversion.tokens.trial_texts import TRIAL_TEXTS
+    from entrenar_core.verification import verify
+
+    differs = known_to_differ(model)
+    texts = [text for text in TRIAL_TEXTS if not differs(text)]
+    found = verify(
+        done.output if done.output.is_file() else done.output / done.files[0],
+        job.artifact,
+        mix=done.quantization,
+        texts=texts,
+        passage=None if job.settings.passage is None else _text(job.settings.passage),
+        progress=lambda what, part, total: job.watch(f"verifies {what}", what, part, total),
+    )
+    out = len(TRIAL_TEXTS) - len(texts)
+    return found, (
+        f"{out} of {len(TRIAL_TEXTS)} trial texts were not compared: such texts are cut otherwise, as noted",
+    )[: out > 0]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", "name a file of text") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not a text in UTF-8", "name a file of text") from error
+
+
+def _onnx(job: _Job) -> ExportReport:
+    from entrenar_core.exporting.onnx import export_onnx
+
+    done = export_onnx(
+        job.artifact,
+        job.output,
+        int8=job.settings.quantize is not None,
+        include_metadata=job.settings.include_metadata,
+        force=job.settings.force,
+    )
+    return ExportReport(
+        source=str(job.artifact.reference),
+        source_format=job.artifact.format,
+        output=job.output,
+        format=WeightFormat.ONNX,
+        files=done.files,
+        size_bytes=done.size_bytes,
+        quantization=INT8 if job.settings.quantize is not None else None,
+        notes=done.notes,
+        onnx=done,
+    )
+
+
+def _report(job: _Job, model: StoredModel, done: Conversion, notes: tuple[str, ...], **more: Any) -> ExportReport:
+    return ExportReport(
+        source=str(job.artifact.reference),
+        source_format=model.format,
+        output=done.output,
+        format=done.format,
+        files=done.files,
+        size_bytes=done.size_bytes,
+        tensors=done.tensors,
+        quantization=done.quantization,
+        types=done.types,
+        bits_per_weight=done.bits_per_weight,
+        relative_rms=done.relative_rms or None,
+        largest_error=done.largest_error or None,
+        notes=(*done.notes, *notes),
+        **more,
+    )

@@ -1,0 +1,81 @@
+"""How an export looks in a terminal."""
+
+from entrenar_common.output import Block
+from entrenar_common.tables import Amount, Cell, Table, key_values
+from entrenar_core.exporting.result import ExportReport
+from entrenar_core.units import percent, perplexity, size
+from entrenar_core.verification.result import CLASSES
+
+_SHOWN_FILES = 6
+
+
+def exported(report: ExportReport) -> list[Block]:
+    """What was written, what llama.cpp says of it, and where it is on the Hub."""
+    blocks: list[Block] = [_written(report)] if report.pushed is None or report.tensors else []
+    if report.onnx is not None:
+        blocks = [_written(report)]
+    if report.verification is not None:
+        blocks.append(_verified(report))
+    if report.pushed is not None:
+        blocks.append(_pushed(report))
+    return blocks
+
+
+def _written(report: ExportReport) -> Table:
+    types = ", ".join(f"{number:,} {name}" for name, number in sorted(report.types.items(), key=lambda item: -item[1]))
+    changed = f"{report.relative_rms:.3%} of the values (root mean square)" if report.relative_rms else None
+    facts: dict[str, Cell | None] = {
+        "From": f"{report.source} ({report.source_format})",
+        "To": f"{report.output} ({report.format})",
+        "Files": ", ".join(report.files) if len(report.files) <= _SHOWN_FILES else f"{len(report.files)}",
+        "Size": Amount(report.size_bytes, size(report.size_bytes)),
+        "Quantised to": report.quantization,
+        "Tensors": types or None,
+        "Bits per weight": None if report.bits_per_weight is None else f"{report.bits_per_weight:.2f}",
+        "Rounding moved": changed,
+        "Importances": report.importance,
+    }
+    if report.onnx is not None:
+        facts |= _onnx(report)
+    known = {name: value for name, value in facts.items() if value is not None}
+    return key_values(f"Written to {report.output}", known, tuple(f"! {note}" for note in report.notes))
+
+
+def _onnx(report: ExportReport) -> dict[str, Cell | None]:
+    done = report.onnx
+    assert done is not None
+    return {"Largest difference to torch": f"{done.largest_difference:.2e}"}
+
+
+def _verified(report: ExportReport) -> Table:
+    found = report.verification
+    assert found is not None
+    facts: dict[str, Cell] = {"Texts cut alike": f"{found.texts.agreeing} of {found.texts.texts}"}
+    if (seen := found.predictions) is not None:
+        least = "" if seen.is_exact else "at least "
+        facts |= {
+            "KL divergence": f"{least}{seen.distances.kl_mean:.4f} nats a token, {seen.distances.kl_max:.3f} at most",
+            "Same likeliest token": percent(seen.distances.agreement),
+            "Perplexity": f"{perplexity(seen.perplexity)}, the model's {perplexity(seen.original_perplexity)}",
+            "Positions": f"{seen.positions:,}",
+        }
+    if (vectors := found.vectors) is not None:
+        what = "Cosine of logits" if vectors.pooling == CLASSES else "Cosine of vectors"
+        facts |= {what: f"{vectors.cosine_mean:.6f}, the least {vectors.cosine_min:.6f}"}
+    verdict = "llama.cpp answers as the model does" if found.passed else "llama.cpp does not answer as the model does"
+    return key_values(f"{verdict}, within what {found.mix} allows" if found.passed else verdict, facts,
+                      tuple(f"! {reason}" for reason in found.reasons))  # fmt: skip
+
+
+def _pushed(report: ExportReport) -> Table:
+    done = report.pushed
+    assert done is not None
+    facts: dict[str, Cell] = {
+        "Repository": f"{done.url} ({'private' if done.private else 'public'})",
+        "Commit": done.commit,
+        "Uploaded": ", ".join(done.uploaded) or "nothing: all of it was there",
+        "Was there": ", ".join(done.present),
+        "Left here": ", ".join(done.left_out),
+        "Sent": Amount(done.sent_bytes, size(done.sent_bytes)),
+    }
+    return key_values("Uploaded", {name: value for name, value in facts.items() if value != ""})

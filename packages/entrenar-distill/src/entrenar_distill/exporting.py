@@ -1,0 +1,115 @@
+"""`export`: the library's work with a progress display."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from entrenar_common.progress import Progress, Task
+from entrenar_core.artifact import ModelArtifact
+from entrenar_core.errors import UsageError
+from entrenar_core.exporting.result import ExportReport
+from entrenar_core.exporting.settings import ExportSettings, require_possible
+from entrenar_core.formats import FORMATS, WeightFormat
+from entrenar_core.hub import Transfer
+from entrenar_core.references import parse_reference
+
+
+def called(name: str | None, output: Path) -> WeightFormat:
+    """The format of a name, or that of the ending of the output.
+
+    Raises:
+        UsageError: neither says one.
+    """
+    if name is not None:
+        return WeightFormat(name)
+    found = [kind for kind, row in FORMATS.items() if output.name.endswith(row.suffixes)]
+    if not found or found[-1] is WeightFormat.PYTORCH:
+        raise UsageError(f"{output} does not say in which format to write", "give --format, such as --format gguf")
+    return found[-1]
+
+
+class Display:
+    """One line on stderr for each part of an export."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.part = ""
+        self.task: Task | None = None
+
+    def __call__(self, part: str, unit: str, done: int, total: int) -> None:
+        if part != self.part or self.task is None:
+            self.end()
+            self.part, self.task = part, self.progress.task(part, total=total, unit=unit)
+        self.task.update(completed=done, total=total)
+
+    def on_transfer(self, part: str, transfer: Transfer) -> None:
+        """Files have come or gone further."""
+        self(part, "bytes", transfer.done_bytes, transfer.total_bytes)
+
+    def end(self) -> None:
+        """Ends the line that is open."""
+        if self.task is not None:
+            self.task.end()
+        self.task = None
+
+
+def run_export(
+    source: str, output: Path, settings: ExportSettings, *, revision: str | None, push: str | None, private: bool
+) -> ExportReport:
+    """Exports a model, and uploads what was written where `push` names a repository; raises as `export`."""
+    require_possible(settings)
+    with Progress() as progress:
+        display = Display(progress)
+        artifact = _fetched(source, revision, display, allow_pickle=settings.allow_pickle)
+        from entrenar_core.exporting.exporting import export
+
+        report = export(artifact, output, settings, display)
+        if push is not None and not report.exit_status:
+            from entrenar_core.exporting.publishing import publish
+
+            pushed = publish(
+                report,
+                artifact,
+                push,
+                private=private or None,
+                progress=lambda one: display.on_transfer("uploads", one),
+            )
+            report = replace(report, pushed=pushed)
+        display.end()
+    return report
+
+
+def run_push(source: str, repository: str, *, private: bool, revision: str | None) -> ExportReport:
+    """Uploads a folder as it is; raises as `push_folder`."""
+    from entrenar_core.exporting.source import require_ready
+    from entrenar_core.hub.pushing import push_folder
+
+    with Progress() as progress:
+        display = Display(progress)
+        artifact = _fetched(source, revision, display, allow_pickle=True)  # which is uploaded, and not read
+        require_ready(artifact.path)
+        pushed = push_folder(
+            artifact.path,
+            repository,
+            private=private or None,
+            progress=lambda one: display.on_transfer("uploads", one),
+        )
+        display.end()
+    return ExportReport(
+        source=source,
+        source_format=artifact.format,
+        output=artifact.path,
+        format=artifact.format,
+        files=tuple(sorted((*pushed.uploaded, *pushed.present))),
+        size_bytes=pushed.size_bytes,
+        pushed=pushed,
+    )
+
+
+def _fetched(source: str, revision: str | None, display: Display, *, allow_pickle: bool) -> ModelArtifact:
+    from entrenar_core.hub import fetch_model
+
+    return fetch_model(
+        parse_reference(source, revision=revision),
+        allow_pickle=allow_pickle,
+        progress=lambda one: display.on_transfer("fetches", one),
+    )
