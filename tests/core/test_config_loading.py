@@ -129,14 +129,14 @@ def test_a_wrong_way_to_fit_the_teacher_is_named_as_it_is_written(
 
 
 def test_an_item_that_is_refused_is_one_mistake(tmp_path: Path) -> None:
-    assert lines(f"{SMALLEST}output: {{formats: [apr]}}", tmp_path) == [
-        "distill.yaml:4:20: `output.formats[0]` cannot be 'apr'"
+    assert lines(f"{SMALLEST}output: {{formats: [ape]}}", tmp_path) == [
+        "distill.yaml:4:20: `output.formats[0]` cannot be 'ape'"
     ]
-    assert lines(f"{SMALLEST}output: {{formats: apr}}", tmp_path) == [
-        "distill.yaml:4:10: `output.formats[0]` cannot be 'apr'"
+    assert lines(f"{SMALLEST}output: {{formats: ape}}", tmp_path) == [
+        "distill.yaml:4:10: `output.formats[0]` cannot be 'ape'"
     ]
     assert lines(f"{SMALLEST}output: {{formats: []}}", tmp_path) == [
-        "distill.yaml:4:10: `output.formats` should be a list such as [safetensors], not []"
+        "distill.yaml:4:10: `output.formats` should be a list such as [safetensors, gguf], not []"
     ]
 
 

@@ -7,6 +7,7 @@ only weights and rows tell is left to `run`.
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.config import DistillationConfig
@@ -23,6 +24,8 @@ from entrenar_core.config.yaml_source import Path as SettingPath
 from entrenar_core.data.builtin import BUILTIN_DATASETS
 from entrenar_core.data.columns import check_columns, check_splits, peek_columns, source_of
 from entrenar_core.errors import ConfigError, DataError, EntrenarError, OutputError, Problem, UsageError
+from entrenar_core.exporting.preflight import output_problems
+from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.teacher_rules import check_loading
 from entrenar_core.teachers.promises import promised
@@ -77,6 +80,7 @@ def validate(
     checks += _schedule(first)
     checks += _data(config.dataset, task, problems)
     checks += _output(config, problems)
+    problems += output_problems(config, task, *(_settings_of(models.get(part)) for part in ("student", "teacher")))
     if problems:
         raise ConfigError(in_order(_placed(problem, name, places or {}) for problem in problems))
     return ValidationReport(name, tuple(checks), vocabulary)
@@ -137,6 +141,11 @@ def _beside(
             yield replace(check, name=f"vocabulary of {name}")
     problems += check_lengths(config, task, both)
     yield from _cache(config, problems)
+
+
+def _settings_of(model: ModelArtifact | None) -> Mapping[str, Any] | None:
+    """The config.json of a model that is known."""
+    return None if model is None or model.format is WeightFormat.GGUF else model.config or None
 
 
 def _of_kind(check: Check, config: DistillationConfig) -> Check:

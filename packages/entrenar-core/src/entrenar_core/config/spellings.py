@@ -37,7 +37,6 @@ ABSENT: dict[str, str] = {
     "student.lora": "all weights of the student are trained",
     "distillation.on_policy": "the student learns from the data set's texts",
     "distillation.cross_tokenizer": "losses over tokens need one vocabulary",
-    "output.quantize": "the student is written at full precision",
 }
 
 

@@ -123,6 +123,7 @@ def _require_free(output: Path, *, folder: bool, force: bool) -> None:
 def _belongs(name: str) -> bool:
     """Whether a file of a folder is one that a conversion writes."""
     first, _, rest = name.partition("/")
+    name = name.removesuffix(".data")  # beside a large ONNX graph
     return name in BESIDE or (not rest and (name.startswith(ADAPTER) or format_of(name) is not None)) or is_part(first)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from entrenar_core.architectures import Architecture, architecture_of_gguf
-from entrenar_core.architectures.layouts import Layout, layouts
+from entrenar_core.architectures.layouts import Layout, anywhere, layouts
 from entrenar_core.conversion.content import Change
 from entrenar_core.conversion.gguf_changes import UNCHANGED, Changed, change_of
 from entrenar_core.conversion.gguf_families import GgufFamily, gguf_families
@@ -85,7 +85,7 @@ def written(
     bodies = {prefix + spelling.inner: spelling for spelling in _spellings(family.name)}
     named: dict[str, Renamed] = {}
     for name in names:
-        template, layer = _template(name)
+        template, layer = _template(_of_today(name))
         spelling = bodies.get(template) or heads.get(template)
         if spelling is not None:
             changed = _changed(spelling.inner, family, architecture, scale)
@@ -95,6 +95,12 @@ def written(
 
 def _changed(inner: str, family: GgufFamily, architecture: Architecture, scale: float) -> Changed:
     return change_of(inner, family.changes, lambda size: getattr(architecture, size), scale)
+
+
+def _of_today(name: str) -> str:
+    """A name whose last part older files call otherwise, such as `gamma`."""
+    path, dot, last = name.rpartition(".")
+    return f"{path}{dot}{anywhere().older.get(last, last)}"
 
 
 def _template(name: str) -> tuple[str, str | None]:

@@ -169,6 +169,7 @@ def _onnx(job: _Job) -> ExportReport:
         int8=job.settings.quantize is not None,
         include_metadata=job.settings.include_metadata,
         force=job.settings.force,
+        progress=lambda step: job.watch(step, "", 0, 0),
     )
     return ExportReport(
         source=str(job.artifact.reference),

@@ -40,6 +40,7 @@ from entrenar_core.training.requirements import (
     check_labels,
     check_losses,
     check_models,
+    check_outputs,
     check_pad_token,
     check_room,
     check_selections,
@@ -109,6 +110,7 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any, *, we
     config = for_task(config, task)
     check_losses(config, task, teacher, student)
     check_signals(given, config, task, teacher, student)
+    check_outputs(given, task, teacher, student)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
     teacher_tokenizer = _tokenizer(teacher, config.teacher)
     tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer

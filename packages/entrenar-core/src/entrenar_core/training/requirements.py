@@ -17,6 +17,8 @@ from entrenar_core.config.teacher_rules import NO_PROBE
 from entrenar_core.config.teachers import EndpointTeacher, ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
+from entrenar_core.exporting.preflight import output_problems
+from entrenar_core.formats import WeightFormat
 from entrenar_core.models.heads import (
     CAUSAL_LM,
     EMBEDDING,
@@ -61,6 +63,24 @@ def check_losses(config: OneTeacher, task: Task, teacher: ModelArtifact, student
     problems += check_loading(config, task, teacher, student)
     if problems:
         raise ConfigError(problems)
+
+
+def check_outputs(
+    config: DistillationConfig, task: Task, teacher: ModelArtifact, student: ModelArtifact | None
+) -> None:
+    """Whether the student can be written in every format that is asked for, as far as settings and tokenizer tell."""
+    settings = [
+        None if model is None or model.format is WeightFormat.GGUF else model.config for model in (student, teacher)
+    ]
+    if problems := list(output_problems(config, task, *settings)):
+        raise ConfigError(problems)
+    source = student or teacher
+    if "gguf" in config.output.formats and source.tokenizer_path is not None and source.tokenizer_path.is_dir():
+        from entrenar_core.conversion.tokens.writing import tokenizer_metadata
+
+        architecture = source.architecture
+        rows = architecture.vocab_size or 0
+        tokenizer_metadata(source.tokenizer_path, config=source.config, vocab_size=rows, architecture="")
 
 
 def check_beside(config: OneTeacher, task: Task, teacher: ModelArtifact, student: ModelArtifact | None) -> None:
