@@ -68,7 +68,7 @@ class MemberFacts:
 class ExportFacts:
     """A file of the student in another format. `bits_per_weight` is of all its tensors together; of a GGUF that was run
     in llama.cpp `kl` is KL(student ‖ file) in nats a token and `agreement` the share of tokens on which both prefer the
-    same, of an encoder `cosine` the smallest between vectors.
+    same, of an encoder `cosine` the smallest between vectors. `notes` say where llama.cpp does otherwise.
     """
 
     format: str
@@ -79,6 +79,7 @@ class ExportFacts:
     kl: float | None = None
     agreement: float | None = None
     cosine: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

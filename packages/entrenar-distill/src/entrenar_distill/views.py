@@ -7,7 +7,7 @@ from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
 from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.exporting.result import ExportReport
-from entrenar_core.reports import ModelFacts, Plan, RunReport
+from entrenar_core.reports import ExportFacts, ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import count, duration, percent, perplexity, size
 from entrenar_distill.diagnosis_views import diagnosis
@@ -114,9 +114,20 @@ def _facts(report: RunReport) -> Table:
             "Steps": f"{report.steps:,}, the weights are those of step {report.selected_step:,}",
             "Loss": f"{report.initial_loss:.4f} → {report.final_loss:.4f}",
             "Speed": f"{_rate(report.examples_per_s)} examples/s, {duration(report.train_s)} of training",
+            **{f"As {facts.format}": _export(facts) for facts in report.exports},
             "Files": f"{report.output_dir}: {', '.join(report.files)}",
         },
+        tuple(f"! {facts.file}: {note}" for facts in report.exports for note in facts.notes),
     )
+
+
+def _export(facts: ExportFacts) -> str:
+    """A file of the student in another format, and how it answers beside it."""
+    bits = f"{facts.bits_per_weight:.2f} bits per weight" if facts.bits_per_weight is not None else None
+    kl = f"KL {facts.kl:.4f} to the student" if facts.kl is not None else None
+    same = f"the same likeliest token in {percent(facts.agreement)}" if facts.agreement is not None else None
+    cosine = f"cosine {facts.cosine:.5f} at least" if facts.cosine is not None else None
+    return ", ".join(part for part in (facts.file, size(facts.size_bytes), bits, kl, same, cosine) if part)
 
 
 def _model(facts: ModelFacts) -> str:

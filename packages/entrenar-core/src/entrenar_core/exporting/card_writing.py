@@ -97,7 +97,7 @@ def export_card(
     told = _without_section(card.body).rstrip()
     if (source / "run.json").is_file():
         told = without_local_paths(told)  # the card of a run tells its settings
-    body = f"{told}\n\n{_files_section(facts, source, exported)}"
+    body = f"{told}\n\n{files_section(facts, source, exported)}"
     return rendered(with_values(CardFile(card.front, body, card.values), values))
 
 
@@ -134,7 +134,8 @@ def _front_values(
     return values | {key: None for key in gone if key in card.values}
 
 
-def _files_section(facts: CardFacts, source: Path, exported: Sequence[ExportedFile]) -> str:
+def files_section(facts: CardFacts, source: Path, exported: Sequence[ExportedFile]) -> str:
+    """What a card says of files in a folder `source`: how they were made, how they answer, and what loads them."""
     heading = "| file | format | weights | bits per weight | size |"
     lines = [heading, "| --- | --- | --- | --- | --- |", *map(_row, exported)]
     found = [_OPEN, "", "## Files", "", *lines, ""]

@@ -54,11 +54,11 @@ def facts_of(report: ExportReport) -> ExportFacts:
         kl=None if seen is None else seen.distances.kl_mean,
         agreement=None if seen is None else seen.distances.agreement,
         cosine=None if vectors is None else vectors.cosine_min,
+        notes=report.notes,
     )
 
 
 def warnings_of(report: ExportReport) -> tuple[str, ...]:
-    """What is to be said of a file: how it differs in the program that runs it, and where it failed to be the same."""
-    title = FORMATS[WeightFormat(report.format)].title
+    """Where a file does not answer as the student does."""
     wrong = report.verification.reasons if report.verification is not None else ()
-    return tuple(f"{title}: {text}" for text in (*report.notes, *wrong))
+    return tuple(f"{report.files[0]}: {text}" for text in wrong)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from entrenar_core.errors import OutputError
+from entrenar_core.exporting.card import card_facts
+from entrenar_core.exporting.card_reports import exported_files
+from entrenar_core.exporting.card_writing import files_section
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
@@ -67,8 +70,9 @@ def write_result(
     _describe(folder, prepared, report)
     if set(prepared.given.output.formats) == {"safetensors"}:
         return report
-    report = _with_exports(report, tuple(export_student(folder, prepared.given.output, on_part)))
-    _describe(folder, prepared, report)
+    exports = tuple(export_student(folder, prepared.given.output, on_part))
+    report = _with_exports(report, exports)
+    _describe(folder, prepared, report, exports)
     return report
 
 
@@ -81,10 +85,13 @@ def _with_exports(report: RunReport, exports: Sequence[ExportReport]) -> RunRepo
     )
 
 
-def _describe(folder: Path, prepared: "Preparation", report: RunReport) -> None:
+def _describe(folder: Path, prepared: "Preparation", report: RunReport, exports: Sequence[ExportReport] = ()) -> None:
     """Writes the card and the report."""
     settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    write_text(folder / "README.md", model_card(report, settings))
+    card = model_card(report, settings)
+    if files := [file for one in exports for file in exported_files(one)]:
+        card += f"\n{files_section(card_facts(folder), folder, files)}"
+    write_text(folder / "README.md", card)
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
@@ -131,7 +138,9 @@ def _report(document: dict[str, Any], folder: Path) -> RunReport:
     document["members"] = tuple(
         MemberFacts(**{**member, "scores": Scores(**member["scores"])}) for member in document.get("members", ())
     )
-    document["exports"] = tuple(ExportFacts(**facts) for facts in document.get("exports", ()))
+    document["exports"] = tuple(
+        ExportFacts(**{**facts, "notes": tuple(facts["notes"])}) for facts in document.get("exports", ())
+    )
     for name in ("files", "warnings"):
         document[name] = tuple(document[name])
     return RunReport(**{**document, "output_dir": folder})
