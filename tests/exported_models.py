@@ -1,4 +1,4 @@
-"""Tiny models of every family that is written as GGUF, with freshly trained tokenizers of the kind that its models have."""
+"""Tiny models of every family that is written as GGUF, with freshly trained tokenizers of the kind that it has."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

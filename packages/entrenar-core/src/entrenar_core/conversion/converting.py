@@ -185,18 +185,20 @@ def _require_types(kind: WeightFormat, dtype: str | None, quantizing: Quantizing
     casts = tuple(_FLOATS) if kind is WeightFormat.GGUF else CASTS
     if dtype is not None and dtype not in casts:
         raise UsageError(f"weights are not cast to {dtype} in {kind}", f"the dtypes are {', '.join(casts)}")
-    if quantizing is None:
-        return
-    if dtype is not None:
+    if quantizing is not None and dtype is not None:
         raise UsageError("--dtype and --quantize both say what weights become", "give one of the two")
-    mix = quantizing.mix
-    if kind in (WeightFormat.APR, WeightFormat.APR_JSON):
-        names = ", ".join(name for name, found in MIXES.items() if found.base.name in APR_BASES and name != "q4_k_s")
-        if mix.base.name not in APR_BASES or kind is WeightFormat.APR_JSON:
-            held = f"it has {names}" if kind is WeightFormat.APR else "take --to apr, or --dtype"
-            raise UsageError(f"{FORMATS[kind].title} has no {mix.name}", held)
-    elif kind is not WeightFormat.GGUF:
-        raise UsageError(f"{FORMATS[kind].title} files are not quantised", "take --to gguf, or cast with --dtype")
+    if quantizing is not None and kind is not WeightFormat.GGUF:
+        _require_blocks(kind, quantizing.mix)
+
+
+def _require_blocks(kind: WeightFormat, mix: Mix) -> None:
+    """Of formats besides GGUF only the binary APR has blocks of ggml, and only of two types."""
+    title = FORMATS[kind].title
+    if kind is not WeightFormat.APR:
+        raise UsageError(f"{title} files are not quantised", "take --to gguf or apr, or cast with --dtype")
+    if mix.base.name not in APR_BASES:
+        names = ", ".join(name for name, found in MIXES.items() if found.base.name in APR_BASES)
+        raise UsageError(f"{title} has no {mix.name}", f"it has {names}")
 
 
 def _require_apart(model: StoredModel, output: Path) -> None:

@@ -54,26 +54,39 @@ def require_possible(settings: ExportSettings) -> None:
     Raises:
         UsageError: a setting has no meaning for the format, or contradicts another.
     """
-    kind, title = settings.format, FORMATS[settings.format].title
-    if settings.quantize is not None and kind is WeightFormat.ONNX and settings.quantize.lower() != INT8:
-        raise UsageError(f"{title} is not quantised to {settings.quantize}", f"it can be to {INT8}")
-    _ = settings.mix
-    if settings.quantize is not None and kind not in (*_MIXED, WeightFormat.ONNX):
-        raise UsageError(f"{title} files are not quantised", "take --format gguf, or cast weights with --dtype")
-    if settings.dtype is not None and kind is WeightFormat.ONNX:
-        raise UsageError("an ONNX graph computes in 32 bits", "leave out --dtype, or take --quantize int8")
+    _require_type(settings)
+    title = FORMATS[settings.format].title
     for flag, value in _OF_GGUF.items():
-        if getattr(settings, value) and kind is not WeightFormat.GGUF:
+        if getattr(settings, value) and settings.format is not WeightFormat.GGUF:
             checked = "; an ONNX file is always run beside the model" if flag == "--verify" else ""
             raise UsageError(f"{flag} is for GGUF, and {title} is to be written", f"leave it out{checked}")
+    _require_importance(settings)
+    if settings.passage is not None and not settings.verify:
+        raise UsageError("--verify-text is what --verify compares on", "give --verify too")
+    if settings.shard_bytes is not None and settings.shard_bytes < 1:
+        raise UsageError("--shard-size 0: a file holds something", "write it as 5GB")
+
+
+def _require_type(settings: ExportSettings) -> None:
+    kind, wanted = settings.format, settings.quantize
+    title = FORMATS[kind].title
+    if kind is WeightFormat.ONNX:
+        if wanted is not None and wanted.lower() != INT8:
+            raise UsageError(f"{title} is not quantised to {wanted}", f"it can be to {INT8}")
+        if settings.dtype is not None:
+            raise UsageError("an ONNX graph computes in 32 bits", "leave out --dtype, or take --quantize int8")
+    elif wanted is not None and kind not in _MIXED:
+        raise UsageError(f"{title} files are not quantised", "take --format gguf, or cast weights with --dtype")
+    _ = settings.mix  # which refuses a name that is none
+
+
+def _require_importance(settings: ExportSettings) -> None:
     if settings.imatrix is not None and settings.calibration is not None:
         raise UsageError("--imatrix and --calibration both give an importance matrix", "give one of the two")
     if settings.save_imatrix is not None and settings.calibration is None:
         raise UsageError("--save-imatrix keeps what --calibration computes", "give a text with --calibration")
     if (settings.imatrix or settings.calibration) and (settings.mix is None or not settings.mix.quantised):
         raise UsageError("an importance matrix changes nothing where nothing is quantised", "give --quantize q4_k_m")
-    if settings.passage is not None and not settings.verify:
-        raise UsageError("--verify-text is what --verify compares on", "give --verify too")
 
 
 _OF_GGUF = {
