@@ -1,5 +1,6 @@
 """`convert` at the command line: dtypes by their customary names, sizes, files and folders, and the Hub."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,24 @@ def test_a_pickle_needs_its_flag(tmp_path: Path, program: Any, capsys: Any) -> N
     assert program(command) == 1
     assert "--allow-pickle" in capsys.readouterr().err
     assert program([*command, "--allow-pickle"]) == 0
+
+
+def test_a_folder_becomes_a_gguf_and_that_another(llama: Path, tmp_path: Path, program: Any, capsys: Any) -> None:
+    target, smaller = tmp_path / "model.gguf", tmp_path / "small.gguf"
+    assert program(["convert", str(llama), "--to", "gguf", "--output", str(target), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["quantization"], report["copied"]) == ("f32", report["tensors"] - 4)  # queries and keys are turned
+    flags = ["--to", "gguf", "--output", str(smaller), "--quantize", "q8_0", "--json"]
+    assert program(["convert", str(target), *flags]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["types"]) == {"F32", "Q8_0"}
+    assert program(["validate", str(smaller)]) == 0
+
+
+@pytest.mark.nightly
+def test_a_folder_becomes_an_onnx_graph(llama: Path, tmp_path: Path, program: Any, capsys: Any) -> None:
+    target = tmp_path / "model.onnx"
+    assert program(["convert", str(llama), "--to", "onnx", "--output", str(target), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert 0 <= report["largest_difference"] < 1e-3
+    assert target.is_file()

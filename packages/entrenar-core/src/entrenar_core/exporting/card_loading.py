@@ -4,9 +4,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from entrenar_core.architectures import family_of
 from entrenar_core.artifact import MODULES
+from entrenar_core.errors import ModelError
 from entrenar_core.exporting.card import CardFacts
 from entrenar_core.exporting.card_files import code
+from entrenar_core.formats import read_json
 
 _LOADERS = {
     "text-generation": "AutoModelForCausalLM",
@@ -27,7 +30,7 @@ def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) ->
     if "safetensors" in first:
         parts.append(_by_sentence_transformers() if sentences else _by_transformers(facts))
     if "gguf" in first:
-        parts.append(_by_llama(first["gguf"], sentences=sentences))
+        parts.append(_by_llama(first["gguf"], encoder=sentences or _is_encoder(source)))
     if "onnx" in first:
         parts.append(_by_onnxruntime(first["onnx"]))
     others = [first[kind] for kind in ("apr", "apr-json") if kind in first]
@@ -59,8 +62,17 @@ vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "anot
 """
 
 
-def _by_llama(name: str, *, sentences: bool) -> str:
-    command = f"llama-embedding -m {_quoted(name)} -p 'a sentence'" if sentences else f"llama-cli -m {_quoted(name)}"
+def _is_encoder(source: Path) -> bool:
+    """Whether it makes vectors, or scores of classes, and no text."""
+    try:
+        family = family_of(read_json(source / "config.json"))
+    except ModelError:
+        return False
+    return family is not None and family.kind == "encoder"
+
+
+def _by_llama(name: str, *, encoder: bool) -> str:
+    command = f"llama-embedding -m {_quoted(name)} -p 'a sentence'" if encoder else f"llama-cli -m {_quoted(name)}"
     return f"""The GGUF is loaded by llama.cpp:
 
 ```sh
