@@ -153,7 +153,7 @@ def _report(plan: Plan | GgufPlan, output: Path, files: tuple[str, ...], size_by
         rounding.largest_error if rounded else None,
         tuple(dict.fromkeys((*plan.notes, *(fault.message for fault in plan.model.faults)))),
         None if plan.mix is None else plan.mix.name,
-        Counter(tensor.dtype.name for tensor in plan.outgoing),
+        dict(Counter(tensor.dtype.name for tensor in plan.outgoing)),
         8 * sum(tensor.size_bytes for tensor in plan.outgoing) / max(values, 1),
     )
 
