@@ -104,9 +104,9 @@ def test_the_logits_of_a_classifier_are_the_same(tmp_path: Path) -> None:
     labels = {0: "asyncio", 1: "json", 2: "pathlib"}
     folder = exported_model(tmp_path / "model", "bert", auto=AutoModelForSequenceClassification, id2label=labels)
     found, _ = beside_llama(folder, tmp_path)
-    assert found.vectors is not None
-    assert found.vectors.pooling == "classes"
-    assert found.vectors.cosine_min >= 0.9999
+    assert found.classes is not None
+    assert found.classes.kl_max < 1e-5
+    assert found.classes.agreement == 1
     assert GGUFReader(tmp_path / "model.gguf").fields["bert.classifier.output_labels"].contents() == [*labels.values()]
 
 

@@ -162,6 +162,10 @@ def changed(llama: Path, target: Path, **settings: Any) -> Path:
         ({"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}}, "the rule ntk"),
         ({"rms_norm_eps": None}, "no number between 0 and 1 for `rms_norm_eps`"),
         ({"num_hidden_layers": 3}, "layers"),
+        ({"is_causal": False}, "`is_causal: False`, which llama.cpp does not compute"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "turned by a part of 0.5"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised by bitsandbytes"),
+        ({"head_dim": 2**32}, "where a count is meant"),
     ],
 )
 def test_what_llama_cpp_would_not_compute_is_refused(
@@ -174,7 +178,7 @@ def test_what_llama_cpp_would_not_compute_is_refused(
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["f32", "q4_0"])
 def test_a_weight_that_is_no_number_is_refused_by_its_name(
     llama: Path, tmp_path: Path, program: Program, capsys: Any, number: float, kind: str
 ) -> None:
@@ -185,6 +189,49 @@ def test_a_weight_that_is_no_number_is_refused_by_its_name(
     assert export(program, "-i", folder, "-o", tmp_path / "model.gguf", "--quantize", kind) == 1
     assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def reweighed(llama: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object], **settings: Any) -> Path:
+    folder = changed(llama, target, **settings)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_no_floats_are_refused(llama: Path, tmp_path: Path, program: Program, capsys: Any) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = reweighed(llama, tmp_path / "model", lambda weights: weights.update({name: weights[name].to(torch.int8)}))
+    assert export(program, "-i", folder, "-o", tmp_path / "model.gguf") == 1
+    assert f"tensor {name} is stored as I8" in capsys.readouterr().err
+
+
+def test_a_tied_head_is_left_out_only_where_it_is_the_embedding(
+    llama: Path, tmp_path: Path, program: Program, capsys: Any
+) -> None:
+    def tie(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+
+    tied = reweighed(llama, tmp_path / "tied", tie, tie_word_embeddings=True)
+    told(program, capsys, "-i", tied, "-o", tmp_path / "tied.gguf")
+    own = changed(llama, tmp_path / "own", tie_word_embeddings=True)
+    told(program, capsys, "-i", own, "-o", tmp_path / "own.gguf")
+    assert "output.weight" not in types_of(tmp_path / "tied.gguf")
+    assert "output.weight" in types_of(tmp_path / "own.gguf")
+
+
+def test_a_name_that_llama_cpp_would_take_for_phi_3_is_left_out(
+    llama: Path, tmp_path: Path, program: Program, capsys: Any
+) -> None:
+    folder = changed(llama, tmp_path / "my-phi3-clone")
+    told(program, capsys, "-i", folder, "-o", tmp_path / "model.gguf")
+    assert "general.name" not in GGUFReader(tmp_path / "model.gguf").fields
+
+
+def test_matrices_that_no_block_divides_are_told_of(tmp_path: Path, program: Program, capsys: Any) -> None:
+    folder = exported_model(tmp_path / "model", "llama")
+    assert export(program, "-i", folder, "-o", tmp_path / "model.apr", "--quantize", "q4_k_m") == 1
+    assert "none of its 16 matrices has rows that blocks of Q4_K divide" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])

@@ -59,8 +59,9 @@ def test_a_run_of_a_classifier_does_too(models: Models, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     report = run(classification(models, tmp_path, output={"formats": ["gguf"], "verify": True}))
     (gguf,) = report.exports
-    assert gguf.cosine is not None
-    assert gguf.cosine > 0.9999
+    assert gguf.kl is not None
+    assert gguf.kl < 1e-5
+    assert gguf.agreement == 1
     assert (tmp_path / "out" / "model.safetensors").is_file()
     fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
     assert fields["bert.pooling_type"].contents() == 4

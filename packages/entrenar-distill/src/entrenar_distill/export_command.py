@@ -98,6 +98,8 @@ def export(
     if output is None:
         if push is None or format is not None or quantize is not None or dtype is not None:
             raise UsageError("there is no --output to write to", "name a file or a folder, such as -o model.gguf")
+        if verify or shard_size or force or not include_metadata or calibration or imatrix:
+            raise UsageError("a folder is pushed as it is, and its files stay what they are", "name an --output too")
         return run_push(source, push, private=private, revision=revision)
     settings = ExportSettings(
         called(format, output),

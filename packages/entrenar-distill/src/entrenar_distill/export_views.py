@@ -4,7 +4,6 @@ from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Table, key_values
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.units import percent, perplexity, size
-from entrenar_core.verification.result import CLASSES
 
 _SHOWN_FILES = 6
 
@@ -23,7 +22,9 @@ def exported(report: ExportReport) -> list[Block]:
 
 def _written(report: ExportReport) -> Table:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(report.types.items(), key=lambda item: -item[1]))
-    changed = f"{report.relative_rms:.3%} of the values (root mean square)" if report.relative_rms else None
+    changed = (
+        f"{report.relative_rms:.3%} of the values that changed (root mean square)" if report.relative_rms else None
+    )
     facts: dict[str, Cell | None] = {
         "From": f"{report.source} ({report.source_format})",
         "To": f"{report.output} ({report.format})",
@@ -44,7 +45,14 @@ def _written(report: ExportReport) -> Table:
 def _onnx(report: ExportReport) -> dict[str, Cell | None]:
     done = report.onnx
     assert done is not None
-    return {"Largest difference to torch": f"{done.largest_difference:.2e}"}
+    found: dict[str, Cell | None] = {"Largest difference to torch": f"{done.largest_difference:.2e} in 32 bits"}
+    if (change := done.int8) is not None:
+        found |= {
+            "Eight bits moved": f"{percent(change.relative_rms)} of the answers (root mean square)",
+            "Cosine": f"{change.cosine:.5f}",
+            "Same likeliest": None if change.top_1_agreement is None else percent(change.top_1_agreement),
+        }
+    return found
 
 
 def _verified(report: ExportReport) -> Table:
@@ -54,14 +62,20 @@ def _verified(report: ExportReport) -> Table:
     if (seen := found.predictions) is not None:
         least = "" if seen.is_exact else "at least "
         facts |= {
-            "KL divergence": f"{least}{seen.distances.kl_mean:.4f} nats a token, {seen.distances.kl_max:.3f} at most",
+            "KL divergence": f"{least}{seen.distances.kl_mean:.4f} nats a token on average",
+            "Where it is largest": f"{least}{seen.distances.kl_max:.3f} nats",
             "Same likeliest token": percent(seen.distances.agreement),
             "Perplexity": f"{perplexity(seen.perplexity)}, the model's {perplexity(seen.original_perplexity)}",
             "Positions": f"{seen.positions:,}",
         }
     if (vectors := found.vectors) is not None:
-        what = "Cosine of logits" if vectors.pooling == CLASSES else "Cosine of vectors"
-        facts |= {what: f"{vectors.cosine_mean:.6f}, the least {vectors.cosine_min:.6f}"}
+        facts |= {"Cosine of vectors": f"{vectors.cosine_mean:.6f}, the least {vectors.cosine_min:.6f}"}
+    if (classes := found.classes) is not None:
+        facts |= {
+            "KL divergence": f"{classes.kl_mean:.4f} nats a text on average",
+            "Where it is largest": f"{classes.kl_max:.3f} nats",
+            "Same class": f"{percent(classes.agreement)} of {classes.texts} texts",
+        }
     verdict = "llama.cpp answers as the model does" if found.passed else "llama.cpp does not answer as the model does"
     return key_values(f"{verdict}, within what {found.mix} allows" if found.passed else verdict, facts,
                       tuple(f"! {reason}" for reason in found.reasons))  # fmt: skip

@@ -57,6 +57,10 @@ def run_export(
 ) -> ExportReport:
     """Exports a model, and uploads what was written where `push` names a repository; raises as `export`."""
     require_possible(settings)
+    if push is not None:
+        from entrenar_core.hub.pushing import require_pushable
+
+        require_pushable(push)
     with Progress() as progress:
         display = Display(progress)
         artifact = _fetched(source, revision, display, allow_pickle=settings.allow_pickle)

@@ -26,6 +26,7 @@ from entrenar_core.formats.safetensors_writer import copy_range
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.models.sentence_files import Pool, sentence_files
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.training.files import writing
 
 POOLINGS: Mapping[Any, Pool] = {1: "mean", 2: "first", 3: "last"}
 """llama.cpp's numbers for how tokens become one vector."""
@@ -218,6 +219,25 @@ def _copied(plan: Plan, folder: Path) -> tuple[str, ...]:
                 _write_config(plan, folder)
             else:
                 _copy(source, folder / name)
+        written.append(name)
+    return tuple(written)
+
+
+def copy_beside(source: Path, folder: Path) -> tuple[str, ...]:
+    """Copies settings, tokenizer and modules of a model into another folder; returns the names of the files.
+
+    Raises:
+        ModelError: a file is too large for its kind.
+        OutputError: one cannot be written.
+    """
+    place, written = LocalPlace(source), []
+    for name in _beside(place):
+        if (folder / name).exists() and (folder / name).samefile(source / name):
+            continue
+        with place.open(name) as found, writing(folder / name):
+            _require_size(name, found)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _copy(found, folder / name)
         written.append(name)
     return tuple(written)
 

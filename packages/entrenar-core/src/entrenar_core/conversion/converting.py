@@ -129,7 +129,9 @@ def _plan(
     card: "Mapping[str, Value] | None",
 ) -> Plan | GgufPlan:
     if kind is not WeightFormat.GGUF:
-        return Plan(model, kind, dtype, None if quantizing is None else quantizing.mix)
+        plan = Plan(model, kind, dtype, None if quantizing is None else quantizing.mix)
+        plan.require_blocks()
+        return plan
     from entrenar_core.conversion.gguf_writing import plan_gguf
 
     if quantizing is not None:

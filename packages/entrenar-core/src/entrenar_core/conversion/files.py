@@ -88,7 +88,7 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         OutputError: there is something of this name, and `force` is not set or would delete more than a model; or it
             cannot be written.
     """
-    _require_free(output, folder=folder, force=force)
+    require_free(output, folder=folder, force=force)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}-", dir=output.parent))
@@ -106,7 +106,12 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _require_free(output: Path, *, folder: bool, force: bool) -> None:
+def require_free(output: Path, *, folder: bool, force: bool) -> None:
+    """Refuses an output that something else would be replaced by.
+
+    Raises:
+        OutputError: there is something of this name, and `force` is not set or would delete more than a model.
+    """
     if not output.exists():
         return
     if output.is_dir() != folder:

@@ -23,6 +23,7 @@ class GgufFamily:
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     missing: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
+    part_turned: bool = False
     sliding: Literal["", "ignored", "pattern"] = ""
     period: int = 1
     local_theta: bool = False
@@ -75,7 +76,8 @@ def written_family(config: Mapping[str, Any], name: str) -> GgufFamily:
             f"{name} is of the family {config.get('model_type') or 'unknown'}, of which no GGUF is written",
             f"the families are {listed}; take another format for others",
         )
-    for key, values in found.only.items():
+    causal = {"is_causal": (True,)} if found.family.kind == "decoder" else {}
+    for key, values in {**found.only, **causal}.items():
         said = config.get(key)
         if said is not None and said not in values:
             raise ModelError(

@@ -108,7 +108,9 @@ def _cap(family: GgufFamily, config: Mapping[str, Any], key: str) -> float | Non
     if key in config and config[key] is None and key in family.missing:
         return _UNCAPPED
     value = family.setting(config, key)
-    return None if value is None else float(value)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ModelError(f"config.json has no number above zero for `{key}`", "correct it")
 
 
 def _sliding(
@@ -116,8 +118,10 @@ def _sliding(
 ) -> tuple[dict[str, Value], tuple[str, ...]]:
     """How far layers see, where not all positions."""
     window = family.setting(config, "sliding_window")
-    if not family.sliding or type(window) is not int:
+    if not family.sliding or window is None:
         return {}, ()
+    if type(window) is not int or window < 1:
+        raise ModelError("config.json has no number above zero for `sliding_window`", "correct it")
     if family.sliding == "ignored":
         if window >= (sizes.max_positions or 0):
             return {}, ()

@@ -22,6 +22,7 @@ from entrenar_core.stored_model import StoredModel
 
 _AGAIN = "fetch or export the model again"
 _SHOWN = 3
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class GgufModel:
@@ -38,6 +39,7 @@ class GgufModel:
             raise ModelError(f"{name} has no config.json, which says how it computes", "name the folder that has it")
         self.model, self.config = model, model.config
         self.family = written_family(self.config, name)
+        _require_floats(model, self.config)
         self.detection = _detected(model, self.family)
         self.sizes = _sizes(self.config, self.detection)
         self.notes: list[str] = []
@@ -78,11 +80,31 @@ class GgufModel:
         inner = tensor.removeprefix(self.detection.prefix)
         return tensor in self._tied_away or any(fnmatchcase(inner, pattern) for pattern in self.family.leaves)
 
-    @property
+    @cached_property
     def _tied_away(self) -> frozenset[str]:
-        """The head, where the configuration says that it is the embeddings."""
+        """The head, where the configuration says that it is the embeddings and no other one is stored.
+
+        Raises:
+            ModelError: another one is stored, and llama.cpp has no place for it.
+        """
         tied = self.config.get("tie_word_embeddings", self.family.family.kind == "encoder")
-        return frozenset({"lm_head.weight"}) if tied is True else frozenset()
+        if tied is not True:
+            return frozenset()
+        embeddings = self.detection.embeddings
+        if "lm_head.weight" not in self.model.tensors or not embeddings or self._same("lm_head.weight", embeddings[0]):
+            return frozenset({"lm_head.weight"})
+        if "tie_word_embeddings" in self.family.only:
+            raise ModelError(
+                f"{self.model.reference} has a head of its own, and llama.cpp's {self.family.name} has none",
+                "take another format for it: safetensors or onnx",
+            )
+        return frozenset()
+
+    def _same(self, one: str, other: str) -> bool:
+        import numpy as np
+
+        first, second = (self.model.array(name) for name in (one, other))
+        return first.shape == second.shape and bool(np.array_equal(first, second, equal_nan=True))
 
     def _require_named(self) -> None:
         buffers = {*self.detection.buffers, *self.detection.companions}
@@ -102,6 +124,28 @@ class GgufModel:
         if "lm_head.weight" in self.model.tensors or self.family.family.kind == "encoder" or self._tied_away:
             return
         raise ModelError(f"{self.model.reference} has no lm_head.weight, and its head is not tied", _AGAIN)
+
+
+def _require_floats(model: StoredModel, config: Mapping[str, Any]) -> None:
+    """Refuses weights that only another library's code reads, whatever their tensors look like.
+
+    Raises:
+        ModelError: they are quantised by another library, or no numbers of which llama.cpp has a kind.
+    """
+    method = config.get("quantization_config")
+    if method:
+        name = method.get("quant_method") if isinstance(method, Mapping) else method
+        raise ModelError(
+            f"{model.reference} is quantised by {name}, in a way that only its own library reads",
+            "take the model that it was made of",
+        )
+    for tensor in model.tensors.values():
+        kind = tensor.dtype.kind
+        if len(tensor.shape) > 1 and kind != "quantised" and tensor.dtype.name not in _FLOATS:
+            raise ModelError(
+                f"tensor {tensor.name} is stored as {tensor.dtype}, of which no GGUF is made",
+                "take the model in 32 or 16 bits",
+            )
 
 
 def _detected(model: StoredModel, family: GgufFamily) -> Detection:

@@ -42,6 +42,9 @@ def turning(family: GgufFamily, config: Mapping[str, Any], head_dim: int, max_po
     rope = _rope(family, config)
     theta = _number(rope, "rope_theta", _FULL_THETA if family.local_theta else _THETA)
     share = _number({**config, **rope}, "partial_rotary_factor", 1.0)
+    if share > 1 or (share < 1 and not family.part_turned):
+        what = f"its heads are turned by a part of {share:g} (`partial_rotary_factor`)"
+        raise ModelError(f"{what}, which llama.cpp does not do in a {family.name}", _OTHERWISE)
     turned = int(head_dim * share)
     found = {"rope.freq_base": f32(theta), "rope.dimension_count": u32(turned)}
     if family.local_theta:
@@ -66,19 +69,28 @@ class _Rope:
 
 def _rope(family: GgufFamily, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters of layers that see all positions, wherever a version of transformers keeps them."""
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if isinstance(said, Mapping) and family.local_theta:
-        said = said.get("full_attention", said)
-    if not isinstance(said, Mapping):
-        raise ModelError("`rope_parameters` of config.json is no object", "correct it")
+    found: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):  # of both, the older spelling is what transformers takes
+        said = config.get(key) or {}
+        if isinstance(said, Mapping) and family.local_theta:
+            said = said.get("full_attention", said)
+        if not isinstance(said, Mapping):
+            raise ModelError(f"`{key}` of config.json is no object", "correct it")
+        found |= said
     older = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
-    return {**older, **said}
+    return {**older, **found}
 
 
 def _local_theta(config: Mapping[str, Any]) -> float:
     said = config.get("rope_parameters")
     sliding = said.get("sliding_attention") if isinstance(said, Mapping) else None
     if isinstance(sliding, Mapping):
+        rule = sliding.get("rope_type") or "default"
+        if rule != "default":
+            raise ModelError(
+                f"positions of its sliding layers are stretched by the rule {rule}, which llama.cpp does not do",
+                _OTHERWISE,
+            )
         return _number(sliding, "rope_theta", _LOCAL_THETA)
     return _number(config, "rope_local_base_freq", _LOCAL_THETA)
 

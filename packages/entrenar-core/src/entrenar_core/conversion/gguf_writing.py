@@ -10,6 +10,7 @@ from entrenar_core.conversion.gguf_model import GgufModel
 from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
 from entrenar_core.conversion.gguf_planning import GgufPlan
 from entrenar_core.conversion.gguf_requantising import kept_metadata
+from entrenar_core.conversion.soundness import require_finite_weights
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.gguf_values import Value, text
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from entrenar_core.models.sentence_files import Pool
 
 _AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f32"}
+_OF_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 _MODEL = {"general.type": text("model")}
 
 
@@ -44,6 +46,7 @@ def plan_gguf(
     Raises:
         ModelError: llama.cpp would not load it, or compute something else.
     """
+    require_finite_weights(model)
     if model.format is WeightFormat.GGUF:
         return _requantised(model, mix, importance)
     described = GgufModel(model)
@@ -51,7 +54,8 @@ def plan_gguf(
     own = described.describe(pool)
     tokenizer = _tokenizer(model, described)
     metadata = {
-        "general.architecture": own["general.architecture"], **_MODEL, **(card or {}), **own, **tokenizer.metadata,
+        "general.architecture": own["general.architecture"], **_MODEL, **_named(card or {}, tokenizer), **own,
+        **tokenizer.metadata,
     }  # fmt: skip
     return GgufPlan(
         model,
@@ -62,6 +66,15 @@ def plan_gguf(
         importance=importance,
         notes=(*described.notes, *notes, *tokenizer.notes),
     )
+
+
+def _named(card: Mapping[str, Value], tokenizer: "TokenizerMetadata") -> Mapping[str, Value]:
+    """The card, without a name that llama.cpp would take for one of Phi-3's: it then asks for tokens of theirs."""
+    name = str(card["general.name"].value).lower() if "general.name" in card else ""
+    tokens = tokenizer.metadata["tokenizer.ggml.tokens"].value
+    if any(sign in name for sign in ("phi-3", "phi3")) and not set(_OF_PHI3) <= set(tokens):
+        return {key: value for key, value in card.items() if key != "general.name"}
+    return card
 
 
 def usual_mix(model: StoredModel) -> Mix:

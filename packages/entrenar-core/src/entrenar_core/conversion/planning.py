@@ -56,6 +56,26 @@ class Plan:
         found = [self._one(tensor) for tensor in self.model.tensors.values() if not self._dropped(tensor)]
         return sorted(found, key=lambda tensor: -tensor.dtype.block_bytes)
 
+    def require_blocks(self) -> None:
+        """Tells of matrices that the blocks do not divide.
+
+        Raises:
+            ModelError: there are no others.
+        """
+        if self.mix is None:
+            return
+        matrices = [tensor for tensor in self.outgoing if len(tensor.shape) == 2]
+        left = sum(tensor.dtype.kind != "quantised" for tensor in matrices)
+        if left == len(matrices):
+            raise ModelError(
+                f"none of its {left} matrices has rows that blocks of {self.mix.base} divide",
+                "take --dtype bf16, or a GGUF, which has blocks of 32",
+            )
+        if left:
+            self.notes.append(
+                f"{left} of {len(matrices)} matrices are not quantised: blocks of 256 do not divide their rows"
+            )
+
     @cached_property
     def config(self) -> Mapping[str, Any] | None:
         """What config.json says; of a GGUF what it would, of an APR what it said once."""

@@ -17,6 +17,13 @@ _LOADERS = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
+_CLASSES = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+}
 _OF_SENTENCES = ("sentence-similarity", "feature-extraction")
 
 
@@ -28,7 +35,7 @@ def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) ->
     sentences = (source / MODULES).is_file() or facts.pipeline_tag in _OF_SENTENCES
     parts = []
     if "safetensors" in first:
-        parts.append(_by_sentence_transformers() if sentences else _by_transformers(facts))
+        parts.append(_by_sentence_transformers() if sentences else _by_transformers(facts, source))
     if "gguf" in first:
         parts.append(_by_llama(first["gguf"], encoder=sentences or _is_encoder(source)))
     if "onnx" in first:
@@ -38,8 +45,8 @@ def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) ->
     return "\n".join(parts)
 
 
-def _by_transformers(facts: CardFacts) -> str:
-    loader = _LOADERS.get(facts.pipeline_tag or "", "AutoModel")
+def _by_transformers(facts: CardFacts, source: Path) -> str:
+    loader = _LOADERS.get(facts.pipeline_tag or _task_of(source), "AutoModel")
     return f"""The safetensors are loaded by transformers:
 
 ```python
@@ -60,6 +67,16 @@ from sentence_transformers import SentenceTransformer
 vectors = SentenceTransformer("path/to/this/folder").encode(["a sentence", "another one"])
 ```
 """
+
+
+def _task_of(source: Path) -> str:
+    """What the class of the model in a folder is for, in the Hub's words; nothing where that is not told."""
+    try:
+        classes = read_json(source / "config.json").get("architectures")
+    except ModelError:
+        return ""
+    name = classes[0] if isinstance(classes, list) and classes else None
+    return next((task for end, task in _CLASSES.items() if isinstance(name, str) and name.endswith(end)), "")
 
 
 def _is_encoder(source: Path) -> bool:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
+from entrenar_core.conversion.beside import copy_beside
 from entrenar_core.conversion.converting import Conversion, Quantizing, convert
-from entrenar_core.errors import DataError
+from entrenar_core.conversion.files import require_free
+from entrenar_core.conversion.soundness import require_finite_weights
+from entrenar_core.errors import DataError, UsageError
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.settings import INT8, ExportSettings, require_possible
 from entrenar_core.exporting.source import general_metadata, open_source, require_ready
-from entrenar_core.formats import WeightFormat
+from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.stored_model import StoredModel
 
 if TYPE_CHECKING:
@@ -54,13 +57,32 @@ def write_export(
     artifact: ModelArtifact, output: Path, settings: ExportSettings, watch: Watch = _unwatched
 ) -> ExportReport:
     """As `export`, of a model that is ready, with settings that are possible together."""
+    _require_ready_to_write(output, settings)
     job = _Job(artifact, output, settings, watch)
     report = _onnx(job) if settings.format is WeightFormat.ONNX else _stored(job)
     return _described(job, report) if settings.include_metadata and output.is_dir() else report
 
 
+def _require_ready_to_write(output: Path, settings: ExportSettings) -> None:
+    """What would only be met after long work: an output that is there, a text or a program that is not."""
+    if settings.format is not WeightFormat.ONNX:  # which looks itself, also for what lies beside a graph
+        require_free(output, folder=not output.name.endswith(FORMATS[settings.format].suffixes), force=settings.force)
+    if settings.save_imatrix is not None:
+        require_free(settings.save_imatrix, folder=False, force=settings.force)
+        if settings.save_imatrix.resolve() == output.resolve():
+            raise UsageError(f"{output} cannot be both the model and its importances", "name two files")
+    if settings.verify:
+        from entrenar_core.verification.server import require_llama_cpp
+
+        require_llama_cpp()
+    if settings.passage is not None and not _text(settings.passage).strip():
+        raise DataError(f"{settings.passage} holds no text to compare on", "name a file of text")
+
+
 def _stored(job: _Job) -> ExportReport:
     with open_source(job.artifact, allow_pickle=job.settings.allow_pickle) as model:
+        if job.settings.format is not WeightFormat.GGUF:  # of which it is required anyway
+            require_finite_weights(model)
         importance, named = _importance(job, model)
         done = _converted(job, model, importance)
         checked, notes = _verified(job, model, done) if job.settings.verify else (None, ())
@@ -125,7 +147,7 @@ def _importance(job: _Job, model: StoredModel) -> "tuple[ImportanceMatrix | None
         progress=lambda done, total: job.watch("calibrates", "chunks", done, total),
     )
     if settings.save_imatrix is not None:
-        write_importance(settings.save_imatrix, found)
+        write_importance(settings.save_imatrix, found, force=settings.force)
     return found, str(settings.calibration)
 
 
@@ -171,15 +193,17 @@ def _onnx(job: _Job) -> ExportReport:
         force=job.settings.force,
         progress=lambda step: job.watch(step, "", 0, 0),
     )
+    beside = copy_beside(job.artifact.path, job.output) if job.output.is_dir() else ()
+    alone = () if job.output.is_dir() else ("config.json and tokenizer are not in the file: programs need them too",)
     return ExportReport(
         source=str(job.artifact.reference),
         source_format=job.artifact.format,
         output=job.output,
         format=WeightFormat.ONNX,
-        files=done.files,
+        files=(*done.files, *beside),
         size_bytes=done.size_bytes,
         quantization=INT8 if job.settings.quantize is not None else None,
-        notes=done.notes,
+        notes=(*done.notes, *alone),
         onnx=done,
     )
 
@@ -198,6 +222,15 @@ def _report(job: _Job, model: StoredModel, done: Conversion, notes: tuple[str, .
         bits_per_weight=done.bits_per_weight,
         relative_rms=done.relative_rms or None,
         largest_error=done.largest_error or None,
-        notes=(*done.notes, *notes),
+        notes=(*done.notes, *_requantised(done), *notes),
         **more,
     )
+
+
+def _requantised(done: Conversion) -> tuple[str, ...]:
+    """What was quantised before cannot be had back."""
+    if not done.dequantised:
+        return ()
+    blocks = ", ".join(f"{number:,} of {name}" for name, number in done.dequantised.items())
+    again = " and quantised again, which loses more than once" if done.quantization not in (None, "f32") else ""
+    return (f"tensors were dequantised{again}: {blocks}",)

@@ -50,6 +50,9 @@ def _of_gguf(
     if family is not None and task is not None and not _runs(family, task):
         what = f"`{_FORMATS}` names gguf, and llama.cpp runs no {family.name} for {task}"
         yield Problem(what, "remove gguf from it, or take onnx", _FORMATS)
+    if output.quantize == "q2_k_s":
+        what = "`output.quantize: q2_k_s` needs an importance matrix, which a run does not compute"
+        yield Problem(what, "take q2_k, or export the result with --calibration", "output.quantize")
     if find_spec(_GGML) is not None:
         return
     hint = "install it with `pip install 'entrenar[xllamacpp]'`"

@@ -73,6 +73,8 @@ def _require_type(settings: ExportSettings) -> None:
     if kind is WeightFormat.ONNX:
         if wanted is not None and wanted.lower() != INT8:
             raise UsageError(f"{title} is not quantised to {wanted}", f"it can be to {INT8}")
+        if settings.shard_bytes is not None:
+            raise UsageError("an ONNX graph is not cut", "leave out --shard-size")
         if settings.dtype is not None:
             raise UsageError("an ONNX graph computes in 32 bits", "leave out --dtype, or take --quantize int8")
     elif wanted is not None and kind not in _MIXED:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from entrenar_core.errors import ModelError
+
 
 class Kind(IntEnum):
     """The number of a type in a file."""
@@ -34,6 +36,9 @@ _CODES = {
 }  # fmt: skip
 
 
+_MOST, _SHOWN = 3.4e38, 40
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A value as it is to be written; of an array, `items` is the type of each."""
@@ -44,13 +49,30 @@ class Value:
 
 
 def u32(value: int) -> Value:
-    """A count, a size or the id of a token."""
-    return Value(Kind.U32, value)
+    """A count, a size or the id of a token.
+
+    Raises:
+        ModelError: a GGUF holds no such number.
+    """
+    if type(value) is int and 0 <= value < 1 << 32:
+        return Value(Kind.U32, value)
+    raise ModelError(f"its settings have {_short(value)} where a count is meant", "correct config.json")
 
 
 def f32(value: float) -> Value:
-    """A number."""
-    return Value(Kind.F32, value)
+    """A number.
+
+    Raises:
+        ModelError: a GGUF holds no such number.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST:
+        return Value(Kind.F32, float(value))
+    raise ModelError(f"its settings have {_short(value)} where a finite number is meant", "correct config.json")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def flag(value: bool) -> Value:

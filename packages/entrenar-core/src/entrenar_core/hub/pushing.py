@@ -94,6 +94,25 @@ def push_folder(
     return replace(pushed, left_out=(*choice.left_out, *pushed.left_out))
 
 
+def require_pushable(repo: str, *, token: str | None = None, endpoint: str | None = None) -> None:
+    """Refuses what cannot be pushed to, before hours of work; whether the login may write there, only the Hub knows.
+
+    Raises:
+        UsageError: `repo` is no org/name.
+        AccessError: there is no login.
+        FetchError: in offline mode.
+    """
+    _require_name(repo)
+    _require_login(connect(token=token, endpoint=endpoint), repo)
+
+
+def _require_login(client: Client, repo: str) -> None:
+    if client.offline:
+        raise FetchError(f"{repo} cannot be pushed to in offline mode", "unset HF_HUB_OFFLINE")
+    if client.token is None:
+        raise AccessError(f"to push to {repo} takes a login", f"{LOG_IN}, with a token that has write access")
+
+
 def push_files(
     files: Mapping[str, Path],
     repo: str,
@@ -110,10 +129,7 @@ def push_files(
     _require_name(repo)
     local = [_local(name, path) for name, path in files.items()]
     client = connect(token=token, offline=offline, endpoint=endpoint, retry_delays_s=retry_delays_s)
-    if client.offline:
-        raise FetchError(f"{repo} cannot be pushed to in offline mode", "unset HF_HUB_OFFLINE")
-    if client.token is None:
-        raise AccessError(f"to push to {repo} takes a login", f"{LOG_IN}, with a token that has write access")
+    _require_login(client, repo)
     repository = Repository("model", repo)
     _check_card(client, repository, local)
     is_private = _made(client, repository, private=private)

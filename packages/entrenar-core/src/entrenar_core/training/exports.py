@@ -43,16 +43,18 @@ def file_name(kind: WeightFormat, quantize: str | None) -> str:
 
 def facts_of(report: ExportReport) -> ExportFacts:
     """What the report of a run says of a file."""
-    seen = report.verification.predictions if report.verification is not None else None
-    vectors = report.verification.vectors if report.verification is not None else None
+    checked = report.verification
+    predicted = checked.predictions.distances if checked is not None and checked.predictions is not None else None
+    seen = predicted or (checked.classes if checked is not None else None)
+    vectors = checked.vectors if checked is not None else None
     return ExportFacts(
         format=report.format,
         file=report.files[0],
         size_bytes=report.size_bytes,
         quantization=report.quantization,
         bits_per_weight=report.bits_per_weight,
-        kl=None if seen is None else seen.distances.kl_mean,
-        agreement=None if seen is None else seen.distances.agreement,
+        kl=None if seen is None else seen.kl_mean,
+        agreement=None if seen is None else seen.agreement,
         cosine=None if vectors is None else vectors.cosine_min,
         notes=report.notes,
     )

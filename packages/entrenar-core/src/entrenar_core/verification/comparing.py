@@ -142,3 +142,12 @@ def cosines(original_NH: "Floats", model_NH: "Floats") -> "Floats":
     norms_N = np.linalg.norm(original_NH, axis=-1) * np.linalg.norm(model_NH, axis=-1)
     found: Floats = (original_NH * model_NH).sum(-1) / np.where(norms_N == 0, 1.0, norms_N)
     return found
+
+
+def log_softmax(logits_NC: "Floats") -> "Floats":
+    """Log-probabilities of classes, row by row."""
+    import numpy as np
+
+    shifted_NC = logits_NC - logits_NC.max(-1, keepdims=True)
+    found: Floats = shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
+    return found

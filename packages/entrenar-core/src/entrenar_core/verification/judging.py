@@ -9,9 +9,16 @@ from entrenar_core.errors import ModelError
 from entrenar_core.models.heads import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from entrenar_core.models.sentence_files import pooling_of
 from entrenar_core.verification.asking import Told
-from entrenar_core.verification.comparing import cosines, distances, joined, told_cells
+from entrenar_core.verification.comparing import cosines, distances, joined, log_softmax, told_cells
 from entrenar_core.verification.limits import Limits
-from entrenar_core.verification.result import CLASSES, Predictions, VectorAgreement, prediction_reasons, vector_reasons
+from entrenar_core.verification.result import (
+    ClassAgreement,
+    Predictions,
+    VectorAgreement,
+    class_reasons,
+    prediction_reasons,
+    vector_reasons,
+)
 from entrenar_core.verification.rows import Row
 
 if TYPE_CHECKING:
@@ -94,9 +101,8 @@ def compare_vectors(
 
 def compare_classes(
     artifact: ModelArtifact, rows: Sequence[Row], made: "Sequence[NDArray[np.float64]]", limits: Limits
-) -> VectorAgreement:
-    """The logits of a classifier beside those of the original, as vectors. llama.cpp's server gives as many numbers as
-    the model is wide: of fewer classes all, of more the first.
+) -> ClassAgreement:
+    """The classes of texts beside those of the original, by the logits that llama.cpp tells.
 
     Raises:
         ModelError: the original cannot be loaded.
@@ -104,19 +110,21 @@ def compare_classes(
     import numpy as np
 
     from entrenar_core.models.loading import load_model
+    from entrenar_core.verification.comparing import kl
     from entrenar_core.verification.original import add_noise, class_logits
 
     model = load_model(artifact, CLASSIFICATION)
-    original_NC = np.concatenate(class_logits(model, rows))
-    seen = min(original_NC.shape[1], made[0].shape[1])
-    theirs_NC = np.concatenate(made)[:, :seen]
-    cosine_N = cosines(original_NC[:, :seen], theirs_NC)
-    found = VectorAgreement(len(rows), CLASSES, float(cosine_N.min()), float(cosine_N.mean()))
-    if not vector_reasons(found, limits):
+    logits_NC, theirs_NK = np.concatenate(class_logits(model, rows)), np.concatenate(made)
+    told = min(logits_NC.shape[1], theirs_NK.shape[1])
+    original_NK, model_NK = log_softmax(logits_NC[:, :told]), log_softmax(theirs_NK[:, :told])
+    kl_N = kl(original_NK, model_NK)
+    same = float((original_NK.argmax(-1) == model_NK.argmax(-1)).mean())
+    found = ClassAgreement(len(rows), logits_NC.shape[1], told, float(kl_N.mean()), float(kl_N.max()), same)
+    if not class_reasons(found, limits):
         return found
     add_noise(model, limits.error)
-    noisy_N = cosines(original_NC[:, :seen], np.concatenate(class_logits(model, rows))[:, :seen])
-    return replace(found, noise_min=float(noisy_N.min()))
+    noisy_NK = log_softmax(np.concatenate(class_logits(model, rows))[:, :told])
+    return replace(found, noise_kl=float(kl(original_NK, noisy_NK).mean()))
 
 
 _POOLED = {None: "not pooled", "mean": "the mean of its tokens", "first": "its first token", "last": "its last token"}

@@ -64,14 +64,10 @@ class Predictions:
         return self.perplexity / self.original_perplexity
 
 
-CLASSES = "classes"
-"""What stands for a pooling where a text has logits of classes in place of a vector."""
-
-
 @dataclass(frozen=True, slots=True)
 class VectorAgreement:
     """Cosines between the vectors of both models, of texts; of tokens, where the file does not pool them (`pooling` is
-    None), and between the logits of classifiers where it is `CLASSES`.
+    None).
 
     `noise_min` is the smallest between the original and itself with noise, where that was needed to judge.
     """
@@ -84,14 +80,35 @@ class VectorAgreement:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassAgreement:
+    """The classes of texts, as both models tell them: KL(original ‖ model) of the probabilities, in nats, and the share
+    of texts that both give the same class. Of more classes than the model is wide llama.cpp's server tells the first,
+    `told` of `classes`: then both are compared on these alone.
+
+    `noise_kl` is what noise of the type's size costs the original, where that was needed to judge.
+    """
+
+    texts: int
+    classes: int
+    told: int
+    kl_mean: float
+    kl_max: float
+    agreement: float
+    noise_kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
-    """A GGUF beside the model that it was made of: `predictions` of a language model, else `vectors`."""
+    """A GGUF beside the model that it was made of: `predictions` of a language model, `classes` of a classifier, else
+    `vectors`.
+    """
 
     mix: str
     limits: Limits
     texts: TextAgreement
     predictions: Predictions | None
     vectors: VectorAgreement | None
+    classes: ClassAgreement | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -104,6 +121,8 @@ class Verification:
             found += prediction_reasons(self.predictions, self.limits)
         if self.vectors is not None:
             found += vector_reasons(self.vectors, self.limits)
+        if self.classes is not None:
+            found += class_reasons(self.classes, self.limits)
         return tuple(found)
 
     @property
@@ -135,6 +154,17 @@ def prediction_reasons(found: Predictions, limits: Limits) -> list[str]:
                 f"{far.difference_max:.3g}, beyond {limit:.3g}"
             )
     return reasons
+
+
+def class_reasons(found: ClassAgreement, limits: Limits) -> list[str]:
+    """The same of classes."""
+    limit = max(limits.kl, MARGIN * (found.noise_kl or 0.0))
+    if found.kl_mean <= limit:
+        return []
+    return [
+        f"the probabilities of its classes differ by a KL divergence of {found.kl_mean:.3g} nats on average, beyond "
+        f"{limit:.3g}"
+    ]
 
 
 def vector_reasons(found: VectorAgreement, limits: Limits) -> list[str]:

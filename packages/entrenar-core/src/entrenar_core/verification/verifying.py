@@ -79,7 +79,7 @@ def verify(
     else:
         rows = rows_of(tokenizer, read, positions=positions, context=context)
     longest = max(len(row.ids) for row in rows)
-    predicted, compared = None, None
+    predicted, compared, classified = None, None, None
     with LlamaServer(gguf, context=longest + 1, embeds=embeds, threads=threads) as server:
         agreement = _agreement(server, tokenizer, texts, progress)
         if embeds:
@@ -88,12 +88,12 @@ def verify(
         else:
             told = _told(server, rows, progress)
     if embeds and _said(metadata, "pooling_type") == _CLASSES:
-        compared = compare_classes(artifact, rows, made, limits)
+        classified = compare_classes(artifact, rows, made, limits)
     elif embeds:
         compared = compare_vectors(artifact, rows, made, _POOLINGS.get(_said(metadata, "pooling_type")), limits)
     else:
         predicted = compare_predictions(artifact, rows, told, limits)
-    return Verification(mix, limits, agreement, predicted, compared)
+    return Verification(mix, limits, agreement, predicted, compared, classified)
 
 
 def _agreement(server: LlamaServer, tokenizer: "Tokenizer", texts: Sequence[str], progress: Progress) -> TextAgreement:

@@ -27,6 +27,9 @@ _AGAIN = "fetch or export the model again"
 _MAKE = f"with transformers, AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes {JSON} of it"
 
 
+_MOST_IDS = 4_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class SavedTokenizer:
     """A tokenizer: `content` is its tokenizer.json, in the form that the library itself writes, `settings` is
@@ -123,6 +126,7 @@ def _load(file: Path, folder: Path) -> "Tokenizer":
     try:
         if file.stat().st_size > most_bytes(JSON):
             raise ModelError(f"{folder / JSON} is too large for a tokenizer", _AGAIN)
+        _require_harmless(file, folder)
         with panics_told(folder):
             tokenizer = Tokenizer.from_file(str(file))
     except ModelError:
@@ -132,6 +136,22 @@ def _load(file: Path, folder: Path) -> "Tokenizer":
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _require_harmless(file: Path, folder: Path) -> None:
+    """Refuses what the library ends the process at, or takes gigabytes for, before it reads the file."""
+    content = read_json(file)
+    model = content.get("model")
+    parts = model if isinstance(model, Mapping) else {}
+    if parts.get("type") == "BPE" and (parts.get("continuing_subword_prefix") or parts.get("end_of_word_suffix")):
+        raise ModelError(
+            f"{folder}: the parts of its words have a prefix or suffix, which llama.cpp does not know", _MAKE
+        )
+    vocabulary = parts.get("vocab")
+    ids = vocabulary.values() if isinstance(vocabulary, Mapping) else ()
+    highest = max((id_ for id_ in ids if isinstance(id_, int)), default=0)
+    if highest > _MOST_IDS:
+        raise ModelError(f"{folder / JSON} has a token of the id {highest:,}, beyond any vocabulary", _AGAIN)
 
 
 def _object(file: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from entrenar_core.architectures import known_families
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.conversion.files import replacing
 from entrenar_core.errors import ModelError
+from entrenar_core.exporting.card import card_facts
 from entrenar_core.exporting.onnx.requirements import opset_for, require_tools, task_for
 from entrenar_core.exporting.onnx.result import Int8Change, OnnxExport
 from entrenar_core.formats import WeightFormat
@@ -100,7 +101,7 @@ def _exported(job: _Job, target: Path, work: Path) -> OnnxExport:
     job.progress("traces the model")
     graph = traced(caller, name, job.opset)
     if job.include_metadata:
-        graph.metadata_props.update(told_of(str(name), job.task))
+        graph.metadata_props.update(told_of(card_facts(job.source.path).name, job.task))
     job.progress("compares it with torch")
     files = save(graph, work)
     difference = require_equal(work, wanted, name)
