@@ -1,6 +1,8 @@
 """A run that ends with further files, and models that were trained as GGUF: they load, and answer as they did."""
 
+import ast
 import json
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +153,30 @@ def test_k_quants_of_a_trained_model_keep_its_perplexity(kind: str, trained: Pat
     assert types == ({"F32", "Q4_K", "Q6_K"} if kind == "q4_k_m" else {"F32", "Q6_K"})
 
 
+def docstrings(pattern: str, letters: int) -> str:
+    """Those of modules of the standard library, one after another."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob(pattern))
+    found = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8", errors="ignore"))) for file in files)
+    return "\n\n".join(text for text in found if text and len(text) > 200)[:letters]
+
+
 @pytest.mark.real_models
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
 def test_a_real_language_model_keeps_its_perplexity(kind: str, tmp_path: Path) -> None:
-    """SmolLM2 from its own GGUF, whose rows of 576 mostly fall back to Q5_0."""
+    """SmolLM2 from its own GGUF, whose rows of 576 mostly fall back to Q5_0: with importances of another text."""
     source = real_gguf()
     export(inspect_folder(source), tmp_path / "model", ExportSettings(WeightFormat.SAFETENSORS))
-    settings = ExportSettings(WeightFormat.GGUF, quantize=kind, verify=True)
+    (tmp_path / "read.txt").write_text(docstrings("json/*.py", 8_000) + docstrings("[a-f]*.py", 60_000))
+    (tmp_path / "calibrated.txt").write_text(docstrings("*/*.py", 60_000))
+    settings = ExportSettings(
+        WeightFormat.GGUF,
+        quantize=kind,
+        calibration=tmp_path / "calibrated.txt" if kind == "q4_k_m" else None,
+        verify=True,
+        passage=tmp_path / "read.txt",
+    )
     report = export(inspect_folder(tmp_path / "model"), tmp_path / "model.gguf", settings)
     assert report.verification is not None
     assert report.verification.passed
