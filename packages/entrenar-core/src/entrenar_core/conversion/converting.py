@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHARDED = (WeightFormat.SAFETENSORS, WeightFormat.PYTORCH)
 _FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # what a GGUF's weights are cast to
 Progress = Callable[[int, int], None]
-More = Callable[[Path], Sequence[str]]
+Check = Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def convert(
     shard_bytes: int | None = None,
     card: "Mapping[str, Value] | None" = None,
     include_metadata: bool = True,
-    more: More | None = None,
+    check: Check | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -87,7 +87,8 @@ def convert(
         shard_bytes: how large a file of a folder may be.
         card: what a GGUF says of where the model comes from: the `general.*` keys.
         include_metadata: whether a safetensors file keeps what the one before said.
-        more: writes further files into a folder, and returns their names.
+        check: is given the file of weights, or the first of several, before the output has its name; what it raises
+            leaves no output.
         progress: is told how many bytes of tensors more are written, and how many there are in all.
 
     Raises:
@@ -115,8 +116,9 @@ def convert(
         else:
             written = write_weights(place, kind, cut(tensors, shard_bytes), metadata, ADAPTER if adapter else None)
             files = (*written, *write_beside(plan, place))
-            files = (*files, *(name for name in (more(place) if more else ()) if name not in files))
         plan.require_kept()
+        if check is not None:
+            check(place if single else place / files[0])
         size = sum((place if single else place / name).stat().st_size for name in files)
     return _report(plan, output, files, size)
 

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import ModelError
-from entrenar_core.exporting.card_files import CardFile, read_card
-from entrenar_core.formats import read_json
+from entrenar_core.exporting.card_files import CARD, CardFile, read_card
+from entrenar_core.formats import WeightFormat, read_json
 from entrenar_core.formats.gguf_values import Value, text, texts, u32
+from entrenar_core.references import HubReference
 
 HUB = "https://huggingface.co"
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HUB_PAGE = re.compile(rf"{re.escape(HUB)}/(datasets/)?(?P<repo>[^/\s]+/[^/\s]+)/?")
+_MAX_TEXT, _MAX_ORIGINS = 300, 100
 _AS_IT_IS = re.compile(r"v\d+(\.\d+)*|\d.*")
 
 
@@ -69,6 +72,52 @@ def card_facts(folder: Path, *, repo_id: str | None = None) -> CardFacts:
         author=card.text("model_creator") or card.text("author"),
         organization=card.text("organization") or (title(organization) if organization else None),
         url=f"{HUB}/{own}" if own else None,
+    )
+
+
+def facts_of(artifact: ModelArtifact) -> CardFacts:
+    """What a model on this machine says of itself: a GGUF in its metadata, a checkpoint by the card of its run."""
+    reference = artifact.reference
+    repo_id = reference.repo_id if isinstance(reference, HubReference) and "/" in reference.repo_id else None
+    if artifact.format is WeightFormat.GGUF:
+        return _facts_of_gguf(artifact.config, artifact.weight_files[0].stem)
+    return card_facts(described_in(artifact.path), repo_id=repo_id)
+
+
+def described_in(folder: Path) -> Path:
+    """Where the card of a model lies: in its folder, or in that of the run that a checkpoint is of."""
+    run = folder.parent.parent
+    of_run = folder.parent.name == "checkpoints" and (run / "run.json").is_file() and not (folder / CARD).exists()
+    return run if of_run else folder
+
+
+def _facts_of_gguf(metadata: Mapping[str, Any], stem: str) -> CardFacts:
+    def said(key: str) -> str | None:
+        value = metadata.get(f"general.{key}")
+        return " ".join(value.split())[:_MAX_TEXT] if isinstance(value, str) and value.isprintable() else None
+
+    def listed(key: str) -> tuple[str, ...]:
+        values = metadata.get(f"general.{key}")
+        return tuple(value for value in values if isinstance(value, str)) if isinstance(values, tuple) else ()
+
+    def origins(kind: str) -> tuple[str, ...]:
+        count = metadata.get(f"general.{kind}.count")
+        places = range(min(count, _MAX_ORIGINS) if type(count) is int else 0)
+        found = (said(f"{kind}.{place}.repo_url") or said(f"{kind}.{place}.name") for place in places)
+        return tuple(page["repo"] if (page := _HUB_PAGE.fullmatch(one)) else one for one in found if one)
+
+    return CardFacts(
+        name=said("name") or title(stem),
+        license=said("license"),
+        license_name=said("license.name"),
+        license_link=said("license.link"),
+        base_models=origins("base_model"),
+        datasets=origins("dataset"),
+        tags=listed("tags"),
+        languages=listed("languages"),
+        author=said("author"),
+        organization=said("organization"),
+        url=said("source.repo_url") or said("source.url"),
     )
 
 

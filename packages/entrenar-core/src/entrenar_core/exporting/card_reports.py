@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
+from entrenar_core.exporting.card import described_in, facts_of
 from entrenar_core.exporting.card_writing import ExportedFile, Measured, export_card
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.formats import FORMATS, WeightFormat
@@ -22,7 +23,10 @@ def card_of_export(
     """The README.md to put beside the files of an export, which are there; see `export_card`."""
     reference = artifact.reference
     repo_id = reference.repo_id if isinstance(reference, HubReference) and "/" in reference.repo_id else None
-    return export_card(artifact.path, exported_files(report), repo_id=repo_id, license=license)
+    of_gguf = facts_of(artifact) if artifact.format is WeightFormat.GGUF else None
+    home = described_in(artifact.path)
+    written = report.output if report.output.is_dir() else None
+    return export_card(home, exported_files(report), facts=of_gguf, written=written, repo_id=repo_id, license=license)
 
 
 def exported_files(report: ExportReport) -> tuple[ExportedFile, ...]:

@@ -73,6 +73,8 @@ def export_card(
     source: Path,
     exported: Sequence[ExportedFile],
     *,
+    facts: CardFacts | None = None,
+    written: Path | None = None,
     repo_id: str | None = None,
     license: Mapping[str, Any] | None = None,  # noqa: A002 - as the front matter calls it
 ) -> str:
@@ -81,6 +83,8 @@ def export_card(
     Args:
         source: the folder of the model that they were made of.
         exported: the files.
+        facts: what is known of that model, where its folder does not say it.
+        written: the folder that they are in, with their settings, where there is one.
         repo_id: the name on the Hub of the model in `source`, if it is from there: the base model of what is exported.
         license: of the base models, for a model that does not say its own (see `card.shared_license`).
 
@@ -89,15 +93,16 @@ def export_card(
     """
     if repo_id is not None and not is_hub_name(repo_id):
         raise ValueError(f"{repo_id!r} is no org/name")
-    facts = card_facts(source, repo_id=repo_id)
-    card = read_card(source) or CardFile("", _first_words(facts, repo_id))
-    values = _front_values(card, facts, exported, repo_id)
+    own = None if facts is not None else read_card(source)
+    facts = facts or card_facts(source, repo_id=repo_id)
+    card = own or CardFile("", _first_words(facts, repo_id))
+    values = {**({} if own else _known(facts)), **_front_values(card, facts, exported, repo_id)}
     if license and facts.license is None:
         values |= license
     told = _without_section(card.body).rstrip()
     if (source / "run.json").is_file():
         told = without_local_paths(told)  # the card of a run tells its settings
-    body = f"{told}\n\n{files_section(facts, source, exported)}"
+    body = f"{told}\n\n{files_section(facts, written or source, exported)}"
     return rendered(with_values(CardFile(card.front, body, card.values), values))
 
 
@@ -109,13 +114,26 @@ def _without_section(body: str) -> str:
 
 
 def _first_words(facts: CardFacts, repo_id: str | None) -> str:
-    made_of = f"[{escaped(repo_id)}]({HUB}/{repo_id})" if repo_id else "a model"
+    made_of = f"[{escaped(repo_id)}]({HUB}/{repo_id})" if repo_id else escaped(facts.name)
+    what = "what it was trained on, what for" + ("," if facts.license else ", and under\nwhich licence,")
     return f"""
 # {escaped(facts.name)}
 
-Exported by entrenar from {made_of}. The model came without a description: what it was trained on, what for, and under
-which licence, has to be looked up where it is from.
+Exported by entrenar from {made_of}. The model came without a description: {what} has to be looked up where it is from.
 """
+
+
+def _known(facts: CardFacts) -> dict[str, Any]:
+    """What is known of a model that has no card, as front matter."""
+    said = {
+        "license": facts.license,
+        "license_name": facts.license_name,
+        "license_link": facts.license_link,
+        "language": list(facts.languages),
+        "base_model": list(facts.base_models),
+        "datasets": [name for name in facts.datasets if is_hub_name(name)],
+    }
+    return {key: value for key, value in said.items() if value}
 
 
 def _front_values(

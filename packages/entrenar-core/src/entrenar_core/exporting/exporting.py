@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.conversion.beside import copy_beside
@@ -84,9 +84,10 @@ def _stored(job: _Job) -> ExportReport:
         if job.settings.format is not WeightFormat.GGUF:  # of which it is required anyway
             require_finite_weights(model)
         importance, named = _importance(job, model)
-        done = _converted(job, model, importance)
-        checked, notes = _verified(job, model, done) if job.settings.verify else (None, ())
-        return _report(job, model, done, notes, importance=named, verification=checked)
+        check = _Check(job, model) if job.settings.verify else None
+        done = _converted(job, model, importance, check)
+        found, notes = (check.found, check.notes) if check is not None else (None, ())
+        return _report(job, model, done, notes, importance=named, verification=found)
 
 
 def _described(job: _Job, report: ExportReport) -> ExportReport:
@@ -99,7 +100,9 @@ def _described(job: _Job, report: ExportReport) -> ExportReport:
     return replace(report, files=(*report.files, CARD))
 
 
-def _converted(job: _Job, model: StoredModel, importance: "ImportanceMatrix | None") -> Conversion:
+def _converted(
+    job: _Job, model: StoredModel, importance: "ImportanceMatrix | None", check: Callable[[Path], None] | None
+) -> Conversion:
     settings, written = job.settings, 0
 
     def told(more: int, total: int) -> None:
@@ -116,6 +119,7 @@ def _converted(job: _Job, model: StoredModel, importance: "ImportanceMatrix | No
         shard_bytes=settings.shard_bytes,
         card=_card(job),
         include_metadata=settings.include_metadata,
+        check=check,
         force=settings.force,
         progress=told,
     )
@@ -151,26 +155,31 @@ def _importance(job: _Job, model: StoredModel) -> "tuple[ImportanceMatrix | None
     return found, str(settings.calibration)
 
 
-def _verified(job: _Job, model: StoredModel, done: Conversion) -> "tuple[Verification, tuple[str, ...]]":
-    """The file in llama.cpp, beside the model, and a note where texts were left out."""
-    from entrenar_core.conversion.gguf_writing import known_to_differ
-    from entrenar_core.conversion.tokens.trial_texts import TRIAL_TEXTS
-    from entrenar_core.verification import verify
+class _Check:
+    """Runs a GGUF in llama.cpp beside its model, before it has its name. `found` is what came of it."""
 
-    differs = known_to_differ(model)
-    texts = [text for text in TRIAL_TEXTS if not differs(text)]
-    found = verify(
-        done.output if done.output.is_file() else done.output / done.files[0],
-        job.artifact,
-        mix=done.quantization,
-        texts=texts,
-        passage=None if job.settings.passage is None else _text(job.settings.passage),
-        progress=lambda what, part, total: job.watch(f"verifies {what}", what, part, total),
-    )
-    out = len(TRIAL_TEXTS) - len(texts)
-    return found, (
-        f"{out} of {len(TRIAL_TEXTS)} trial texts were not compared: such texts are cut otherwise, as noted",
-    )[: out > 0]
+    def __init__(self, job: _Job, model: StoredModel) -> None:
+        from entrenar_core.conversion.gguf_writing import known_to_differ
+        from entrenar_core.conversion.tokens.trial_texts import TRIAL_TEXTS
+
+        differs = known_to_differ(model)
+        self.job, self.found = job, cast("Verification | None", None)
+        self.texts = [text for text in TRIAL_TEXTS if not differs(text)]
+        out = len(TRIAL_TEXTS) - len(self.texts)
+        said = f"{out} of {len(TRIAL_TEXTS)} trial texts were not compared: such texts are cut otherwise, as noted"
+        self.notes = (said,) if out else ()
+
+    def __call__(self, gguf: Path) -> None:
+        from entrenar_core.verification import verify
+
+        passage, watch = self.job.settings.passage, self.job.watch
+        self.found = verify(
+            gguf,
+            self.job.artifact,
+            texts=self.texts,
+            passage=None if passage is None else _text(passage),
+            progress=lambda what, part, total: watch(f"verifies {what}", what, part, total),
+        )
 
 
 def _text(file: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import ModelError, UsageError
-from entrenar_core.exporting.card import card_facts, gguf_card_metadata
+from entrenar_core.exporting.card import card_facts, described_in, gguf_card_metadata
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.gguf_values import Value
 from entrenar_core.references import HubReference, PathReference, Reference
@@ -39,7 +39,7 @@ def require_ready(folder: Path) -> None:
 def general_metadata(folder: Path, reference: Reference) -> Mapping[str, Value]:
     """Where the model in a folder is from, as the `general.*` keys of a GGUF say it."""
     repo_id = reference.repo_id if isinstance(reference, HubReference) else None
-    return gguf_card_metadata(card_facts(folder, repo_id=repo_id))
+    return gguf_card_metadata(card_facts(described_in(folder), repo_id=repo_id))
 
 
 def open_source(artifact: ModelArtifact, *, allow_pickle: bool = False) -> StoredModel:
