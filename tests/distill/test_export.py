@@ -87,6 +87,14 @@ def test_where_the_model_is_from_is_told_unless_not_wanted(
     fields = GGUFReader(tmp_path / "without.gguf").fields
     assert "general.name" not in fields
     assert "general.architecture" in fields
+    told(program, capsys, "-i", tmp_path / "with.gguf", "-o", tmp_path / "again.gguf", "--quantize", "f16")
+    assert "general.name" in GGUFReader(tmp_path / "again.gguf").fields
+    bare = ("--quantize", "f16", "--no-include-metadata", "--force")
+    told(program, capsys, "-i", tmp_path / "with.gguf", "-o", tmp_path / "again.gguf", *bare)
+    assert "general.name" not in GGUFReader(tmp_path / "again.gguf").fields
+    for flags, named in (((), True), (("--no-include-metadata",), False)):
+        told(program, capsys, "-i", llama, "-o", tmp_path / f"{named}.apr.json", *flags)
+        assert ("name" in json.loads((tmp_path / f"{named}.apr.json").read_text())["metadata"]) is named
     told(program, capsys, "-i", llama, "--format", "safetensors", "-o", tmp_path / "card")
     assert "## Files" in (tmp_path / "card" / "README.md").read_text()
     told(program, capsys, "-i", llama, "--format", "safetensors", "-o", tmp_path / "bare", "--no-include-metadata")

@@ -21,6 +21,7 @@ from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.apr_tokenizer import TokenizerTooLargeError
 from entrenar_core.formats.choosing import MAX_TOKENIZER_BYTES, most_bytes
+from entrenar_core.formats.gguf_values import Value
 from entrenar_core.formats.places import LocalPlace
 from entrenar_core.formats.safetensors_writer import copy_range
 from entrenar_core.formats.sources import FileSource
@@ -37,12 +38,15 @@ _BLOCK_BYTES = 1 << 22
 _TOO_LARGE = "the tokenizer is too large to be held in the APR file, and is not kept in it"
 
 
-def metadata_of_file(plan: Plan | GgufPlan, *, alone: bool, card: bool = True) -> Mapping[str, Any]:
+def metadata_of_file(
+    plan: Plan | GgufPlan, *, alone: bool, card: Mapping[str, Value] | None = None, include: bool = True
+) -> Mapping[str, Any]:
     """What the file says besides its tensors.
 
     Args:
         alone: nothing is written beside it, so that what it lacks is lost.
-        card: whether it says where the model comes from.
+        card: where the model comes from, as a GGUF says it.
+        include: whether the file says that.
 
     Raises:
         ModelError: the tokenizer is broken.
@@ -51,16 +55,28 @@ def metadata_of_file(plan: Plan | GgufPlan, *, alone: bool, card: bool = True) -
     if isinstance(plan, GgufPlan):
         return plan.metadata
     if plan.kind is WeightFormat.SAFETENSORS:
-        kept = model.metadata if model.format is WeightFormat.SAFETENSORS and card else {}
+        kept = model.metadata if model.format is WeightFormat.SAFETENSORS and include else {}
         return {**kept, "format": "pt"}
     if plan.kind is WeightFormat.PYTORCH:
         return {}
     if model.format in _APR:
         return _kept(plan)
-    found = _apr_metadata(plan)
+    found = {**_apr_metadata(plan), **_provenance(card or {})}
+    if not include:
+        found.pop("name", None)
     if alone:
         plan.notes.extend(_lost(model, found, too_large=_TOO_LARGE in plan.notes))
     return found
+
+
+def _provenance(card: Mapping[str, Value]) -> dict[str, Any]:
+    """What APR asks of where a model is from, as far as that is known."""
+    keys = {
+        "name": "general.name",
+        "license": "general.license",
+        "data_source": "general.dataset.0.repo_url",
+    }
+    return {key: card[name].value for key, name in keys.items() if name in card}
 
 
 def require_beside(plan: Plan | GgufPlan) -> None:

@@ -85,8 +85,8 @@ def convert(
         dtype: one of `CASTS`, for all weights that are floats or quantised; as they are, if not given.
         quantizing: to what weights are quantised, in a GGUF or an APR file.
         shard_bytes: how large a file of a folder may be.
-        card: what a GGUF says of where the model comes from: the `general.*` keys.
-        include_metadata: whether a safetensors file keeps what the one before said.
+        card: what a GGUF says of where the model comes from: the `general.*` keys, of which APR takes some.
+        include_metadata: whether a file says so at all, or keeps what the one before said.
         check: is given the file of weights, or the first of several, before the output has its name; what it raises
             leaves no output.
         progress: is told how many bytes of tensors more are written, and how many there are in all.
@@ -103,10 +103,14 @@ def convert(
     adapter = model.adapter_config is not None and model.config is None
     if adapter and shard_bytes is not None:
         raise UsageError(f"{model.reference} is an adapter, of which peft loads no shards", "leave out --shard-size")
-    plan = _plan(model, kind, dtype, quantizing, card)
+    plan = _plan(model, kind, dtype, quantizing, card if include_metadata else None)
+    if isinstance(plan, GgufPlan) and not include_metadata:
+        plan.forget_origin()
     tensors = plan.outgoing if progress is None else _telling(plan.outgoing, progress)
     single = output.name.endswith(FORMATS[kind].suffixes)
-    metadata = metadata_of_file(plan, alone=single, card=include_metadata)  # what refuses a model is met first
+    metadata = metadata_of_file(
+        plan, alone=single, card=card, include=include_metadata
+    )  # what refuses a model is met first
     if not single:
         require_beside(plan)
     with replacing(output, folder=not single, force=force) as place:

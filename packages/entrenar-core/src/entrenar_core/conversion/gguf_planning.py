@@ -93,6 +93,15 @@ class GgufPlan:
                     "compute them with --calibration, or take q2_k",
                 )
 
+    def forget_origin(self) -> None:
+        """Leaves out where the model is from; what programs need to run it stays."""
+        needed = ("general.architecture", "general.type", "general.file_type", "general.quantization_version")
+        self.metadata = {
+            key: value
+            for key, value in self.metadata.items()
+            if key in needed or not key.startswith(("general.", "quantize.imatrix."))
+        }
+
     def require_kept(self) -> None:
         """Refuses what became infinite on the way.
 

@@ -126,8 +126,9 @@ def _converted(
 
 
 def _card(job: _Job) -> "Mapping[str, Value] | None":
-    """What a GGUF says of where the model is from."""
-    if job.settings.format is not WeightFormat.GGUF or not job.settings.include_metadata:
+    """Where the model is from, for formats that say it in the file; a GGUF that is written again says it already."""
+    within = (WeightFormat.GGUF, WeightFormat.APR, WeightFormat.APR_JSON)
+    if job.settings.format not in within or not job.settings.include_metadata or job.artifact.format is within[0]:
         return None
     return general_metadata(job.artifact.path, job.artifact.reference)
 
