@@ -58,7 +58,7 @@ def test_a_model_that_comes_back_computes_the_same(
 def test_a_tokenizer_that_comes_back_cuts_the_same(model_type: str, tmp_path: Path) -> None:
     folder = exported_model(tmp_path / "model", model_type)
     back, notes = there_and_back(folder, tmp_path)
-    assert notes == ()
+    assert [note for note in notes if "normalised" not in note] == []
     before, after = (AutoTokenizer.from_pretrained(path) for path in (folder, back))
     for text in (text for text in TRIAL_TEXTS if "\u2581" not in text):  # which a GGUF spells a space with
         assert after(text)["input_ids"] == before(text)["input_ids"], text

@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,22 @@ def test_a_disk_that_is_full_leaves_nothing(llama: Path, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "cannot be written: File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """While it quantises 30 million weights."""
+    pytest.importorskip("xllamacpp")
+    source, target = exported_model(tmp_path / "model", "llama", vocab_size=60_000, hidden_size=256), tmp_path / "out"
+    command = [sys.executable, "-m", "entrenar_distill", "export", "-i", str(source), "-o", str(target / "model.gguf")]
+    target.mkdir()
+    process = subprocess.Popen([*command, "--quantize", "q4_k_m"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(target.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    assert list(target.iterdir()) == []
 
 
 def test_a_run_that_has_not_ended_names_its_checkpoint(

@@ -237,6 +237,10 @@ def convert(
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB.", show_default=False)
     ] = None,
+    include_metadata: Annotated[
+        bool,
+        typer.Option("--include-metadata/--no-include-metadata", help="Say in the file where the model comes from."),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model in the output.")] = False,
     revision: Revision = None,
     format: Format = None,  # noqa: A002 - as the flag is called
@@ -253,6 +257,7 @@ def convert(
         dtype=dtype,
         quantize=quantize,
         shard_size=shard_size,
+        include_metadata=include_metadata,
         force=force,
         revision=revision,
         format=format,

@@ -33,6 +33,7 @@ class _Target:
     dtype: str | None
     quantize: str | None
     shard_bytes: int | None
+    include_metadata: bool
     force: bool
 
 
@@ -44,6 +45,7 @@ def convert(
     dtype: str | None = None,
     quantize: str | None = None,
     shard_size: str | None = None,
+    include_metadata: bool = True,
     force: bool = False,
     revision: str | None = None,
     format: str | None = None,  # noqa: A002 - as the flag is called
@@ -58,7 +60,7 @@ def convert(
     """
     source = _Source(text, revision, format, file, allow_pickle)
     cast = None if dtype is None else dtype_called(dtype)
-    target = _Target(format_called(to), output, cast, quantize, _size(shard_size), force)
+    target = _Target(format_called(to), output, cast, quantize, _size(shard_size), include_metadata, force)
     return _graph(source, target) if target.kind is WeightFormat.ONNX else _written(source, target)
 
 
@@ -84,7 +86,9 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
     ):
         task = display.task("writes", unit="bytes")
         card = None
-        if target.kind is WeightFormat.GGUF and isinstance(model.place, LocalPlace):
+        of_folder = isinstance(model.place, LocalPlace) and model.format is not WeightFormat.GGUF
+        if target.kind is WeightFormat.GGUF and of_folder and target.include_metadata:
+            assert isinstance(model.place, LocalPlace)
             from entrenar_core.exporting.source import general_metadata
 
             card = general_metadata(model.place.folder, parse_reference(source.text, revision=source.revision))
@@ -96,6 +100,7 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
             quantizing=quantizing,
             shard_bytes=target.shard_bytes,
             card=card,
+            include_metadata=target.include_metadata,
             force=target.force,
             progress=lambda more, total: task.update(task.completed + more, total=total),
         )
@@ -112,7 +117,13 @@ def _graph(source: _Source, target: _Target) -> ConversionReport:
     artifact = _fetched(source)
     from entrenar_core.exporting.onnx import export_onnx
 
-    done = export_onnx(artifact, target.output, int8=target.quantize is not None, force=target.force)
+    done = export_onnx(
+        artifact,
+        target.output,
+        int8=target.quantize is not None,
+        include_metadata=target.include_metadata,
+        force=target.force,
+    )
     return ConversionReport(
         source=source.text,
         source_format=artifact.format,

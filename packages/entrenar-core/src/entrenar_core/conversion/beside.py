@@ -135,6 +135,7 @@ def _write_pooling(plan: Plan, folder: Path) -> tuple[str, ...]:
     width, length = config.get("hidden_size"), config.get("max_position_embeddings")
     if pool is None or not isinstance(width, int) or not isinstance(length, int):
         return ()
+    plan.notes.append("a GGUF does not say whether vectors are normalised, nor at which length texts were cut")
     files = sentence_files(pool, width, length)
     for name, value in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

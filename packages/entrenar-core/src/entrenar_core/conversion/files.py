@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -96,14 +98,36 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         raise OutputError(f"{output} cannot be written: {error.strerror}", "choose another --output") from error
     try:
         work.chmod(0o777 & ~_umask())
-        yield work if folder else work / output.name
-        _put(work if folder else work / output.name, output)
+        with _ending_cleanly():
+            yield work if folder else work / output.name
+            _put(work if folder else work / output.name, output)
     except OSError as error:
         raise OutputError(
             f"{output} cannot be written: {error.strerror}", "free some space, or choose another"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Lets a process that is told to end, as by a closed terminal, take away what is half written. Whoever listens to
+    these signals already keeps doing so.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [found for name in names if (found := getattr(signal, name, None)) is not None]
+    ours = [one for one in signals if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def require_free(output: Path, *, folder: bool, force: bool) -> None:
