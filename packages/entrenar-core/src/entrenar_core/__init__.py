@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from entrenar_core.artifact import ModelArtifact
     from entrenar_core.config import DistillationConfig, load_config, parse_config
     from entrenar_core.errors import EntrenarError
+    from entrenar_core.exporting.exporting import export
+    from entrenar_core.exporting.result import ExportReport
+    from entrenar_core.exporting.settings import ExportSettings
+    from entrenar_core.formats import WeightFormat
     from entrenar_core.hub import download_dataset, fetch_model, list_files
     from entrenar_core.references import parse_reference
     from entrenar_core.reports import RunReport, Scores
@@ -25,12 +29,16 @@ __all__ = [
     "Callback",
     "DistillationConfig",
     "EntrenarError",
+    "ExportReport",
+    "ExportSettings",
     "ModelArtifact",
     "RunReport",
     "Scores",
     "StoredModel",
+    "WeightFormat",
     "distill",
     "download_dataset",
+    "export",
     "fetch_model",
     "list_files",
     "load_config",
@@ -44,12 +52,16 @@ _HOMES = {
     "Callback": "training.callbacks",
     "DistillationConfig": "config",
     "EntrenarError": "errors",
+    "ExportReport": "exporting.result",
+    "ExportSettings": "exporting.settings",
     "ModelArtifact": "artifact",
     "RunReport": "reports",
     "Scores": "reports",
     "StoredModel": "stored_model",
     "distill": "training.distillation",
+    "WeightFormat": "formats",
     "download_dataset": "hub",
+    "export": "exporting.exporting",
     "fetch_model": "hub",
     "list_files": "hub",
     "load_config": "config",
