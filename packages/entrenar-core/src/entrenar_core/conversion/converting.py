@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrenar_core.conversion.apr_blocks import APR_BASES
 from entrenar_core.conversion.beside import metadata_of_file, require_beside, write_beside
@@ -100,31 +100,43 @@ def convert(
     """
     _require_possible(kind, output, dtype, quantizing, shard_bytes)
     _require_apart(model, output)
-    adapter = model.adapter_config is not None and model.config is None
-    if adapter and shard_bytes is not None:
+    if _is_adapter(model) and shard_bytes is not None:
         raise UsageError(f"{model.reference} is an adapter, of which peft loads no shards", "leave out --shard-size")
     plan = _plan(model, kind, dtype, quantizing, card if include_metadata else None)
     if isinstance(plan, GgufPlan) and not include_metadata:
         plan.forget_origin()
     tensors = plan.outgoing if progress is None else _telling(plan.outgoing, progress)
     single = output.name.endswith(FORMATS[kind].suffixes)
-    metadata = metadata_of_file(
-        plan, alone=single, card=card, include=include_metadata
-    )  # what refuses a model is met first
+    # what refuses a model is met first
+    metadata = metadata_of_file(plan, alone=single, card=card, include=include_metadata)
     if not single:
         require_beside(plan)
     with replacing(output, folder=not single, force=force) as place:
         if single:
             write_file(place, kind, tensors, metadata)
-            files: tuple[str, ...] = (output.name,)
-        else:
-            written = write_weights(place, kind, cut(tensors, shard_bytes), metadata, ADAPTER if adapter else None)
-            files = (*written, *write_beside(plan, place))
+        names = (output.name,) if single else _write_folder(plan, tensors, place, shard_bytes, metadata)
+        files = [place if single else place / name for name in names]
         plan.require_kept()
         if check is not None:
-            check(place if single else place / files[0])
-        size = sum((place if single else place / name).stat().st_size for name in files)
-    return _report(plan, output, files, size)
+            check(files[0])
+        size = sum(file.stat().st_size for file in files)
+    return _report(plan, output, names, size)
+
+
+def _is_adapter(model: StoredModel) -> bool:
+    return model.adapter_config is not None and model.config is None
+
+
+def _write_folder(
+    plan: Plan | GgufPlan,
+    tensors: Sequence[Outgoing],
+    place: Path,
+    shard_bytes: int | None,
+    metadata: "Mapping[str, Any]",
+) -> tuple[str, ...]:
+    name = ADAPTER if _is_adapter(plan.model) else None
+    written = write_weights(place, plan.kind, cut(tensors, shard_bytes), metadata, name)
+    return (*written, *write_beside(plan, place))
 
 
 def _plan(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,33 +93,38 @@ def described_in(folder: Path) -> Path:
 
 
 def _facts_of_gguf(metadata: Mapping[str, Any], stem: str) -> CardFacts:
-    def said(key: str) -> str | None:
-        value = metadata.get(f"general.{key}")
-        return " ".join(value.split())[:_MAX_TEXT] if isinstance(value, str) and value.isprintable() else None
-
-    def listed(key: str) -> tuple[str, ...]:
-        values = metadata.get(f"general.{key}")
-        return tuple(value for value in values if isinstance(value, str)) if isinstance(values, tuple) else ()
-
-    def origins(kind: str) -> tuple[str, ...]:
-        count = metadata.get(f"general.{kind}.count")
-        places = range(min(count, _MAX_ORIGINS) if type(count) is int else 0)
-        found = (said(f"{kind}.{place}.repo_url") or said(f"{kind}.{place}.name") for place in places)
-        return tuple(page["repo"] if (page := _HUB_PAGE.fullmatch(one)) else one for one in found if one)
-
+    said = partial(_said, metadata)
     return CardFacts(
         name=said("name") or title(stem),
         license=said("license"),
         license_name=said("license.name"),
         license_link=said("license.link"),
-        base_models=origins("base_model"),
-        datasets=origins("dataset"),
-        tags=listed("tags"),
-        languages=listed("languages"),
+        base_models=_origins(metadata, "base_model"),
+        datasets=_origins(metadata, "dataset"),
+        tags=_listed(metadata, "tags"),
+        languages=_listed(metadata, "languages"),
         author=said("author"),
         organization=said("organization"),
         url=said("source.repo_url") or said("source.url"),
     )
+
+
+def _said(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(f"general.{key}")
+    return " ".join(value.split())[:_MAX_TEXT] if isinstance(value, str) and value.isprintable() else None
+
+
+def _listed(metadata: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = metadata.get(f"general.{key}")
+    return tuple(value for value in values if isinstance(value, str)) if isinstance(values, tuple) else ()
+
+
+def _origins(metadata: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """The models or data sets that a GGUF is made of: as Hub names where they are on the Hub."""
+    count = metadata.get(f"general.{kind}.count")
+    places = range(min(count, _MAX_ORIGINS) if type(count) is int else 0)
+    said = (_said(metadata, f"{kind}.{place}.repo_url") or _said(metadata, f"{kind}.{place}.name") for place in places)
+    return tuple(page["repo"] if (page := _HUB_PAGE.fullmatch(one)) else one for one in said if one)
 
 
 def _json(file: Path) -> Mapping[str, Any]:
