@@ -220,13 +220,28 @@ def test_a_kind_that_llama_cpp_does_not_have(tmp_path: Path) -> None:
         made(makers.save(unigram, tmp_path, {}))
 
 
-def test_a_table_that_is_broken(tmp_path: Path) -> None:
+def test_a_text_with_half_of_a_character(tmp_path: Path) -> None:
+    folder = makers.byte_level(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eot_token": "\ud800"}))
+    with pytest.raises(ModelError, match=r"tokenizer_config.json has half of a character in a text"):
+        made(folder)
+
+
+def test_two_tokens_with_one_id(tmp_path: Path) -> None:
+    folder = edited(makers.byte_level(tmp_path), lambda content: content["model"]["vocab"].update(twice=7))
+    with pytest.raises(ModelError, match=r"tokenizer.json gives two tokens one id"):
+        made(folder)
+
+
+def test_a_table_that_is_broken(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The library panics over one, when it reads it or when it uses it."""
     folder = makers.unigram(tmp_path, replacements={"é": "e"})
     for table in ("", "AAAA", "not base 64", base64.b64encode(bytes.fromhex("0800000000040000ffffffff61")).decode()):
         edited(folder, lambda content: content["normalizer"]["normalizers"][0].update(precompiled_charsmap=table))  # noqa: B023
         with pytest.raises(ModelError, match=r"the tokenizer of .* is broken"):
             made(folder)
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_scores_that_no_file_can_hold(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_file_has_each_weight_once_under_its_name_and_no_trace_of_this_machi
         turned = f"{name}.T" in floats
         np.testing.assert_array_equal(floats[f"{name}.T"].T if turned else floats[name], weight.detach().numpy())
     props = {entry.key: entry.value for entry in graph.metadata_props}
-    assert props["model_name"] == str(folder)
+    assert props["model_name"] == "Llama"
     assert props["task"] == "causal-lm"
     assert props["made_by"].startswith("entrenar ")
     assert graph.opset_import[0].version == 20

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
+from gguf.utility import model_weight_count_rounded_notation
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from entrenar_core.conversion.gguf_writing import size_label
+from entrenar_core.importance import ImportanceMatrix, Inputs, write_importance
 from entrenar_core.references import PathReference
 from entrenar_core.stored_model import open_model
 from exported_models import exported_model
@@ -61,6 +64,17 @@ def test_a_gguf_is_quantised_to_the_mix(llama: Path, tmp_path: Path, program: Pr
     assert report["bits_per_weight"] == pytest.approx(bits / values)
     assert 0.02 < report["relative_rms"] < 0.1
     assert report["size_bytes"] == (tmp_path / "model.gguf").stat().st_size
+
+
+def test_the_size_is_told_as_the_gguf_package_tells_it(
+    llama: Path, tmp_path: Path, program: Program, capsys: Any
+) -> None:
+    told(program, capsys, "-i", llama, "-o", tmp_path / "model.gguf")
+    values = sum(weight.numel() for weight in load_file(llama / "model.safetensors").values())
+    expected = model_weight_count_rounded_notation(values)
+    assert GGUFReader(tmp_path / "model.gguf").fields["general.size_label"].contents() == expected
+    for count in (1, 160, 999, 134_515_008, 1_100_048_384, 70_553_706_496, 10**12 + 1):
+        assert size_label(count) == model_weight_count_rounded_notation(count)
 
 
 def test_the_format_is_that_of_the_ending(llama: Path, tmp_path: Path, program: Program, capsys: Any) -> None:
@@ -129,6 +143,7 @@ REFUSED = [
     (["--shard-size", "5MB"], "is a single file", 2),
     (["--imatrix", "a", "--calibration", "b", "--quantize", "q4_0"], "both give an importance matrix", 2),
     (["--calibration", "b"], "changes nothing where nothing is quantised", 2),
+    (["--calibration-chunks", "3"], "is how much of --calibration is read", 2),
     (["--save-imatrix", "b"], "keeps what --calibration computes", 2),
     (["--verify-text", "b"], "is what --verify compares on", 2),
     (["--private"], "--private is for what is uploaded", 2),
@@ -153,6 +168,22 @@ def test_an_output_that_is_there_is_kept(llama: Path, tmp_path: Path, program: P
     assert (tmp_path / "model.gguf").read_bytes() == b"mine"
     assert export(program, "-i", llama, "-o", tmp_path / "model.gguf", "--force") == 0
     assert (tmp_path / "model.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_an_output_that_is_a_link_to_itself_is_replaced(llama: Path, tmp_path: Path, program: Program) -> None:
+    (tmp_path / "model.gguf").symlink_to("model.gguf")
+    assert export(program, "-i", llama, "-o", tmp_path / "model.gguf") == 0
+    assert (tmp_path / "model.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_importances_of_another_model_are_refused(llama: Path, tmp_path: Path, program: Program, capsys: Any) -> None:
+    pytest.importorskip("xllamacpp")
+    inputs = {"blk.77.ffn_up.weight": Inputs(np.ones((1, 256)), np.ones(1))}
+    write_importance(tmp_path / "other.gguf", ImportanceMatrix(inputs, 1, 128, ("text",)))
+    flags = ("-i", llama, "-o", tmp_path / "model.gguf", "--imatrix", tmp_path / "other.gguf", "--quantize")
+    assert export(program, *flags, "q4_k_m") == 1
+    assert "the importance matrix has none of the 16 matrices of" in capsys.readouterr().err
+    assert "no tensor is of a type that importances change" in told(program, capsys, *flags, "q8_0")["notes"]
 
 
 def changed(llama: Path, target: Path, **settings: Any) -> Path:
@@ -228,6 +259,21 @@ def test_a_tied_head_is_left_out_only_where_it_is_the_embedding(
     told(program, capsys, "-i", own, "-o", tmp_path / "own.gguf")
     assert "output.weight" not in types_of(tmp_path / "tied.gguf")
     assert "output.weight" in types_of(tmp_path / "own.gguf")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "apr"])
+def test_a_tied_head_that_is_stored_is_written_once(
+    llama: Path, tmp_path: Path, program: Program, capsys: Any, kind: str
+) -> None:
+    def tie(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+
+    tied = reweighed(llama, tmp_path / "tied", tie, tie_word_embeddings=True)
+    report = told(program, capsys, "-i", tied, "--format", kind, "-o", tmp_path / kind)
+    assert report["tensors"] == len(load_file(tied / "model.safetensors")) - 1
+    assert "lm_head.weight is the embeddings over again, and is left out: models tie them" in report["notes"]
+    own = changed(llama, tmp_path / "own", tie_word_embeddings=True)
+    assert told(program, capsys, "-i", own, "--format", kind, "-o", tmp_path / "kept")["tensors"] == 21
 
 
 def test_a_name_that_llama_cpp_would_take_for_phi_3_is_left_out(

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent.parent
 TRAINING, MODELS = "integration/test_settings.py", "integration/test_settings_of_models.py"
 LOSSES, ENTRIES = "integration/test_settings_of_losses.py", "core/test_training_layer_terms.py"
 ASSEMBLY, LOOKING = "core/test_training_losses.py", "integration/test_diagnostics.py"
+EXPORTED = "integration/test_exported_runs.py"
 RESULT, BAD = "integration/test_result.py", "integration/test_bad_input.py"
 SOURCES, LOADING = "core/test_data_sources.py", "core/test_models_loading.py"
 NARROW = "core/test_models_narrowing.py"
@@ -146,6 +147,8 @@ SHOWN_BY = {
     "training.baseline": f"{RESULT}::test_a_teacher_that_is_no_better_than_the_student_alone_is_told",
     "output.dir": f"{RESULT}::test_the_files_agree_with_each_other",
     "output.formats": f"{RESULT}::test_the_files_agree_with_each_other",
+    "output.quantize": f"{EXPORTED}::test_a_run_ends_with_a_gguf_that_llama_cpp_runs",
+    "output.verify": f"{EXPORTED}::test_a_run_ends_with_a_gguf_that_llama_cpp_runs",
     "output.checkpoint_every": f"{TRAINING}::test_checkpoints_are_as_often_and_as_many_as_asked",
     "output.keep": f"{TRAINING}::test_checkpoints_are_as_often_and_as_many_as_asked",
 }

@@ -137,5 +137,5 @@ def test_the_root_distribution_brings_every_package(built: Path) -> None:
         x.partition(": ")[2] for x in opened.read(metadata).decode().splitlines() if x.startswith("Requires-Dist")
     ]
     release = version("entrenar")
-    extras = [f"entrenar-core[{extra}]=={release}; extra == '{extra}'" for extra in ("onnx", "quantized")]
+    extras = [f"entrenar-core[{extra}]=={release}; extra == '{extra}'" for extra in ("onnx", "quantized", "xllamacpp")]
     assert required == [*(f"{package}=={release}" for package in PACKAGES), *extras]

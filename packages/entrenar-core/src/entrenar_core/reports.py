@@ -1,6 +1,7 @@
 """What runs return: plain, torch-free values that a terminal shows and JSON carries."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from entrenar_core.units import perplexity
@@ -68,7 +69,9 @@ class MemberFacts:
 class ExportFacts:
     """A file of the student in another format. `bits_per_weight` is of all its tensors together; of a GGUF that was run
     in llama.cpp `kl` is KL(student ‖ file) in nats a token and `agreement` the share of tokens on which both prefer the
-    same, of an encoder `cosine` the smallest between vectors. `notes` say where llama.cpp does otherwise.
+    same, of an encoder `cosine` the smallest between vectors; `passed` is whether that is as near as its type explains.
+    Of an ONNX graph `largest_difference` is between what onnxruntime and torch compute. `notes` say where the program
+    does otherwise.
     """
 
     format: str
@@ -79,6 +82,8 @@ class ExportFacts:
     kl: float | None = None
     agreement: float | None = None
     cosine: float | None = None
+    largest_difference: float | None = None
+    passed: bool | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -88,7 +93,8 @@ class RunReport:
     entity F1 where there is one, and of sentence encoders in mean average precision.
 
     `perplexity_ratio` is student ÷ teacher, for language models, where less is better. Of several teachers,
-    `teacher_scores` are those that they have together, and each one's own are in `members`.
+    `teacher_scores` are those that they have together, and each one's own are in `members`. `exports` are the further
+    formats, `not_exported` says by its name why one was not written.
     """
 
     task: str
@@ -117,6 +123,12 @@ class RunReport:
     warnings: tuple[str, ...] = ()
     members: tuple[MemberFacts, ...] = ()
     exports: tuple[ExportFacts, ...] = ()
+    not_exported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """1 where the student is there, and a further format is not or does not answer as it does."""
+        return int(bool(self.not_exported) or any(one.passed is False for one in self.exports))
 
     @property
     def scored(self) -> tuple[tuple[str, Scores], ...]:

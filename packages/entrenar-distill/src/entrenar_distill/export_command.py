@@ -62,6 +62,10 @@ def export(
     calibration: Annotated[
         Path | None, typer.Option(metavar="TEXT", help="GGUF: compute an importance matrix from this text.")
     ] = None,
+    calibration_chunks: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Read so many chunks of 512 tokens of that text; all, if not given."),
+    ] = None,
     save_imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the importance matrix that was computed.")
     ] = None,
@@ -108,6 +112,7 @@ def export(
         shard_bytes=None if shard_size is None else parse_size(shard_size),
         imatrix=imatrix,
         calibration=calibration,
+        calibration_chunks=calibration_chunks,
         save_imatrix=save_imatrix,
         verify=verify,
         passage=verify_text,

@@ -117,7 +117,10 @@ def _facts(report: RunReport) -> Table:
             **{f"As {facts.format}": _export(facts) for facts in report.exports},
             "Files": f"{report.output_dir}: {', '.join(report.files)}",
         },
-        tuple(f"! {facts.file}: {note}" for facts in report.exports for note in facts.notes),
+        (
+            *(f"! {facts.file}: {note}" for facts in report.exports for note in facts.notes),
+            *(f"! {name} was not written: {why}" for name, why in report.not_exported.items()),
+        ),
     )
 
 
@@ -127,7 +130,8 @@ def _export(facts: ExportFacts) -> str:
     kl = f"KL {facts.kl:.4f} to the student" if facts.kl is not None else None
     same = f"the same likeliest token in {percent(facts.agreement)}" if facts.agreement is not None else None
     cosine = f"cosine {facts.cosine:.5f} at least" if facts.cosine is not None else None
-    return ", ".join(part for part in (facts.file, size(facts.size_bytes), bits, kl, same, cosine) if part)
+    apart = f"{facts.largest_difference:.1g} from torch at most" if facts.largest_difference is not None else None
+    return ", ".join(part for part in (facts.file, size(facts.size_bytes), bits, kl, same, cosine, apart) if part)
 
 
 def _model(facts: ModelFacts) -> str:

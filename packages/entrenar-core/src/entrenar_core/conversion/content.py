@@ -36,6 +36,17 @@ def as_it_is(model: StoredModel, tensor: StoredTensor, name: str | None = None) 
     return Outgoing(name or tensor.name, tensor.dtype, tensor.shape, lambda: raw_blocks(model, tensor), origin)
 
 
+def same_values(model: StoredModel, one: str, other: str) -> bool:
+    """Whether two tensors are stored alike with the same values, all of which are numbers; a block at a time."""
+    import numpy as np
+
+    first, second = model.tensors[one], model.tensors[other]
+    if any(getattr(first, part) != getattr(second, part) for part in ("shape", "dtype", "strides", "inline")):
+        return False
+    pairs = zip(value_blocks(model, first), value_blocks(model, second), strict=True)
+    return all(np.array_equal(*pair) for pair in pairs)
+
+
 def cast(
     model: StoredModel,
     tensor: StoredTensor,

@@ -1,6 +1,7 @@
 """A stored model written in another format: what is copied, what is cast, and what had to be dequantised."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,8 +224,8 @@ def _require_blocks(kind: WeightFormat, mix: Mix) -> None:
 
 def _require_apart(model: StoredModel, output: Path) -> None:
     """What is read is not replaced."""
-    target = output.resolve()
+    target = Path(os.path.realpath(output))  # which, other than resolve, takes a link that leads to itself
     for source in model.sources.values():
-        path = source.path.resolve() if isinstance(source, FileSource) else None
+        path = Path(os.path.realpath(source.path)) if isinstance(source, FileSource) else None
         if path is not None and (path == target or path.is_relative_to(target)):
             raise OutputError(f"{output} is where the model is read from", "choose another --output")

@@ -11,6 +11,7 @@ from typing import Any
 
 from entrenar_core.architectures import Architecture, architecture_of
 from entrenar_core.architectures.detection import Detection, constraints, detect, disagreements
+from entrenar_core.conversion.content import same_values
 from entrenar_core.conversion.gguf_families import GgufFamily, written_family
 from entrenar_core.conversion.gguf_metadata import described, head_width, query_scale
 from entrenar_core.conversion.gguf_names import Renamed, written
@@ -39,8 +40,9 @@ class GgufModel:
             raise ModelError(f"{name} has no config.json, which says how it computes", "name the folder that has it")
         self.model, self.config = model, model.config
         self.family = written_family(self.config, name)
-        _require_floats(model, self.config)
+        _require_own_weights(model, self.config)
         self.detection = _detected(model, self.family)
+        _require_floats(model, self.detection)
         self.sizes = _sizes(self.config, self.detection)
         self.notes: list[str] = []
         self.classifies = _is_classifier(model, self.family)
@@ -91,7 +93,11 @@ class GgufModel:
         if tied is not True:
             return frozenset()
         embeddings = self.detection.embeddings
-        if "lm_head.weight" not in self.model.tensors or not embeddings or self._same("lm_head.weight", embeddings[0]):
+        if (
+            "lm_head.weight" not in self.model.tensors
+            or not embeddings
+            or same_values(self.model, "lm_head.weight", embeddings[0])
+        ):
             return frozenset({"lm_head.weight"})
         if "tie_word_embeddings" in self.family.only:
             raise ModelError(
@@ -99,12 +105,6 @@ class GgufModel:
                 "take another format for it: safetensors or onnx",
             )
         return frozenset()
-
-    def _same(self, one: str, other: str) -> bool:
-        import numpy as np
-
-        first, second = (self.model.array(name) for name in (one, other))
-        return first.shape == second.shape and bool(np.array_equal(first, second, equal_nan=True))
 
     def _require_named(self) -> None:
         buffers = {*self.detection.buffers, *self.detection.companions}
@@ -126,11 +126,11 @@ class GgufModel:
         raise ModelError(f"{self.model.reference} has no lm_head.weight, and its head is not tied", _AGAIN)
 
 
-def _require_floats(model: StoredModel, config: Mapping[str, Any]) -> None:
+def _require_own_weights(model: StoredModel, config: Mapping[str, Any]) -> None:
     """Refuses weights that only another library's code reads, whatever their tensors look like.
 
     Raises:
-        ModelError: they are quantised by another library, or no numbers of which llama.cpp has a kind.
+        ModelError: they are quantised by another library.
     """
     method = config.get("quantization_config")
     if method:
@@ -139,9 +139,17 @@ def _require_floats(model: StoredModel, config: Mapping[str, Any]) -> None:
             f"{model.reference} is quantised by {name}, in a way that only its own library reads",
             "take the model that it was made of",
         )
+
+
+def _require_floats(model: StoredModel, found: Detection) -> None:
+    """Refuses weights that are no numbers of which llama.cpp has a kind.
+
+    Raises:
+        ModelError: a tensor that is more than a buffer has others.
+    """
     for tensor in model.tensors.values():
         kind = tensor.dtype.kind
-        if len(tensor.shape) > 1 and kind != "quantised" and tensor.dtype.name not in _FLOATS:
+        if tensor.name not in found.buffers and len(tensor.shape) > 1 and kind != "quantised" and tensor.dtype.name not in _FLOATS:
             raise ModelError(
                 f"tensor {tensor.name} is stored as {tensor.dtype}, of which no GGUF is made",
                 "take the model in 32 or 16 bits",

@@ -86,12 +86,26 @@ class GgufPlan:
         return [every[name] for name in in_order(every)]
 
     def _require_weighed(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
+        self._require_of_this_model(shapes, dtypes)
         for name, dtype in dtypes.items():
             if needs_importance(name, dtype, self.mix) and self._weights(name, shapes[name], dtype) is None:
                 raise ModelError(
                     f"{self.mix.name} needs importances of every matrix, and there are none of {name}",
                     "compute them with --calibration, or take q2_k",
                 )
+
+    def _require_of_this_model(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
+        """An importance matrix that nothing is weighed by is of another model, or of no use."""
+        if self.importance is None:
+            return
+        blocks = [name for name, dtype in dtypes.items() if _weighable(dtype)]
+        if not blocks:
+            self.notes.append("no tensor is of a type that importances change")
+        elif all(self._weights(name, shapes[name], dtypes[name]) is None for name in blocks):
+            raise ModelError(
+                f"the importance matrix has none of the {len(blocks)} matrices of {self.model.reference}",
+                "take the matrix that was made with this model, or compute one with --calibration",
+            )
 
     def forget_origin(self) -> None:
         """Leaves out where the model is from; what programs need to run it stays."""
@@ -126,7 +140,7 @@ class GgufPlan:
 
     def _weights(self, name: str, shape: tuple[int, ...], dtype: Dtype) -> "NDArray[Any] | None":
         """How much each place of a row of a tensor counts, where that changes anything."""
-        if self.importance is None or dtype.kind != "quantised" or dtype.name == "Q8_0":
+        if self.importance is None or not _weighable(dtype):
             return None
         found = self.importance.means(name, shape[-1])
         return None if found is None else found[0]
@@ -144,6 +158,11 @@ class GgufPlan:
             return cast(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change)
         weights = self._weights(renamed.name, renamed.shape(tensor.shape), dtype)
         return quantise(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change, importance=weights)
+
+
+def _weighable(dtype: Dtype) -> bool:
+    """Whether blocks of this type are chosen otherwise where some inputs count more."""
+    return dtype.kind == "quantised" and dtype.name != "Q8_0"
 
 
 def _told(importance: "ImportanceMatrix") -> dict[str, Value]:

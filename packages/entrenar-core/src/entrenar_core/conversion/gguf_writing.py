@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f32"}
 _OF_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 _MODEL = {"general.type": text("model")}
 
 
@@ -53,9 +54,10 @@ def plan_gguf(
     pool, notes = _pooling(model, described)
     own = described.describe(pool)
     tokenizer = _tokenizer(model, described)
+    label = size_label(sum(model.tensors[name].values for name in described.names))
     metadata = {
-        "general.architecture": own["general.architecture"], **_MODEL, **_named(card or {}, tokenizer), **own,
-        **tokenizer.metadata,
+        "general.architecture": own["general.architecture"], **_MODEL, **_named(card or {}, tokenizer),
+        "general.size_label": text(label), **own, **tokenizer.metadata,
     }  # fmt: skip
     return GgufPlan(
         model,
@@ -66,6 +68,17 @@ def plan_gguf(
         importance=importance,
         notes=(*described.notes, *notes, *tokenizer.notes),
     )
+
+
+def size_label(weights: int) -> str:
+    """How many weights a model has as file names and GGUFs say it, in two digits or more: `135M`, `1.1B`.
+
+    Source: ggml's docs/gguf.md, on file names.
+    """
+    factor, unit = next(((factor, unit) for factor, unit in _UNITS if weights > factor), _UNITS[-1])
+    scaled = weights / factor
+    decimals = next(decimals for decimals, least in enumerate((10, 1, 0)) if round(scaled) >= least)
+    return f"{scaled:.{decimals}f}{unit}"
 
 
 def _named(card: Mapping[str, Value], tokenizer: "TokenizerMetadata") -> Mapping[str, Value]:

@@ -6,10 +6,10 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from entrenar_core.architectures.detection import detect
+from entrenar_core.architectures.detection import Detection, detect
 from entrenar_core.conversion.apr_blocks import apr_blocks
 from entrenar_core.conversion.casting import Rounding
-from entrenar_core.conversion.content import as_it_is, cast
+from entrenar_core.conversion.content import as_it_is, cast, same_values
 from entrenar_core.conversion.gguf_config import config_of
 from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
 from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, rope_of
@@ -26,6 +26,7 @@ HF_CONFIG = "hf_config"
 """The key under which an APR file holds the whole of config.json, where it is written here."""
 _APR = (WeightFormat.APR, WeightFormat.APR_JSON)
 _DEQUANTISED_TO = "F32"
+_HEAD = "lm_head.weight"
 _ROPE_TENSORS = (FACTORS, LONG, SHORT)
 _MOST_FACTORS = 65_536
 
@@ -123,13 +124,27 @@ class Plan:
         if tensor.dtype.kind == "integer" and tensor.dtype.name not in self.writes and tensor.name in self._buffers:
             self.notes.append(f"{tensor.name} is no weight, and is left out: models make it anew")
             return True
+        if tensor.name == _HEAD and self._tied:
+            self.notes.append(f"{tensor.name} is the embeddings over again, and is left out: models tie them")
+            return True
         return False
+
+    @cached_property
+    def _tied(self) -> bool:
+        """Whether the head is the embeddings, by what config.json says and by its values."""
+        config = self.model.config or {}
+        if config.get("tie_word_embeddings") is not True or self._detected is None or not self._detected.embeddings:
+            return False
+        return same_values(self.model, _HEAD, self._detected.embeddings[0])
 
     @cached_property
     def _buffers(self) -> frozenset[str]:
         """What older files hold besides weights."""
-        found = detect({name: tensor.shape for name, tensor in self.model.tensors.items()})
-        return frozenset(found.buffers) if found is not None else frozenset()
+        return frozenset(self._detected.buffers) if self._detected is not None else frozenset()
+
+    @cached_property
+    def _detected(self) -> Detection | None:
+        return detect({name: tensor.shape for name, tensor in self.model.tensors.items()})
 
     def _one(self, tensor: StoredTensor) -> Outgoing:
         wanted = self._wanted(tensor)

@@ -45,6 +45,7 @@ def exported_files(report: ExportReport) -> tuple[ExportedFile, ...]:
             bits_per_weight=report.bits_per_weight,
             measured=None if checked is None else _measured(checked),
             cosine=None if checked is None or checked.vectors is None else checked.vectors.cosine_min,
+            difference=None if report.onnx is None else report.onnx.largest_difference,
         )
         for name in weights
     )

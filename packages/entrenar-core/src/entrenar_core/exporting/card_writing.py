@@ -52,7 +52,7 @@ class ExportedFile:
 
     `quantization` is the type, or the mix of types, that its weights are stored in, such as `Q4_K_M` or `F16`;
     `bits_per_weight` counts all tensors. `cosine` is the smallest between a vector of a sentence encoder and that of
-    the original. What was not measured is None.
+    the original, `difference` the largest between what onnxruntime and torch compute. What was not measured is None.
     """
 
     name: str
@@ -62,6 +62,12 @@ class ExportedFile:
     bits_per_weight: float | None = None
     measured: Measured | None = None
     cosine: float | None = None
+    difference: float | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it was run beside the original."""
+        return any(one is not None for one in (self.measured, self.cosine, self.difference))
 
     @property
     def is_quantized(self) -> bool:
@@ -152,12 +158,16 @@ def _front_values(
     return values | {key: None for key in gone if key in card.values}
 
 
-def files_section(facts: CardFacts, source: Path, exported: Sequence[ExportedFile]) -> str:
-    """What a card says of files in a folder `source`: how they were made, how they answer, and what loads them."""
+def files_section(
+    facts: CardFacts, source: Path, exported: Sequence[ExportedFile], *, others: Sequence[ExportedFile] = ()
+) -> str:
+    """What a card says of files in a folder `source`: how they were made, how they answer, and what loads them; of
+    `others` it says elsewhere what loads them.
+    """
     heading = "| file | format | weights | bits per weight | size |"
-    lines = [heading, "| --- | --- | --- | --- | --- |", *map(_row, exported)]
+    lines = [heading, "| --- | --- | --- | --- | --- |", *map(_row, (*others, *exported))]
     found = [_OPEN, "", "## Files", "", *lines, ""]
-    if any(file.measured is not None or file.cosine is not None for file in exported):
+    if any(file.is_measured for file in exported):
         found += [*_comparison(exported), ""]
     found += [loading(facts, source, [(file.format, file.name) for file in exported]).rstrip(), "", _CLOSE]
     return "\n".join(found) + "\n"
@@ -184,7 +194,12 @@ def _comparison(exported: Sequence[ExportedFile]) -> list[str]:
         for file in exported
         if file.cosine is not None
     ]
-    unmeasured = [code(file.name) for file in exported if file.measured is None and file.cosine is None]
+    lines += [
+        f"What onnxruntime computes with {code(file.name)} is {file.difference:.1g} at most from what torch does."
+        for file in exported
+        if file.difference is not None
+    ]
+    unmeasured = [code(file.name) for file in exported if not file.is_measured and file.format != "safetensors"]
     return [*lines, "", f"Not measured: {', '.join(unmeasured)}."] if unmeasured else lines
 
 

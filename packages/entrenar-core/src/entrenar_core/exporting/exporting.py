@@ -1,5 +1,6 @@
 """A model on this machine out to a format that other programs load: what `entrenar-distill export` does."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def _require_ready_to_write(output: Path, settings: ExportSettings) -> None:
         require_free(output, folder=not output.name.endswith(FORMATS[settings.format].suffixes), force=settings.force)
     if settings.save_imatrix is not None:
         require_free(settings.save_imatrix, folder=False, force=settings.force)
-        if settings.save_imatrix.resolve() == output.resolve():
+        if os.path.realpath(settings.save_imatrix) == os.path.realpath(output):
             raise UsageError(f"{output} cannot be both the model and its importances", "name two files")
     if settings.verify:
         from entrenar_core.verification.server import require_llama_cpp
@@ -149,11 +150,13 @@ def _importance(job: _Job, model: StoredModel) -> "tuple[ImportanceMatrix | None
         job.artifact,
         settings.calibration,
         names_in_gguf(model),
+        chunks=settings.calibration_chunks,
         progress=lambda done, total: job.watch("calibrates", "chunks", done, total),
     )
     if settings.save_imatrix is not None:
         write_importance(settings.save_imatrix, found, force=settings.force)
-    return found, str(settings.calibration)
+    chunks = "1 chunk" if found.chunk_count == 1 else f"{found.chunk_count:,} chunks"
+    return found, f"{settings.calibration}, {chunks} of {found.chunk_size} tokens"
 
 
 class _Check:

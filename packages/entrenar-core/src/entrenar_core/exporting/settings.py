@@ -22,7 +22,8 @@ class ExportSettings:
 
     `quantize` is a mix of types, for GGUF and APR, or `int8` for ONNX; `dtype` what weights are cast to instead.
     `imatrix` is a file with an importance matrix, `calibration` a text that one is computed from, which `save_imatrix`
-    keeps. `verify` loads a GGUF in llama.cpp, and compares it on `passage`, a text, with the model.
+    keeps; `calibration_chunks` is how many pieces of it are read at most. `verify` loads a GGUF in llama.cpp, and
+    compares it on `passage`, a text, with the model.
     """
 
     format: WeightFormat
@@ -31,6 +32,7 @@ class ExportSettings:
     shard_bytes: int | None = None
     imatrix: Path | None = None
     calibration: Path | None = None
+    calibration_chunks: int | None = None
     save_imatrix: Path | None = None
     verify: bool = False
     passage: Path | None = None
@@ -87,6 +89,10 @@ def _require_importance(settings: ExportSettings) -> None:
         raise UsageError("--imatrix and --calibration both give an importance matrix", "give one of the two")
     if settings.save_imatrix is not None and settings.calibration is None:
         raise UsageError("--save-imatrix keeps what --calibration computes", "give a text with --calibration")
+    if settings.calibration_chunks is not None and settings.calibration is None:
+        raise UsageError("--calibration-chunks is how much of --calibration is read", "give a text with --calibration")
+    if settings.calibration_chunks is not None and settings.calibration_chunks < 1:
+        raise UsageError("--calibration-chunks 0: something has to be read", "leave it out to read the whole text")
     if (settings.imatrix or settings.calibration) and (settings.mix is None or not settings.mix.quantised):
         raise UsageError("an importance matrix changes nothing where nothing is quantised", "give --quantize q4_k_m")
 

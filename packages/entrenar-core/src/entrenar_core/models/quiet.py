@@ -64,13 +64,15 @@ def without_gguf_bar() -> Iterator[None]:
 
 
 @contextmanager
-def explaining(what: str, name: object, hint: str) -> Iterator[None]:
-    """Turns what transformers raises in the block into a ModelError: `what` of the model `name` cannot be loaded."""
+def explaining(what: str, name: object, hint: str, done: str = "loaded") -> Iterator[None]:
+    """Turns what transformers raises in the block into a ModelError: `what` of the model `name` cannot be loaded, or
+    whatever else was `done` with it.
+    """
     try:
         with quietly():
             yield
     except FAILURES as error:
-        raise ModelError(f"the {what} of {name} cannot be loaded: {_reason(error)}", _hint(error, hint)) from error
+        raise ModelError(f"the {what} of {name} cannot be {done}: {_reason(error)}", _hint(error, hint)) from error
 
 
 def _reason(error: BaseException) -> str:

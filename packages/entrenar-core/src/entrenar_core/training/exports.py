@@ -1,10 +1,12 @@
 """The student in the further formats of `output.formats`, written beside its weights when a run ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from entrenar_core.artifact import inspect_folder
 from entrenar_core.config.schema import OutputConfig
+from entrenar_core.errors import EntrenarError
 from entrenar_core.exporting.exporting import write_export
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.settings import ExportSettings
@@ -14,18 +16,36 @@ from entrenar_core.reports import ExportFacts
 OnPart = Callable[[str], None]
 
 
-def export_student(folder: Path, output: OutputConfig, on_part: OnPart) -> Iterator[ExportReport]:
-    """Writes the student of a result folder in every further format.
+@dataclass(frozen=True, slots=True)
+class Exports:
+    """What came of further formats: reports of those that were written, and by its name why another was not."""
 
-    Raises:
-        EntrenarError: a format cannot hold it, or it cannot be written.
+    reports: tuple[ExportReport, ...]
+    failures: Mapping[str, str]
+
+
+def export_student(folder: Path, output: OutputConfig, on_part: OnPart) -> Exports:
+    """Writes the student of a result folder in every further format. One that fails does not take from the others, nor
+    from the run, whose weights are there: it can be written later.
     """
     artifact = inspect_folder(folder, format=WeightFormat.SAFETENSORS)
+    reports: list[ExportReport] = []
+    failures: dict[str, str] = {}
+    for kind, settings in _wanted(output):
+        on_part(FORMATS[kind].title)
+        try:
+            reports.append(write_export(artifact, folder / file_name(kind, settings.quantize), settings))
+        except EntrenarError as error:
+            again = f"entrenar-distill export --input {folder} --format {kind}"
+            failures[kind.value] = f"{error.message}; {error.hint}; `{again}` then writes it"
+    return Exports(tuple(reports), failures)
+
+
+def _wanted(output: OutputConfig) -> Iterator[tuple[WeightFormat, ExportSettings]]:
     for name in output.formats:
         kind = WeightFormat(name)
         if kind is WeightFormat.SAFETENSORS:
             continue
-        on_part(FORMATS[kind].title)
         of_gguf = kind is WeightFormat.GGUF
         settings = ExportSettings(
             kind,
@@ -33,7 +53,7 @@ def export_student(folder: Path, output: OutputConfig, on_part: OnPart) -> Itera
             verify=output.verify and of_gguf,
             force=True,
         )
-        yield write_export(artifact, folder / file_name(kind, settings.quantize), settings)
+        yield kind, settings
 
 
 def file_name(kind: WeightFormat, quantize: str | None) -> str:
@@ -56,6 +76,8 @@ def facts_of(report: ExportReport) -> ExportFacts:
         kl=None if seen is None else seen.kl_mean,
         agreement=None if seen is None else seen.agreement,
         cosine=None if vectors is None else vectors.cosine_min,
+        largest_difference=None if report.onnx is None else report.onnx.largest_difference,
+        passed=None if checked is None else checked.passed,
         notes=report.notes,
     )
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from entrenar_core.artifact import inspect_folder
 from entrenar_core.errors import OutputError
 from entrenar_core.exporting.card import card_facts
 from entrenar_core.exporting.card_reports import exported_files
-from entrenar_core.exporting.card_writing import files_section
+from entrenar_core.exporting.card_writing import ExportedFile, files_section
 from entrenar_core.exporting.result import ExportReport
+from entrenar_core.exporting.source import open_source
+from entrenar_core.formats import WeightFormat
 from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.sentence_files import sentence_files
 from entrenar_core.reports import ExportFacts, MemberFacts, ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
-from entrenar_core.training.exports import OnPart, export_student, facts_of, warnings_of
+from entrenar_core.training.exports import Exports, OnPart, export_student, facts_of, warnings_of
 from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
 from entrenar_core.training.run_folder import read_metrics
 
@@ -41,14 +45,14 @@ def write_result(
     report: RunReport,
     on_part: OnPart = lambda _: None,
 ) -> RunReport:
-    """Writes everything but `run.json`, and returns the report with what the files weigh.
+    """Writes everything but `run.json`, and returns the report with what the files weigh and which further format could
+    not be written.
 
     Args:
         on_part: is told of each further format before it is written.
 
     Raises:
         OutputError: a file cannot be written.
-        ModelError: a further format cannot hold the student.
     """
     made = folder / ".result"
     with new_folder(made) as aside, quietly():
@@ -70,16 +74,18 @@ def write_result(
     _describe(folder, prepared, report)
     if set(prepared.given.output.formats) == {"safetensors"}:
         return report
-    exports = tuple(export_student(folder, prepared.given.output, on_part))
+    exports = export_student(folder, prepared.given.output, on_part)
     report = _with_exports(report, exports)
-    _describe(folder, prepared, report, exports)
+    _describe(folder, prepared, report, exports.reports)
     return report
 
 
-def _with_exports(report: RunReport, exports: Sequence[ExportReport]) -> RunReport:
+def _with_exports(report: RunReport, made: Exports) -> RunReport:
+    exports = made.reports
     return replace(
         report,
         exports=tuple(facts_of(one) for one in exports),
+        not_exported=made.failures,
         files=tuple(sorted({*report.files, *(name for one in exports for name in one.files)})),
         warnings=(*report.warnings, *(text for one in exports for text in warnings_of(one))),
     )
@@ -90,10 +96,21 @@ def _describe(folder: Path, prepared: "Preparation", report: RunReport, exports:
     settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     card = model_card(report, settings)
     if files := [file for one in exports for file in exported_files(one)]:
-        card += f"\n{files_section(card_facts(folder), folder, files)}"
+        card += f"\n{files_section(card_facts(folder), folder, files, others=_weights(folder))}"
     write_text(folder / "README.md", card)
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _weights(folder: Path) -> list[ExportedFile]:
+    """What transformers loads."""
+    artifact = inspect_folder(folder, format=WeightFormat.SAFETENSORS)
+    with open_source(artifact) as model:
+        values: Counter[str] = Counter()
+        for tensor in model.tensors.values():
+            values[tensor.dtype.name] += tensor.values
+    (dtype, _), *_ = values.most_common(1)
+    return [ExportedFile(f.name, "safetensors", f.stat().st_size, dtype) for f in artifact.weight_files]
 
 
 def describe_student(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:

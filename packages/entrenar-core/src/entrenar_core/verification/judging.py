@@ -39,10 +39,11 @@ def compare_predictions(
     import numpy as np
 
     from entrenar_core.models.loading import load_model
-    from entrenar_core.verification.original import add_noise, cells
+    from entrenar_core.verification.original import add_noise, cells, running
 
     model = load_model(artifact, CAUSAL_LM)
-    original = cells(model, rows, told)
+    with running(artifact):
+        original = cells(model, rows, told)
     labels = [np.array([row.ids[place + 1] for place in row.places]) for row in rows]
     theirs = joined([told_cells(said, labels_P) for said, labels_P in zip(told, labels, strict=True)])
     found = Predictions(
@@ -57,7 +58,8 @@ def compare_predictions(
     if not prediction_reasons(found, limits):
         return found
     add_noise(model, limits.error)
-    return replace(found, noise=distances(original, cells(model, rows, told)))
+    with running(artifact):
+        return replace(found, noise=distances(original, cells(model, rows, told)))
 
 
 def compare_vectors(
@@ -75,7 +77,7 @@ def compare_vectors(
     import numpy as np
 
     from entrenar_core.models.loading import load_model
-    from entrenar_core.verification.original import add_noise, vectors
+    from entrenar_core.verification.original import add_noise, running, vectors
 
     meant = pooling_of(artifact)
     if meant not in (None, pool):
@@ -84,7 +86,8 @@ def compare_vectors(
             "export it again: the GGUF was made with another pooling",
         )
     model = load_model(artifact, EMBEDDING)
-    original_NH, theirs_NH = np.concatenate(vectors(model, rows, pool)), np.concatenate(made)
+    with running(artifact):
+        original_NH, theirs_NH = np.concatenate(vectors(model, rows, pool)), np.concatenate(made)
     if original_NH.shape != theirs_NH.shape:
         raise ModelError(
             f"llama.cpp makes vectors of the size {theirs_NH.shape}, and {artifact.reference} of {original_NH.shape}",
@@ -95,7 +98,8 @@ def compare_vectors(
     if not vector_reasons(found, limits):
         return found
     add_noise(model, limits.error)
-    noisy_N = cosines(original_NH, np.concatenate(vectors(model, rows, pool)))
+    with running(artifact):
+        noisy_N = cosines(original_NH, np.concatenate(vectors(model, rows, pool)))
     return replace(found, noise_min=float(noisy_N.min()))
 
 
@@ -111,10 +115,11 @@ def compare_classes(
 
     from entrenar_core.models.loading import load_model
     from entrenar_core.verification.comparing import kl
-    from entrenar_core.verification.original import add_noise, class_logits
+    from entrenar_core.verification.original import add_noise, class_logits, running
 
     model = load_model(artifact, CLASSIFICATION)
-    logits_NC, theirs_NK = np.concatenate(class_logits(model, rows)), np.concatenate(made)
+    with running(artifact):
+        logits_NC, theirs_NK = np.concatenate(class_logits(model, rows)), np.concatenate(made)
     told = min(logits_NC.shape[1], theirs_NK.shape[1])
     original_NK, model_NK = log_softmax(logits_NC[:, :told]), log_softmax(theirs_NK[:, :told])
     kl_N = kl(original_NK, model_NK)
@@ -123,7 +128,8 @@ def compare_classes(
     if not class_reasons(found, limits):
         return found
     add_noise(model, limits.error)
-    noisy_NK = log_softmax(np.concatenate(class_logits(model, rows))[:, :told])
+    with running(artifact):
+        noisy_NK = log_softmax(np.concatenate(class_logits(model, rows))[:, :told])
     return replace(found, noise_kl=float(kl(original_NK, noisy_NK).mean()))
 
 

@@ -4,13 +4,16 @@ Shapes: P positions, V vocabulary, N rows, H width.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
+from entrenar_core.artifact import ModelArtifact
 from entrenar_core.losses.pooling import Pool
 from entrenar_core.models.calling import hidden_of, logits_of
+from entrenar_core.models.quiet import explaining
 from entrenar_core.models.sentences import vectors_of
 from entrenar_core.verification.asking import Told
 from entrenar_core.verification.comparing import Cells, cells_of, joined
@@ -24,7 +27,17 @@ _AT_ONCE = 16
 """Positions of which the whole distribution is in memory, in 64 bits."""
 
 
-@torch.no_grad()
+@contextmanager
+def running(artifact: ModelArtifact) -> Iterator[None]:
+    """A model that could be loaded may have settings that it does not run with.
+
+    Raises:
+        ModelError: it does not, and why.
+    """
+    with explaining("model", artifact.reference, "correct its config.json", "run"), torch.no_grad():
+        yield
+
+
 def cells(model: PreTrainedModel, rows: Sequence[Row], told: Sequence[Told]) -> Cells:
     """What the model predicts at all places of the rows, in the cells that are told of them."""
     return joined([part for row, said in zip(rows, told, strict=True) for part in _of_row(model, row, said)])
@@ -43,7 +56,6 @@ def _of_row(model: PreTrainedModel, row: Row, told: Told) -> Iterator[Cells]:
         yield cells_of(log_p_PV, said, labels_P[some])
 
 
-@torch.no_grad()
 def vectors(model: PreTrainedModel, rows: Sequence[Row], pool: Pool | None) -> "list[NDArray[np.float64]]":
     """Of each row the vector, (1, H), or without pooling those of its tokens."""
     found = []
@@ -55,7 +67,6 @@ def vectors(model: PreTrainedModel, rows: Sequence[Row], pool: Pool | None) -> "
     return found
 
 
-@torch.no_grad()
 def class_logits(model: PreTrainedModel, rows: Sequence[Row]) -> "list[NDArray[np.float64]]":
     """Of each row the logits of its classes, (1, C)."""
     inputs = (torch.tensor([row.ids]) for row in rows)

@@ -6,6 +6,7 @@ only an older form (vocab.txt, vocab.json with merges.txt, tokenizer.model), tra
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from entrenar_core.conversion.tokens.templates import read_templates
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import read_json
 from entrenar_core.formats.choosing import most_bytes
+from entrenar_core.formats.json_texts import is_half
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -90,13 +92,34 @@ def read_tokenizer(folder: Path) -> SavedTokenizer:
 
 @contextmanager
 def panics_told(folder: Path) -> Iterator[None]:
-    """Turns a panic of the tokenizers library, which is no Exception and has no name to import, into a ModelError."""
+    """Turns a panic of the tokenizers library, which is no Exception and has no name to import, into a ModelError; what
+    the library itself prints then, where in its own code it was, is left out.
+    """
     try:
-        yield
+        with _silent():
+            yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"the tokenizer of {folder} is broken: {error}", _AGAIN) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that is written to the file of stderr comes through: a library that is not Python's knows no other."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _make_json(folder: Path, target: Path) -> None:
@@ -113,7 +136,7 @@ def _make_json(folder: Path, target: Path) -> None:
 def _read(place: Path, folder: Path) -> SavedTokenizer:
     """The files lie at `place`, and are called by `folder`."""
     library = _load(place / JSON, folder)
-    settings = {**_object(place / ROLES_FILE), **_object(place / SETTINGS)}
+    settings = {**_object(place / ROLES_FILE, folder), **_object(place / SETTINGS, folder)}
     content = json.loads(library.to_str())
     saved = SavedTokenizer(folder, content, settings, read_templates(place, settings), library)
     _require_agreement(saved)
@@ -148,14 +171,20 @@ def _require_harmless(file: Path, folder: Path) -> None:
             f"{folder}: the parts of its words have a prefix or suffix, which llama.cpp does not know", _MAKE
         )
     vocabulary = parts.get("vocab")
-    ids = vocabulary.values() if isinstance(vocabulary, Mapping) else ()
-    highest = max((id_ for id_ in ids if isinstance(id_, int)), default=0)
+    ids = [id_ for id_ in vocabulary.values() if isinstance(id_, int)] if isinstance(vocabulary, Mapping) else []
+    highest = max(ids, default=0)
     if highest > _MOST_IDS:
         raise ModelError(f"{folder / JSON} has a token of the id {highest:,}, beyond any vocabulary", _AGAIN)
+    if len(set(ids)) < len(ids):
+        raise ModelError(f"{folder / JSON} gives two tokens one id", _AGAIN)
 
 
-def _object(file: Path) -> Mapping[str, Any]:
-    return read_json(file) if file.is_file() else {}
+def _object(file: Path, folder: Path) -> Mapping[str, Any]:
+    """Settings, in which every string is text: the library takes no half of a character."""
+    found = read_json(file) if file.is_file() else {}
+    if is_half(json.dumps(found, ensure_ascii=False)):
+        raise ModelError(f"{folder / file.name} has half of a character in a text", _AGAIN)
+    return found
 
 
 def _require_agreement(saved: SavedTokenizer) -> None:
