@@ -149,7 +149,12 @@ def _require_floats(model: StoredModel, found: Detection) -> None:
     """
     for tensor in model.tensors.values():
         kind = tensor.dtype.kind
-        if tensor.name not in found.buffers and len(tensor.shape) > 1 and kind != "quantised" and tensor.dtype.name not in _FLOATS:
+        if (
+            tensor.name not in found.buffers
+            and len(tensor.shape) > 1
+            and kind != "quantised"
+            and tensor.dtype.name not in _FLOATS
+        ):
             raise ModelError(
                 f"tensor {tensor.name} is stored as {tensor.dtype}, of which no GGUF is made",
                 "take the model in 32 or 16 bits",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import as_it_is, cast
 from entrenar_core.conversion.gguf_names import Renamed
-from entrenar_core.conversion.quantising import quantise
+from entrenar_core.conversion.quantising import Quantiser
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype
@@ -55,6 +55,7 @@ class GgufPlan:
         self.model, self.mix, self.names, self.importance = model, mix, names, importance
         self.factors = factors or {}
         self.rounding = Rounding()
+        self.quantiser = Quantiser(self.rounding)
         self.dequantised: Counter[str] = Counter()
         self.copied = self.cast = 0
         self.notes = list(notes)
@@ -80,10 +81,9 @@ class GgufPlan:
                 f"without ggml's own routine {wider} of its tensors are Q8_0, where llama.cpp has smaller types: "
                 "`pip install 'entrenar[xllamacpp]'`"
             )
-        written = {name: self._one(*stored[name], dtypes[name]) for name in shapes}
         extra = {name: _listed(name, values) for name, values in self.factors.items()}
-        every = {**written, **extra}
-        return [every[name] for name in in_order(every)]
+        every = in_order([*shapes, *extra])
+        return [extra[name] if name in extra else self._one(*stored[name], dtypes[name]) for name in every]
 
     def _require_weighed(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
         self._require_of_this_model(shapes, dtypes)
@@ -157,7 +157,7 @@ class GgufPlan:
         if dtype.kind != "quantised":
             return cast(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change)
         weights = self._weights(renamed.name, renamed.shape(tensor.shape), dtype)
-        return quantise(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change, importance=weights)
+        return self.quantiser.outgoing(self.model, tensor, dtype, name=renamed.name, change=change, importance=weights)
 
 
 def _weighable(dtype: Dtype) -> bool:

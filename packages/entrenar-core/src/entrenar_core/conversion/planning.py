@@ -13,7 +13,7 @@ from entrenar_core.conversion.content import as_it_is, cast, same_values
 from entrenar_core.conversion.gguf_config import config_of
 from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
 from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, rope_of
-from entrenar_core.conversion.quantising import quantise
+from entrenar_core.conversion.quantising import Quantiser
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype
@@ -43,6 +43,7 @@ class Plan:
         self.model, self.kind, self.dtype, self.mix = model, kind, dtype, mix
         self.writes: Sequence[str] = import_module(f"entrenar_core.formats.{FORMATS[kind].writer}").WRITES
         self.rounding = Rounding()
+        self.quantiser = Quantiser(self.rounding)
         self.dequantised: Counter[str] = Counter()
         self.copied = self.cast = 0
         self.notes: list[str] = []
@@ -54,8 +55,8 @@ class Plan:
     @cached_property
     def outgoing(self) -> Sequence[Outgoing]:
         """Every tensor as it is written, the widest dtypes first, so that each lies at a multiple of its size."""
-        found = [self._one(tensor) for tensor in self.model.tensors.values() if not self._dropped(tensor)]
-        return sorted(found, key=lambda tensor: -tensor.dtype.block_bytes)
+        kept = [tensor for tensor in self.model.tensors.values() if not self._dropped(tensor)]
+        return [self._one(tensor) for tensor in sorted(kept, key=lambda one: -self._wanted(one).block_bytes)]
 
     def require_blocks(self) -> None:
         """Tells of matrices that the blocks do not divide.
@@ -150,7 +151,7 @@ class Plan:
         wanted = self._wanted(tensor)
         if wanted.kind == "quantised" and wanted != tensor.dtype:
             self.cast += 1
-            return quantise(self.model, tensor, wanted, self.rounding, name=tensor.name)
+            return self.quantiser.outgoing(self.model, tensor, wanted, name=tensor.name)
         named = Renamed(tensor.name) if self.names is None else self.names[tensor.name]
         if wanted == tensor.dtype and named.changed.layout is None:
             self.copied += 1

@@ -1,8 +1,15 @@
-"""The values of a tensor on their way to quantised blocks, several rows at once, with what quantising changed."""
+"""The values of tensors on their way to quantised blocks, several rows at once, with what quantising changed: an
+estimate of its root mean square, from a quarter of the rows of a large tensor, and the largest change among these.
+
+Threads go from one tensor to the next without waiting for its end: while what they made of one is written, they are at
+work on those that follow.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from entrenar_core.conversion.casting import Cast, Rounding, in_turn
@@ -21,90 +28,149 @@ if TYPE_CHECKING:
     """The rows from one number to another, perhaps in the room."""
 
 _JOB_VALUES = 1 << 18  # ten milliseconds and more of a K-quant
-_MORE_ROOMS = 2  # which wait to be written while all threads work
+_MEASURED = 4  # to take blocks apart again takes up to a tenth of the time of making them
+_MORE_ROOMS = 6  # which wait to be written while all threads work
 
 
 class _Room:
     """Memory for the rows of one job on their way, used again for the next."""
 
-    def __init__(self, values: int, source: Dtype, target: Dtype) -> None:
+    def __init__(self, values: int) -> None:
         import numpy as np
 
-        self.raw = np.empty(values // source.block * source.block_bytes, np.uint8)
+        self.raw = np.empty(8 * values, np.uint8)
         self.singles = np.empty(values, "<f4")
         self.again = np.empty(values, "<f4")
-        self.blocks = np.empty(values // target.block * target.block_bytes, np.uint8)
+        self.blocks = np.empty(2 * values, np.uint8)
 
 
-def quantise(
-    model: StoredModel,
-    tensor: StoredTensor,
-    dtype: Dtype,
-    rounding: Rounding,
-    *,
-    name: str,
-    change: Change | None = None,
-    importance: "NDArray[np.float32] | None" = None,
-) -> Outgoing:
-    """A tensor whose rows are written as blocks of another dtype; `rounding` is told what that changes.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done to one tensor: rows of `row` values are read, `step` of them at once, and written as `dtype`."""
 
-    For a `change` it is read whole.
+    model: StoredModel
+    tensor: StoredTensor
+    dtype: Dtype
+    shape: tuple[int, ...]
+    change: Change | None
+    importance: "NDArray[np.float32] | None"
+
+    @property
+    def row(self) -> int:
+        """How many values a row has."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.tensor.values // self.row if self.row else 0
+
+    @property
+    def step(self) -> int:
+        """How many of them are one job."""
+        return max(_JOB_VALUES // self.row, 1) if self.row else 1
+
+    @property
+    def count(self) -> int:
+        """How many jobs that makes."""
+        return -(-self.rows // self.step)
+
+    def jobs(self) -> Iterator[Callable[[_Room], Cast]]:
+        """Each takes a room and leaves blocks in it; a tensor that is changed is read whole before the first."""
+        read = _in_file(self.model, self.tensor) if self.change is None else None
+        read = read or _sliced(changed_values(self.model, self.tensor, self.change))
+        for number, start in enumerate(range(0, self.rows, self.step)):
+            yield partial(self._job, read, start, min(start + self.step, self.rows), number % self._every == 0)
+
+    def _job(self, read: "Rows", start: int, end: int, measured: bool, room: _Room) -> Cast:
+        from entrenar_core.quantization.encoding import encode_blocks
+
+        values, name = read(room, start, end), f"tensor {self.tensor.name}"
+        written = encode_blocks(values, self.dtype, self.importance, name=name, room=room.blocks)
+        return written, self._change(values, written, room) if measured else Rounding(values.size)
+
+    def _change(self, values: "NDArray[np.float32]", written: "NDArray[np.uint8]", room: _Room) -> Rounding:
+        """What the blocks of some rows stand for beside their values; sums stand for the rows of other jobs too."""
+        import numpy as np
+
+        from entrenar_core.measuring.sums import dot
+        from entrenar_core.quantization.encoding import decode_into
+
+        flat = values.reshape(-1)
+        error = np.subtract(decode_into(written, self.dtype, room.again), flat, out=room.again[: flat.size])
+        largest = max(float(error.max(initial=0.0)), -float(error.min(initial=0.0)))
+        share = self.rows / sum(
+            min(self.step, self.rows - start) for start in range(0, self.rows, self.step * self._every)
+        )
+        return Rounding(flat.size, share * dot(flat, flat), share * dot(error, error), largest)
+
+    @property
+    def _every(self) -> int:
+        """Of how many jobs one is measured: all of a tensor that has few."""
+        return _MEASURED if self.count >= 2 * _MEASURED else 1
+
+
+class Quantiser:
+    """Quantises tensors in the order that they were given in, which is that in which they are best written.
 
     Args:
-        importance: how much each place of a row counts: of shape (row,).
+        rounding: is told what quantising changes.
     """
-    shape = tensor.shape if change is None else change.shape
 
-    def chunks() -> Iterator[memoryview]:
-        rows = _in_file(model, tensor) if change is None else None
-        read = rows or _sliced(changed_values(model, tensor, change))
-        for written, changed in _quantised(read, shape, tensor, dtype, importance):
-            rounding.add(changed)
-            yield written.data
+    def __init__(self, rounding: Rounding) -> None:
+        self._rounding = rounding
+        self._works: list[_Work] = []
+        self._blocks: Generator[Cast, None, None] | None = None
+        self._next = 0  # whose blocks come next
 
-    return Outgoing(name, dtype, shape, chunks)
+    def outgoing(
+        self,
+        model: StoredModel,
+        tensor: StoredTensor,
+        dtype: Dtype,
+        *,
+        name: str,
+        change: Change | None = None,
+        importance: "NDArray[np.float32] | None" = None,
+    ) -> Outgoing:
+        """A tensor whose rows are written as blocks of another dtype. For a `change` it is read whole.
+
+        Args:
+            importance: how much each place of a row counts: of shape (row,).
+        """
+        shape, place = tensor.shape if change is None else change.shape, len(self._works)
+        self._works.append(_Work(model, tensor, dtype, shape, change, importance))
+        return Outgoing(name, dtype, shape, lambda: self._chunks(place))
+
+    def _chunks(self, place: int) -> Iterator[memoryview]:
+        if self._blocks is not None and self._next != place:
+            self._blocks.close()
+            self._blocks = None
+        self._blocks = self._blocks or self._from(place)
+        self._next = -1  # until all of this one came
+        blocks = self._blocks
+        try:
+            for _ in range(self._works[place].count):
+                written, changed = next(blocks)
+                self._rounding.add(changed)
+                yield written.data
+            self._next = place + 1
+        finally:
+            if self._next in (-1, len(self._works)):
+                self._blocks = None
+                blocks.close()
+
+    def _from(self, place: int) -> Generator[Cast, None, None]:
+        """The blocks of one tensor and of all that follow it."""
+        works = self._works[place:]
+        values = max(min(work.step, work.rows) * work.row for work in works)
+        rooms = [_Room(values) for _ in range(threads() + _MORE_ROOMS)]
+        yield from in_turn(chain.from_iterable(work.jobs() for work in works), rooms, threads())
 
 
 def threads() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _quantised(
-    read: "Rows", shape: tuple[int, ...], tensor: StoredTensor, dtype: Dtype, importance: "NDArray[np.float32] | None"
-) -> Iterator[Cast]:
-    row = shape[-1]
-    rows = tensor.values // row if row else 0
-    step = max(_JOB_VALUES // row, 1) if row else 1
-    at_once = min(threads(), -(-rows // step)) or 1
-    rooms = [_Room(min(step, rows) * row, tensor.dtype, dtype) for _ in range(at_once + _MORE_ROOMS)]
-    jobs = (
-        partial(_job, read, start, min(start + step, rows), tensor.name, dtype, importance)
-        for start in range(0, rows, step)
-    )
-    yield from in_turn(jobs, rooms, at_once)
-
-
-def _job(
-    read: "Rows",
-    start: int,
-    end: int,
-    name: str,
-    dtype: Dtype,
-    importance: "NDArray[np.float32] | None",
-    room: _Room,
-) -> Cast:
-    import numpy as np
-
-    from entrenar_core.measuring.sums import dot
-    from entrenar_core.quantization.encoding import decode_into, encode_blocks
-
-    values = read(room, start, end)
-    written = encode_blocks(values, dtype, importance, name=f"tensor {name}", room=room.blocks)
-    back, flat = decode_into(written, dtype, room.again), values.reshape(-1)
-    error = np.subtract(back, flat, out=room.again[: flat.size])
-    largest = max(float(error.max(initial=0.0)), -float(error.min(initial=0.0)))
-    return written, Rounding(flat.size, dot(flat, flat), dot(error, error), largest)
 
 
 def _in_file(model: StoredModel, tensor: StoredTensor) -> "Rows | None":

@@ -23,6 +23,15 @@ def require_ready(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
+    if (folder / "run.json").exists():
+        _require_complete(folder)
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter and not the model that it changes", "merge it into its base model first"
+        )
+
+
+def _require_complete(folder: Path) -> None:
     from entrenar_core.training.run_folder import complete_checkpoints, read_manifest
 
     run = read_manifest(folder)
@@ -30,10 +39,6 @@ def require_ready(folder: Path) -> None:
         checkpoints = complete_checkpoints(folder / "checkpoints")
         hint = f"name a checkpoint: {checkpoints[-1]}" if checkpoints else "let it end first"
         raise UsageError(f"the run in {folder} is {run.get('status')}, and has no student yet", hint)
-    if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder} holds an adapter and not the model that it changes", "merge it into its base model first"
-        )
 
 
 def general_metadata(folder: Path, reference: Reference) -> Mapping[str, Value]:
