@@ -3,8 +3,8 @@
 `entrenar-distill export` from its start to its end, and the same export called in Python, reading, checking, planning
 and writing included, against the gguf package's quantiser in numpy and against ggml's own routine on as many threads,
 which both have their weights in memory: matrices of the types and shapes that the export chose, in float32. What is
-called in Python is timed without importing it, on every side. The model lies in the page cache. Sides take turns;
-medians of the rounds.
+called in Python is timed without importing it, on every side: ours exports a tiny model first. The model lies in the
+page cache, and what was written before is on the disk. Sides take turns; medians of the rounds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inspection import run
 
@@ -26,30 +26,42 @@ KINDS = ("q8_0", "q4_0", "q4_k_m", "q6_k")
 IN_NUMPY = ("q8_0", "q4_0")
 """What the gguf package can quantise to."""
 K_QUANT_RATIO, NUMPY_RATIO, PEAK_BYTES = 1.1, 1.0, 500_000_000
-LAYERS, HIDDEN, NEURONS, HEADS, KV_HEADS, VOCABULARY = 16, 1536, 4096, 12, 4, 32_000  # 501 million weights
 BLOCK_VALUES = 1 << 18
 PROGRAM = Path(sys.executable).with_name("entrenar-distill")
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+class Size(NamedTuple):
+    """Of a Llama with heads of 128, three of which share keys and values."""
+
+    layers: int
+    hidden: int
+    neurons: int
+    vocabulary: int
+
+
+LARGE, TINY = Size(16, 1536, 4096, 32_000), Size(1, 384, 512, 1024)  # 501 million weights, and two
+
+
+def shapes(size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors of a Llama."""
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
+    layers, hidden, neurons, vocabulary = size
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    for layer in range(layers):
         place = f"model.layers.{layer}"
         for name in "qo":
-            yield f"{place}.self_attn.{name}_proj.weight", (HIDDEN, HIDDEN)
+            yield f"{place}.self_attn.{name}_proj.weight", (hidden, hidden)
         for name in "kv":
-            yield f"{place}.self_attn.{name}_proj.weight", (HIDDEN // HEADS * KV_HEADS, HIDDEN)
+            yield f"{place}.self_attn.{name}_proj.weight", (hidden // 3, hidden)
         for name in ("gate", "up"):
-            yield f"{place}.mlp.{name}_proj.weight", (NEURONS, HIDDEN)
-        yield f"{place}.mlp.down_proj.weight", (HIDDEN, NEURONS)
+            yield f"{place}.mlp.{name}_proj.weight", (neurons, hidden)
+        yield f"{place}.mlp.down_proj.weight", (hidden, neurons)
         for name in ("input", "post_attention"):
-            yield f"{place}.{name}_layernorm.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (VOCABULARY, HIDDEN)
+            yield f"{place}.{name}_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (vocabulary, hidden)
 
 
-def build(folder: Path) -> dict[str, float]:
+def build(folder: Path, size: Size = LARGE) -> dict[str, float]:
     """Writes a Llama of random bfloat16 weights, with a tokenizer of fewer tokens than it has embeddings."""
     import torch
     from safetensors.torch import save_file
@@ -67,8 +79,9 @@ def build(folder: Path) -> dict[str, float]:
     tokenizer.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=NEURONS, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=2048,
+        vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.neurons,
+        num_hidden_layers=size.layers, num_attention_heads=size.hidden // 128,
+        num_key_value_heads=size.hidden // 384, max_position_embeddings=2048,
         tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2, dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
@@ -76,7 +89,7 @@ def build(folder: Path) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.empty(shape).normal_(1.0 if "norm" in name else 0.0, 0.02, generator=generator).bfloat16()
-        for name, shape in shapes()
+        for name, shape in shapes(size)
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return {
@@ -104,36 +117,38 @@ def weights_for(matrices: list[tuple[int, int, int]]) -> Any:
     return np.random.default_rng(0).standard_normal(largest, np.float32) * np.float32(0.02)
 
 
-def in_python(file: Path, _: int) -> float:
-    """Seconds of our own library for the model beside a file, to the mix that the file is named after."""
+def in_python(file: Path, _: int) -> dict[str, float]:
+    """Our own library for the model beside a file, to the mix that the file is named after."""
     from entrenar_core import ExportSettings, export
     from entrenar_core.artifact import inspect_folder
     from entrenar_core.formats import WeightFormat
 
-    settings = ExportSettings(WeightFormat.GGUF, quantize=file.stem)
-    warmed = inspect_folder(file.parent / "model"), file.with_name("called.gguf")
-    began = time.perf_counter()
-    export(*warmed, settings)
-    taken = time.perf_counter() - began
-    warmed[1].unlink()
-    return taken
+    settings, output = ExportSettings(WeightFormat.GGUF, quantize=file.stem), file.with_name("called.gguf")
+    for name in ("tiny", "model"):
+        output.unlink(missing_ok=True)
+        model = inspect_folder(file.parent / name)
+        began = time.perf_counter()
+        export(model, output, settings)
+        taken = time.perf_counter() - began
+    output.unlink()
+    return {"s": taken}
 
 
-def in_numpy(file: Path, _: int) -> float:
-    """Seconds of the gguf package for the matrices of a file, one after the other."""
+def in_numpy(file: Path, _: int) -> dict[str, float]:
+    """The gguf package for the matrices of a file whose type it can make, one after the other."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    matrices = quantised(file)
+    matrices = [matrix for matrix in quantised(file) if GGMLQuantizationType(matrix[0]).name.lower() in IN_NUMPY]
     weights = weights_for(matrices)
     began = time.perf_counter()
     for kind, rows, columns in matrices:
         quantize(weights[: rows * columns].reshape(rows, columns), GGMLQuantizationType(kind))
-    return time.perf_counter() - began
+    return {"s": time.perf_counter() - began, "weights": sum(rows * columns for _, rows, columns in matrices)}
 
 
-def bare(file: Path, threads: int) -> float:
-    """Seconds of ggml's routine for the matrices of a file, a block of rows at a time in each thread."""
+def bare(file: Path, threads: int) -> dict[str, float]:
+    """ggml's routine for the matrices of a file, a block of rows at a time in each thread."""
     import ctypes
     from concurrent.futures import ThreadPoolExecutor
     from importlib.util import find_spec
@@ -161,17 +176,21 @@ def bare(file: Path, threads: int) -> float:
             size = -(-rows // parts)
             blocks = [(kind, first, min(size, rows - first), columns) for first in range(0, rows, size)]
             list(pool.map(quantise, *zip(*blocks, strict=True)))
-        return time.perf_counter() - began
+        return {"s": time.perf_counter() - began}
 
 
-SIDES: dict[str, Callable[[Path, int], float]] = {"entrenar in Python": in_python, "numpy": in_numpy, "ggml": bare}
+SIDES: dict[str, Callable[[Path, int], dict[str, float]]] = {
+    "entrenar in Python": in_python,
+    "numpy": in_numpy,
+    "ggml": bare,
+}
 
 
 def worker(what: str, path: Path, threads: int) -> dict[str, float]:
     """Imports, then does the work and says what it took."""
     from peers.measuring import peak_bytes
 
-    found = build(path) if what == "build" else {"s": SIDES[what](path, threads)}
+    found = build(path, LARGE if path.name == "model" else TINY) if what == "build" else SIDES[what](path, threads)
     return {**found, "peak_bytes": peak_bytes()}
 
 
@@ -188,8 +207,6 @@ def worked(what: str, path: Path, threads: int) -> dict[str, float]:
 def exported(model: Path, kind: str, output: Path, cache: Path) -> dict[str, float]:
     """Our side: the whole command, whose output is written anew."""
     output.unlink(missing_ok=True)
-    os.sync()
-    run(["cat", str(model / "model.safetensors")])  # a machine may have given the pages to others meanwhile
     command = [str(PROGRAM), "export", "--input", str(model), "--format", "gguf", "--quantize", kind]
     return run([*command, "--output", str(output)], cache)
 
@@ -197,13 +214,15 @@ def exported(model: Path, kind: str, output: Path, cache: Path) -> dict[str, flo
 def measured(folder: Path, kinds: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """Medians of every side, which take turns, and what they were given."""
     model = folder / "model"
-    model.mkdir()
-    given = worked("build", model, threads)
+    for one in (folder / "tiny", model):
+        one.mkdir()
+        given = worked("build", one, threads)
     exported(model, kinds[0], folder / "first.gguf", folder / "compiled")  # compiles what is imported
     found: dict[str, list[dict[str, float]]] = {}
     for turn in range(1, rounds + 1):
         for name, result in itertools.chain.from_iterable(one_turn(folder, kind, threads) for kind in kinds):
-            found.setdefault(name, []).append(result | {"weights_per_s": given["weights"] / result["s"]})
+            result = {"weights": given["weights"]} | result
+            found.setdefault(name, []).append(result | {"weights_per_s": result["weights"] / result["s"]})
             print(f"  round {turn} of {rounds}: {name}: {result['s']:.2f} s", file=sys.stderr, flush=True)
     sides = {name: medians(results) for name, results in found.items()}
     return {"weights": given["weights"], "largest_bytes": given["largest_bytes"], "threads": threads, "sides": sides}
@@ -212,11 +231,19 @@ def measured(folder: Path, kinds: list[str], threads: int, rounds: int) -> dict[
 def one_turn(folder: Path, kind: str, threads: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Every side once, for one type; the peers do what the export of this turn did."""
     output = folder / f"{kind}.gguf"
+    settle(folder)
     yield f"{kind}, entrenar", exported(folder / "model", kind, output, folder / "compiled")
     for name in SIDES:
         if name != "numpy" or kind in IN_NUMPY:
+            settle(folder)
             yield f"{kind}, {name}", worked(name, output, threads)
     output.unlink()
+
+
+def settle(folder: Path) -> None:
+    """Waits for the disk, and has the model in the page cache: a machine may have given its pages to others."""
+    os.sync()
+    run(["cat", str(folder / "model" / "model.safetensors")])
 
 
 def medians(results: list[dict[str, float]]) -> dict[str, float]:

@@ -117,7 +117,8 @@ def test_what_configurations_change_llama_cpp_computes_too(
 ) -> None:
     found, notes = beside_llama(exported_model(tmp_path / "model", model_type, **settings), tmp_path, ())
     assert found.predictions is not None
-    assert found.predictions.distances.difference_max < 0.01
+    assert found.predictions.distances.kl_max < 1e-4
+    assert found.predictions.distances.difference_max < 0.05  # the rounding of 46 layers adds up
     assert not [note for note in notes if "other answers" in note]
 
 

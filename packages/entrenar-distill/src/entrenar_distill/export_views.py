@@ -22,8 +22,11 @@ def exported(report: ExportReport) -> list[Block]:
 
 def _written(report: ExportReport) -> Table:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(report.types.items(), key=lambda item: -item[1]))
+    about = "about " if report.quantization else ""
     changed = (
-        f"{report.relative_rms:.3%} of the values that changed (root mean square)" if report.relative_rms else None
+        f"{about}{report.relative_rms:.3%} of the values that changed (root mean square)"
+        if report.relative_rms
+        else None
     )
     facts: dict[str, Cell | None] = {
         "From": f"{report.source} ({report.source_format})",

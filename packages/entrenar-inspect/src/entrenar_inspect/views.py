@@ -52,11 +52,16 @@ def conversion(report: ConversionReport) -> Table:
         "Copied as they are": report.copied or None,
         "Cast": report.cast or None,
         "Dequantised": blocks or None,
-        "Rounding": None if not report.relative_rms else f"{report.relative_rms:.2e} of the values (root mean square)",
+        "Rounding": None if not report.relative_rms else _rounding(report),
         "Beside torch": None if report.largest_difference is None else f"{report.largest_difference:.2e} at most",
     }
     known = {name: value for name, value in facts.items() if value is not None}
     return key_values(f"Written to {report.output}", known, tuple(f"! {note}" for note in report.notes))
+
+
+def _rounding(report: ConversionReport) -> str:
+    about = "about " if report.quantization else ""
+    return f"{about}{report.relative_rms:.2e} of the values (root mean square)"
 
 
 VIEWS: ViewTable = {

@@ -22,10 +22,15 @@ _CHANGED_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is done to the values of a whole tensor, in the shape that it is stored in; they are then of `shape`."""
+    """What is done to the values of a tensor, in the shape that it is stored in; they are then of `shape`.
+
+    `together` is how many rows, of the first dimension, are changed without a look at the others: such groups may be
+    given to `apply` alone. None where it takes the whole tensor.
+    """
 
     apply: Callable[["NDArray[np.floating]"], "NDArray[np.floating]"]
     shape: tuple[int, ...]
+    together: int | None = None
 
 
 def as_it_is(model: StoredModel, tensor: StoredTensor, name: str | None = None) -> Outgoing:

@@ -36,8 +36,9 @@ Check = Callable[[Path], None]
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What was written. `dequantised` counts tensors by the quantised dtype that they had; `cast` those that changed
-    their dtype otherwise, and `relative_rms` is how far that moved them, of all their values together. `quantization`
-    is the mix of a GGUF, `types` counts its tensors by their dtype.
+    their dtype otherwise, and `relative_rms` is how far that moved them, of all their values together, `largest_error`
+    how far one of them: of what was quantised, both are estimates from some of the rows of large tensors.
+    `quantization` is the mix of a GGUF, `types` counts its tensors by their dtype.
     """
 
     output: Path

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A change and what undoes it: functions of the values and of a number, the heads or a scale. `turns`: rows become
-    columns; `of_heads`: the number is that of the heads, which the rows are cut into.
+    """A change and what undoes it: functions of the values and of a number, the rows of a head or a scale. `turns`:
+    rows become columns; `of_heads`: the number is that of a head's rows.
     """
 
     write: "Function"
@@ -31,16 +31,16 @@ class Layout:
     of_heads: bool = False
 
 
-def _neighbours(values: "Values", heads: float) -> "Values":
+def _neighbours(values: "Values", head: float) -> "Values":
     """From all first halves, then all second ones, to pairs of rows next to each other, within each head."""
-    rows, *rest = values.shape
-    return values.reshape(int(heads), 2, rows // (2 * int(heads)), *rest).swapaxes(1, 2).reshape(values.shape)
+    heads, half = len(values) // int(head), int(head) // 2
+    return values.reshape(heads, 2, half, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
-def _halves_apart(values: "Values", heads: float) -> "Values":
+def _halves_apart(values: "Values", head: float) -> "Values":
     """From pairs of rows next to each other to all first ones, then all second ones, within each head."""
-    rows, *rest = values.shape
-    return values.reshape(int(heads), rows // (2 * int(heads)), 2, *rest).swapaxes(1, 2).reshape(values.shape)
+    heads, half = len(values) // int(head), int(head) // 2
+    return values.reshape(heads, half, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _transposed(values: "Values", _: float) -> "Values":
@@ -95,8 +95,10 @@ class Changed:
                 f"the shape {list(shape)} of {name} cannot be cut into heads of pairs: its metadata says {heads}",
                 "convert the original model instead",
             )
-        apply = chosen(layout)
-        return Change(lambda values: apply(values, number), self.shape(shape))
+        apply, together = chosen(layout), None if layout.turns else 1
+        if layout.of_heads:
+            number = together = max(shape[0] // int(number), 1)
+        return Change(lambda values: apply(values, number), self.shape(shape), together)
 
 
 UNCHANGED = Changed()

@@ -1,5 +1,5 @@
 """The values of tensors on their way to quantised blocks, several rows at once, with what quantising changed: an
-estimate of its root mean square, from a quarter of the rows of a large tensor, and the largest change among these.
+estimate of its root mean square, from some of the rows of a large tensor, and the largest change among these.
 
 Threads go from one tensor to the next without waiting for its end: while what they made of one is written, they are at
 work on those that follow.
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     """The rows from one number to another, perhaps in the room."""
 
 _JOB_VALUES = 1 << 18  # ten milliseconds and more of a K-quant
-_MEASURED = 4  # to take blocks apart again takes up to a tenth of the time of making them
+_MEASURED = 16  # to take blocks apart again takes up to a tenth of the time of making them
+_ALL_MEASURED = 8  # of fewer jobs, each is
 _MORE_ROOMS = 6  # which wait to be written while all threads work
 
 
@@ -61,14 +62,21 @@ class _Work:
         return self.shape[-1]
 
     @property
+    def _together(self) -> int | None:
+        """Of how many rows the change is made at once; None where that is of all, or of too many."""
+        together = self.change.together if self.change is not None and len(self.shape) == 2 else None
+        return together if together is not None and together * self.row <= 2 * _JOB_VALUES else None
+
+    @property
     def rows(self) -> int:
         """How many rows there are."""
         return self.tensor.values // self.row if self.row else 0
 
     @property
     def step(self) -> int:
-        """How many of them are one job."""
-        return max(_JOB_VALUES // self.row, 1) if self.row else 1
+        """How many of them are one job: whole groups of those that are changed together."""
+        together = self._together or 1
+        return max(_JOB_VALUES // (self.row * together), 1) * together if self.row else 1
 
     @property
     def count(self) -> int:
@@ -76,8 +84,9 @@ class _Work:
         return -(-self.rows // self.step)
 
     def jobs(self) -> Iterator[Callable[[_Room], Cast]]:
-        """Each takes a room and leaves blocks in it; a tensor that is changed is read whole before the first."""
-        read = _in_file(self.model, self.tensor) if self.change is None else None
+        """Each takes a room and leaves blocks in it; a tensor that is changed as a whole is read before the first."""
+        apart = self.change is None or self._together is not None
+        read = _in_file(self.model, self.tensor, self.change) if apart else None
         read = read or _sliced(changed_values(self.model, self.tensor, self.change))
         for number, start in enumerate(range(0, self.rows, self.step)):
             yield partial(self._job, read, start, min(start + self.step, self.rows), number % self._every == 0)
@@ -106,8 +115,8 @@ class _Work:
 
     @property
     def _every(self) -> int:
-        """Of how many jobs one is measured: all of a tensor that has few."""
-        return _MEASURED if self.count >= 2 * _MEASURED else 1
+        """Of how many jobs one is measured: two and more of every tensor, all of one that has few."""
+        return min(max(self.count // 2, 1), _MEASURED) if self.count >= _ALL_MEASURED else 1
 
 
 class Quantiser:
@@ -173,8 +182,8 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_file(model: StoredModel, tensor: StoredTensor) -> "Rows | None":
-    """Reads rows where they lie one after the other in a file; None where they do not."""
+def _in_file(model: StoredModel, tensor: StoredTensor, change: Change | None) -> "Rows | None":
+    """Reads rows where they lie one after the other in a file, and changes them; None where they do not."""
     from entrenar_core.formats.decoding import decodable
 
     source = model.sources[tensor.file] if not tensor.inline else None
@@ -189,7 +198,8 @@ def _in_file(model: StoredModel, tensor: StoredTensor) -> "Rows | None":
 
         raw = room.raw[: (end - start) * row_bytes]
         source.read_into(tensor.offset + start * row_bytes, raw.data)
-        return decode_into(raw, tensor.dtype, room.singles).astype("<f4", copy=False).reshape(end - start, row)
+        values = decode_into(raw, tensor.dtype, room.singles).reshape(end - start, row)
+        return (values if change is None else change.apply(values)).astype("<f4", copy=False)
 
     return read
 

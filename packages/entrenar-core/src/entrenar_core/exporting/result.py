@@ -16,7 +16,9 @@ class ExportReport:
     """A model in another format.
 
     `types` counts the tensors of each dtype, `bits_per_weight` is of all of them together, and `relative_rms` is the
-    root mean square of what casting or quantising changed over that of the values; None where nothing did.
+    root mean square of what casting or quantising changed over that of the values, `largest_error` the largest of these
+    changes; None where nothing did. Of what was quantised, both are estimates from some of the rows of large
+    tensors.
     `importance` is what importances of inputs were taken from. `onnx` has what was measured of an ONNX file,
     `verification` of a GGUF in llama.cpp, and `pushed` where the files are on the Hub; each is None where that was not
     asked for.
