@@ -143,7 +143,7 @@ def test_copies_in_folders_inside_are_taken_only_by_name(llama: Path) -> None:
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no weights") as empty:
         inspect_folder(tmp_path)
-    assert empty.value.hint == "it is empty"
+    assert empty.value.hint == "it holds no files"
     for name in ("notes.txt", "config.json"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(ModelError) as other:

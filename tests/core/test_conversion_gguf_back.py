@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from entrenar_core.conversion import convert
@@ -62,6 +63,19 @@ def test_a_tokenizer_that_comes_back_cuts_the_same(model_type: str, tmp_path: Pa
     before, after = (AutoTokenizer.from_pretrained(path) for path in (folder, back))
     for text in (text for text in TRIAL_TEXTS if "\u2581" not in text):  # which a GGUF spells a space with
         assert after(text)["input_ids"] == before(text)["input_ids"], text
+
+
+def test_two_texts_are_put_together_as_berts_are(tmp_path: Path) -> None:
+    back, _ = there_and_back(exported_model(tmp_path / "model", "bert"), tmp_path)
+    after, library = (
+        AutoTokenizer.from_pretrained(back),
+        Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")),
+    )
+    ends = [(token, library.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    library.post_processor = processors.BertProcessing(*ends)
+    expected, found = library.encode("a lighthouse", "counts ships"), after("a lighthouse", "counts ships")
+    assert found["input_ids"] == expected.ids
+    assert found["token_type_ids"] == expected.type_ids
 
 
 def test_a_classifier_comes_back_with_its_classes(tmp_path: Path) -> None:

@@ -11,15 +11,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from entrenar_core.conversion import convert
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import Change
+from entrenar_core.conversion.converting import Quantizing
 from entrenar_core.conversion.gguf_changes import Changed
 from entrenar_core.conversion.quantising import Quantiser
-from entrenar_core.errors import ModelError
+from entrenar_core.errors import ModelError, OutputError
+from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES
 from entrenar_core.formats.writing import Outgoing
+from entrenar_core.quantization.mixes import mix_named
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import StoredModel, open_model
+from exported_models import exported_model
 
 Q8_0 = DTYPES["Q8_0"]
 SHAPES = {"wide": (900, 1536), "small": (3, 64), "tall": (40_000, 32), "empty": (0, 32), "last": (700, 1024)}
@@ -71,6 +76,48 @@ def test_a_tensor_whose_writing_broke_off_is_written_from_its_start_and_leaves_n
     for tensor in tensors:
         assert content(tensor) == expected(model, tensor.name)
     assert threading.active_count() == before
+
+
+def test_what_breaks_off_between_two_tensors_leaves_no_thread(model: StoredModel) -> None:
+    before = threading.active_count()
+    quantiser = Quantiser(Rounding())
+    first, *_ = [quantiser.outgoing(model, model.tensors[name], Q8_0, name=name) for name in SHAPES]
+    content(first)
+    assert threading.active_count() > before, "the next one is in work"
+    quantiser.close()
+    assert threading.active_count() == before
+
+
+def test_a_failure_between_two_tensors_ends_the_conversion_and_its_threads(tmp_path: Path) -> None:
+    folder = exported_model(tmp_path / "model", "llama", hidden_size=256, intermediate_size=256, head_dim=64)
+    before = threading.active_count()
+
+    def fail(_: int, __: int) -> None:
+        if threading.active_count() > before:
+            raise OSError(28, "No space left on device")
+
+    with open_model(parse_reference(str(folder))) as stored, pytest.raises(OutputError, match="No space left"):
+        convert(
+            stored,
+            WeightFormat.GGUF,
+            tmp_path / "out.gguf",
+            quantizing=Quantizing(mix_named("q8_0")),
+            progress=fail,
+        )
+    assert threading.active_count() == before
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-22, 1e-30])
+def test_what_becomes_of_tiny_weights_is_told(scale: float, tmp_path: Path) -> None:
+    """Their scales are halves, which hold nothing so small: all of them become zeros."""
+    save_file(
+        {"w": torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * scale}, tmp_path / "m.safetensors"
+    )
+    with open_model(parse_reference(str(tmp_path / "m.safetensors"))) as opened:
+        rounding = Rounding()
+        content(Quantiser(rounding).outgoing(opened, opened.tensors["w"], Q8_0, name="w"))
+    assert rounding.relative_rms == pytest.approx(1.0)
 
 
 def test_a_change_is_made_before_rows_are_cut(model: StoredModel) -> None:

@@ -140,6 +140,15 @@ def test_tokens_that_take_spaces_in_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_models
+def test_tokens_that_overlap_are_told(tmp_path: Path) -> None:
+    folder = makers.byte_level(tmp_path)
+    with_added(folder, AddedToken("<aa>", normalized=False), AddedToken("a><bbbb", normalized=False))
+    notes = made(folder).notes
+    assert any("the added token <aa> ends as a><bbbb starts" in note and "'<aa><bbbb'" in note for note in notes)
+    assert_alike(folder, ("<aa> a><bbbb", "<aa>"), differing=("x <aa><bbbb y",))
+
+
+@pytest.mark.real_models
 def test_runs_of_spaces_that_were_added_are_merged_too(tmp_path: Path) -> None:
     """As in Gemma: the runs are among the added tokens, and made by merges whose order is not that of scores."""
     runs = [SPACE * length for length in range(2, 17)]

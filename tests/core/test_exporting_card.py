@@ -11,14 +11,16 @@ from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entrenar_core import ExportSettings, export
 from entrenar_core.architectures import architecture_of
-from entrenar_core.artifact import ModelArtifact
+from entrenar_core.artifact import ModelArtifact, inspect_folder
 from entrenar_core.exporting.card import CardFacts, card_facts, gguf_card_metadata, shared_license, title
 from entrenar_core.exporting.card_files import (
     parse_card,
 )
+from entrenar_core.exporting.card_measured import ExportedFile, Measured, MeasuredClasses, rounded_up
 from entrenar_core.exporting.card_reports import card_of_export, exported_files
-from entrenar_core.exporting.card_writing import ExportedFile, Measured, export_card
+from entrenar_core.exporting.card_writing import export_card
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.formats import WeightFormat
 from entrenar_core.references import HubReference
@@ -27,6 +29,7 @@ from entrenar_core.training.card import model_card
 from entrenar_core.verification.comparing import Distances
 from entrenar_core.verification.limits import limits_of
 from entrenar_core.verification.result import Predictions, TextAgreement, VectorAgreement, Verification
+from exported_models import exported_model
 
 FRONT = """\
 # kept as it is
@@ -211,6 +214,45 @@ def test_sentence_encoders_are_loaded_as_such(tmp_path: Path) -> None:
     card = export_card(folder, [ExportedFile("m.gguf", "gguf", 1), ExportedFile("m.safetensors", "safetensors", 1)])
     assert "llama-embedding -m m.gguf" in card
     assert "SentenceTransformer(" in card
+
+
+def test_a_gguf_of_an_encoder_is_run_as_one_wherever_it_is(tmp_path: Path) -> None:
+    """Of a folder that has no config.json, as that of a GGUF."""
+    artifact = inspect_folder(exported_model(tmp_path / "model", "bert"))
+    report = export(artifact, tmp_path / "out", ExportSettings(WeightFormat.GGUF))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert report.files == ("model.gguf", "README.md")
+    assert "llama-embedding -m model.gguf" in card
+    assert "llama-cli" not in card
+
+
+def test_what_eight_bits_moved_is_told_of_a_graph_of_eight_bits(tmp_path: Path) -> None:
+    graph = ExportedFile("m.onnx", "onnx", 10, difference=1.21e-5)
+    assert "with `m.onnx` is 2e-05 at most from what torch does" in export_card(tmp_path, [graph])
+    small = ExportedFile("m.int8.onnx", "onnx", 10, "INT8", moved=0.0512)
+    card = export_card(tmp_path, [small])
+    assert "Eight bits moved what onnxruntime computes with `m.int8.onnx` by 5.1 % of what torch does" in card
+    assert "at most" not in card
+
+
+def test_a_classifier_that_was_verified_is_told(tmp_path: Path) -> None:
+    classes = ExportedFile("m.gguf", "gguf", 10, "Q4_0", classes=MeasuredClasses(42, 0.00132, 38 / 42))
+    card = export_card(tmp_path, [classes])
+    assert "`m.gguf` gives 90.5 % of 42 texts the same class: a KL divergence of 0.0013 nats." in card
+    assert "Not measured" not in card
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0, "0"), (2e-5, "2e-05"), (2.01e-5, "3e-05"), (0.0995, "1e-01")])
+def test_a_bound_is_not_rounded_down(value: float, shown: str) -> None:
+    assert rounded_up(value) == shown
+
+
+def test_the_card_of_a_run_does_not_load_what_is_not_there(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "# Ours\n\n## Loading\n\n```python\n# code\n```\n\n## Settings\n\nas they were\n")
+    (folder / "run.json").write_text('{"status": "complete"}')
+    assert "## Loading" not in export_card(folder, [F16])
+    assert "## Settings" in export_card(folder, [F16])
+    assert "## Loading" in export_card(folder, [ExportedFile("model.safetensors", "safetensors", 10, "BF16")])
 
 
 def test_a_licence_is_taken_over_only_where_all_agree(known: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from entrenar_core.exporting.card_files import (
     with_values,
     without_local_paths,
 )
-from entrenar_core.exporting.card_writing import ExportedFile, export_card
+from entrenar_core.exporting.card_measured import ExportedFile
+from entrenar_core.exporting.card_writing import export_card
 
 Q4 = ExportedFile("m-Q4_K_M.gguf", "gguf", 123_456_789, "Q4_K_M", 4.85)
 

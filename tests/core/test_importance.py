@@ -195,6 +195,8 @@ def test_an_encoder_starts_each_chunk_with_its_token_and_is_named_with_or_withou
     headed = {f"bert.{ours}": stored for ours, stored in bare.items()}
     first, second = (compute_importance(model, tokenizer, TEXT, names=names, chunk=CHUNK) for names in (bare, headed))
     assert_alike(first, second)
+    older = {"encoder.layer.0.attention.output.LayerNorm.gamma": "blk.0.attn_output_norm.weight"}
+    assert_alike(compute_importance(model, tokenizer, TEXT, names=bare | older, chunk=CHUNK), first)
     ids = [tokenizer.cls_token_id, *tokenizer(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
     chunks = torch.tensor(ids[: len(ids) // CHUNK * CHUNK]).view(-1, CHUNK)
     chunks[:, 0] = tokenizer.cls_token_id

@@ -84,7 +84,7 @@ def test_the_perplexity_is_that_of_transformers_loss(
     from entrenar_core.verification import asking
 
     monkeypatch.setattr(asking, "TOLD", 20)  # not all of them are among so many
-    text = "the quick naïve fox, 日本 🦊"
+    text = ", ".join(["the quick naïve fox, 日本 🦊"] * 4)
     found = checked(llama_file(llama, tmp_path / "model.gguf"), llama, passage=text, positions=1000)
     ids = AutoTokenizer.from_pretrained(llama)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -230,6 +230,13 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
     import shutil
 
     return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("passage", ["a", "the quick fox"])
+def test_a_passage_of_a_few_tokens_says_nothing(llama: Path, tmp_path: Path, passage: str) -> None:
+    gguf = llama_file(llama, tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match=r"tokens? that a model could predict"):
+        checked(gguf, llama, passage=passage)
 
 
 def test_a_type_that_is_not_known_is_refused(bert: Path, tmp_path: Path) -> None:

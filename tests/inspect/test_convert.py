@@ -1,6 +1,7 @@
 """`convert` at the command line: dtypes by their customary names, sizes, files and folders, and the Hub."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from entrenar_core.references import parse_reference
+from entrenar_core.stored_model import open_model
+from entrenar_distill.cli import main as export_program
 from hub_server import HubServer
 from tiny_models import tiny_gguf
 
@@ -31,7 +35,7 @@ def test_in_all_forms(bert: Path, tmp_path: Path, program: Any, check_output: Ch
         program,
         ["convert", str(bert), "--to", "safetensors", "--output", str(out), "--force", "--dtype", "bf16"],
         values={"source": str(bert), "output": str(out), "format": "safetensors", "copied": 0, "dequantised": {}},
-        shows=["Rounding", "of the values (root mean square)", "model.safetensors, config.json"],
+        shows=["Rounding moved", "of the values that changed (root mean square)", "model.safetensors, config.json"],
         lines=["Cast\t39"],
         quiet=[str(out)],
     )
@@ -118,3 +122,28 @@ def test_a_folder_becomes_an_onnx_graph(llama: Path, tmp_path: Path, program: An
     report = json.loads(capsys.readouterr().out)
     assert 0 <= report["largest_difference"] < 1e-3
     assert target.is_file()
+    assert any("config.json and tokenizer are not in the file" in note for note in report["notes"])
+    assert program(["convert", str(llama), "--to", "onnx", "--output", str(tmp_path / "all"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "all").iterdir()}
+    assert set(report["files"]) == {path.name for path in (tmp_path / "all").iterdir()}
+
+
+def test_a_file_says_where_its_model_is_from_as_an_export_does(
+    llama: Path, tmp_path: Path, program: Any, capsys: Any
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    assert program(["convert", str(folder), "--to", "apr", "--output", str(tmp_path / "m.apr")]) == 0
+    capsys.readouterr()
+    assert export_program(["export", "-i", str(folder), "-o", str(tmp_path / "e.apr")]) == 0
+    assert (tmp_path / "m.apr").read_bytes() == (tmp_path / "e.apr").read_bytes()
+    with open_model(parse_reference(str(tmp_path / "m.apr"))) as model:
+        assert model.metadata["license"] == "apache-2.0"
+
+
+def test_a_run_that_goes_on_is_not_converted(llama: Path, tmp_path: Path, program: Any, capsys: Any) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    (folder / "run.json").write_text('{"status": "interrupted"}')
+    assert program(["convert", str(folder), "--to", "gguf", "--output", str(tmp_path / "m.gguf")]) == 2
+    assert "is interrupted, and has no student yet" in capsys.readouterr().err

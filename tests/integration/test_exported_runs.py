@@ -13,11 +13,13 @@ from gguf import GGUFReader
 
 from entrenar_core import RunReport, distill, parse_config
 from entrenar_core.artifact import inspect_folder
+from entrenar_core.conversion.tokens.trial_texts import TRIAL_TEXTS
 from entrenar_core.errors import ConfigError
 from entrenar_core.exporting.exporting import export
 from entrenar_core.exporting.settings import ExportSettings
 from entrenar_core.formats import WeightFormat
 from entrenar_core.training.callbacks import Callback, StepMetrics
+from entrenar_core.verification import verify
 from entrenar_core.verification.passage import PASSAGE
 from entrenar_distill.cli import main
 from exported_models import exported_model
@@ -200,19 +202,15 @@ def test_a_real_language_model_keeps_its_perplexity(kind: str, tmp_path: Path) -
     export(inspect_folder(source), tmp_path / "model", ExportSettings(WeightFormat.SAFETENSORS))
     (tmp_path / "read.txt").write_text(docstrings("json/*.py", 8_000) + docstrings("[a-f]*.py", 60_000))
     (tmp_path / "calibrated.txt").write_text(docstrings("*/*.py", 60_000))
-    settings = ExportSettings(
-        WeightFormat.GGUF,
-        quantize=kind,
-        calibration=tmp_path / "calibrated.txt" if kind == "q4_k_m" else None,
-        verify=True,
-        passage=tmp_path / "read.txt",
-    )
-    report = export(inspect_folder(tmp_path / "model"), tmp_path / "model.gguf", settings)
-    assert report.verification is not None
-    assert report.verification.passed
-    found = report.verification.predictions
-    assert found is not None
-    assert abs(found.ratio - 1) < 0.05
+    calibration = tmp_path / "calibrated.txt" if kind == "q4_k_m" else None
+    settings = ExportSettings(WeightFormat.GGUF, quantize=kind, calibration=calibration)
+    export(inspect_folder(tmp_path / "model"), tmp_path / "model.gguf", settings)
+    passage = (tmp_path / "read.txt").read_text()
+    checked = verify(tmp_path / "model.gguf", tmp_path / "model", texts=TRIAL_TEXTS, passage=passage, positions=1024)
+    assert checked.passed
+    assert checked.texts.first_difference is None
+    assert checked.predictions is not None
+    assert abs(checked.predictions.ratio - 1) < 0.05
 
 
 @pytest.mark.real_models

@@ -38,6 +38,13 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{100 * fraction:.{decimals}f} %"
 
 
+def moved(relative: float) -> str:
+    """How far values were moved, as a share of their root mean square: `1.234 %`, and `3.1e-08` of what is less than a
+    hundredth of that.
+    """
+    return percent(relative, 3) if relative >= 1e-4 else f"{relative:.1e}"
+
+
 def perplexity(value: float) -> str:
     """A perplexity, or a ratio of two: `7.39`, and from a million on three digits with their power, `2.53e+29`."""
     return f"{value:.3g}" if value >= 999_999.995 else f"{value:.2f}"

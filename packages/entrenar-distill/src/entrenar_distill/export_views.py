@@ -3,7 +3,7 @@
 from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Table, key_values
 from entrenar_core.exporting.result import ExportReport
-from entrenar_core.units import percent, perplexity, size
+from entrenar_core.units import moved, percent, perplexity, size
 
 _SHOWN_FILES = 6
 
@@ -24,7 +24,7 @@ def _written(report: ExportReport) -> Table:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(report.types.items(), key=lambda item: -item[1]))
     about = "about " if report.quantization else ""
     changed = (
-        f"{about}{report.relative_rms:.3%} of the values that changed (root mean square)"
+        f"{about}{moved(report.relative_rms)} of the values that changed (root mean square)"
         if report.relative_rms
         else None
     )
@@ -54,6 +54,7 @@ def _onnx(report: ExportReport) -> dict[str, Cell | None]:
             "Eight bits moved": f"{percent(change.relative_rms)} of the answers (root mean square)",
             "Cosine": f"{change.cosine:.5f}",
             "Same likeliest": None if change.top_1_agreement is None else percent(change.top_1_agreement),
+            "Tried on": f"{change.shape[0]} rows of {change.shape[1]} tokens",
         }
     return found
 
@@ -65,8 +66,8 @@ def _verified(report: ExportReport) -> Table:
     if (seen := found.predictions) is not None:
         least = "" if seen.is_exact else "at least "
         facts |= {
-            "KL divergence": f"{least}{seen.distances.kl_mean:.4f} nats a token on average",
-            "Where it is largest": f"{least}{seen.distances.kl_max:.3f} nats",
+            "KL divergence": f"{least}{_nats(seen.distances.kl_mean)} a token on average",
+            "Where it is largest": f"{least}{_nats(seen.distances.kl_max)}",
             "Same likeliest token": percent(seen.distances.agreement),
             "Perplexity": f"{perplexity(seen.perplexity)}, the model's {perplexity(seen.original_perplexity)}",
             "Positions": f"{seen.positions:,}",
@@ -75,13 +76,17 @@ def _verified(report: ExportReport) -> Table:
         facts |= {"Cosine of vectors": f"{vectors.cosine_mean:.6f}, the least {vectors.cosine_min:.6f}"}
     if (classes := found.classes) is not None:
         facts |= {
-            "KL divergence": f"{classes.kl_mean:.4f} nats a text on average",
-            "Where it is largest": f"{classes.kl_max:.3f} nats",
+            "KL divergence": f"{_nats(classes.kl_mean)} a text on average",
+            "Where it is largest": _nats(classes.kl_max),
             "Same class": f"{percent(classes.agreement)} of {classes.texts} texts",
         }
     verdict = "llama.cpp answers as the model does" if found.passed else "llama.cpp does not answer as the model does"
     return key_values(f"{verdict}, within what {found.mix} allows" if found.passed else verdict, facts,
                       tuple(f"! {reason}" for reason in found.reasons))  # fmt: skip
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f} nats" if value >= 0.001 or not value else f"{value:.1e} nats"
 
 
 def _pushed(report: ExportReport) -> Table:

@@ -5,12 +5,19 @@ from pathlib import Path
 
 from entrenar_common.progress import Progress, Task
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.errors import UsageError
+from entrenar_core.errors import FetchError, ModelError, NotFoundError, UsageError
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.settings import ExportSettings, require_possible
 from entrenar_core.formats import FORMATS, WeightFormat
+from entrenar_core.formats.choosing import Hints
 from entrenar_core.hub import Transfer
-from entrenar_core.references import parse_reference
+from entrenar_core.references import HubReference, PathReference, parse_reference
+
+# What a configuration is told to set, and what is to be done at the command line.
+_AS_FLAGS = {
+    Hints().several: "name the file itself: --input {}/NAME",
+    Hints().pickles: "take a model in safetensors, or add --allow-pickle if you trust its source",
+}
 
 
 def called(name: str | None, output: Path) -> WeightFormat:
@@ -70,13 +77,17 @@ def run_export(
         if push is not None and not report.exit_status:
             from entrenar_core.exporting.publishing import publish
 
-            pushed = publish(
-                report,
-                artifact,
-                push,
-                private=private or None,
-                progress=lambda one: display.on_transfer("uploads", one),
-            )
+            try:
+                pushed = publish(
+                    report,
+                    artifact,
+                    push,
+                    private=private or None,
+                    progress=lambda one: display.on_transfer("uploads", one),
+                )
+            except FetchError as error:
+                written = f"{output} is written, and not on the Hub: {error.message}"
+                raise FetchError(written, f"{error.hint}; --force writes it again") from error
             report = replace(report, pushed=pushed)
         display.end()
     return report
@@ -110,10 +121,24 @@ def run_push(source: str, repository: str, *, private: bool, revision: str | Non
 
 
 def _fetched(source: str, revision: str | None, display: Display, *, allow_pickle: bool) -> ModelArtifact:
+    from entrenar_core.exporting.source import require_ready
     from entrenar_core.hub import fetch_model
 
-    return fetch_model(
-        parse_reference(source, revision=revision),
-        allow_pickle=allow_pickle,
-        progress=lambda one: display.on_transfer("fetches", one),
-    )
+    reference = parse_reference(source, revision=revision)
+    if isinstance(reference, PathReference):
+        require_ready(reference.locate())
+    try:
+        return fetch_model(
+            reference, allow_pickle=allow_pickle, progress=lambda one: display.on_transfer("fetches", one)
+        )
+    except ModelError as error:
+        if error.hint not in _AS_FLAGS:
+            raise
+        raise ModelError(error.message, _AS_FLAGS[error.hint].format(source)) from error
+    except (FetchError, NotFoundError) as error:
+        folder = Path(source).parent
+        if not isinstance(reference, HubReference) or folder == Path() or not folder.is_dir():
+            raise
+        raise NotFoundError(
+            f"there is no folder {source} here, and on the Hub: {error.message}", "check the spelling"
+        ) from error

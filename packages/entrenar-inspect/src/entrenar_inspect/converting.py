@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import UsageError
@@ -11,6 +12,14 @@ from entrenar_core.formats.places import LocalPlace
 from entrenar_core.references import HubReference, parse_reference
 from entrenar_inspect.opening import format_called, opened
 from entrenar_inspect.reports.conversion import ConversionReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from entrenar_core.formats.gguf_values import Value
+    from entrenar_core.stored_model import StoredModel
+
+_TELLING = (WeightFormat.GGUF, WeightFormat.APR, WeightFormat.APR_JSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,8 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
     from entrenar_common.progress import Progress
     from entrenar_core.conversion import convert as write
     from entrenar_core.conversion.converting import Quantizing
+    from entrenar_core.exporting.exporting import requantised
+    from entrenar_core.exporting.source import require_ready
     from entrenar_core.quantization.mixes import mix_named
 
     quantizing = None if target.quantize is None else Quantizing(mix_named(target.quantize))
@@ -84,14 +95,9 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
         opened(_here(source), format=source.format, file=source.file, allow_pickle=source.allow_pickle) as model,
         Progress() as display,
     ):
+        if isinstance(model.place, LocalPlace):
+            require_ready(model.place.folder)
         task = display.task("writes", unit="bytes")
-        card = None
-        of_folder = isinstance(model.place, LocalPlace) and model.format is not WeightFormat.GGUF
-        if target.kind is WeightFormat.GGUF and of_folder and target.include_metadata:
-            assert isinstance(model.place, LocalPlace)
-            from entrenar_core.exporting.source import general_metadata
-
-            card = general_metadata(model.place.folder, parse_reference(source.text, revision=source.revision))
         done = write(
             model,
             target.kind,
@@ -99,12 +105,24 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
             dtype=target.dtype,
             quantizing=quantizing,
             shard_bytes=target.shard_bytes,
-            card=card,
+            card=_card(model, source, target),
             include_metadata=target.include_metadata,
             force=target.force,
             progress=lambda more, total: task.update(task.completed + more, total=total),
         )
-        return ConversionReport(source=source.text, source_format=model.format, **asdict(done))
+        told = asdict(done) | {"notes": (*done.notes, *(requantised(done) if target.quantize else ()))}
+        return ConversionReport(source=source.text, source_format=model.format, **told)
+
+
+def _card(model: "StoredModel", source: _Source, target: _Target) -> "Mapping[str, Value] | None":
+    """Where a model in a folder is from, for formats that say it in the file."""
+    from entrenar_core.exporting.source import general_metadata
+
+    if target.kind not in _TELLING or not target.include_metadata or model.format is WeightFormat.GGUF:
+        return None
+    if not isinstance(model.place, LocalPlace):
+        return None
+    return general_metadata(model.place.folder, parse_reference(source.text, revision=source.revision))
 
 
 def _graph(source: _Source, target: _Target) -> ConversionReport:
@@ -115,8 +133,12 @@ def _graph(source: _Source, target: _Target) -> ConversionReport:
         raise UsageError("an ONNX graph is one file", "leave out --shard-size")
     require_possible(ExportSettings(target.kind, quantize=target.quantize, dtype=target.dtype))
     artifact = _fetched(source)
+    from entrenar_core.conversion.beside import copy_beside
+    from entrenar_core.exporting.exporting import ALONE
     from entrenar_core.exporting.onnx import export_onnx
+    from entrenar_core.exporting.source import require_ready
 
+    require_ready(artifact.path)
     done = export_onnx(
         artifact,
         target.output,
@@ -124,12 +146,14 @@ def _graph(source: _Source, target: _Target) -> ConversionReport:
         include_metadata=target.include_metadata,
         force=target.force,
     )
+    within = target.output.is_dir()
+    beside = copy_beside(artifact.path, target.output) if within else ()
     return ConversionReport(
         source=source.text,
         source_format=artifact.format,
         output=target.output,
         format=target.kind,
-        files=done.files,
+        files=(*done.files, *beside),
         size_bytes=done.size_bytes,
         tensors=None,
         copied=0,
@@ -137,7 +161,7 @@ def _graph(source: _Source, target: _Target) -> ConversionReport:
         dequantised={},
         relative_rms=None,
         largest_error=None,
-        notes=done.notes,
+        notes=(*done.notes, *(() if within else (ALONE,))),
         quantization=target.quantize,
         types={},
         bits_per_weight=None,

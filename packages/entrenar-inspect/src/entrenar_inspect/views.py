@@ -2,7 +2,7 @@
 
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.tables import Amount, Cell, Column, Table, key_values
-from entrenar_core.units import count, size
+from entrenar_core.units import count, moved, size
 from entrenar_inspect.comparison_views import comparison
 from entrenar_inspect.reports.comparison import Comparison
 from entrenar_inspect.reports.conversion import ConversionReport
@@ -42,6 +42,7 @@ def _layer(row: LayerRow) -> tuple[Cell, ...]:
 def conversion(report: ConversionReport) -> Table:
     """What was written, and what had to be changed for it."""
     blocks = ", ".join(f"{number:,} of {name}" for name, number in report.dequantised.items())
+    types = sorted(report.types.items(), key=lambda item: -item[1])
     facts: dict[str, Cell | None] = {
         "From": f"{report.source} ({report.source_format})",
         "To": f"{report.output} ({report.format})",
@@ -49,10 +50,12 @@ def conversion(report: ConversionReport) -> Table:
         "Size": Amount(report.size_bytes, size(report.size_bytes)),
         "Tensors": report.tensors,
         "Quantised to": report.quantization,
+        "Types": ", ".join(f"{number:,} {name}" for name, number in types) if report.quantization else None,
+        "Bits per weight": None if report.bits_per_weight is None else f"{report.bits_per_weight:.2f}",
         "Copied as they are": report.copied or None,
         "Cast": report.cast or None,
         "Dequantised": blocks or None,
-        "Rounding": None if not report.relative_rms else _rounding(report),
+        "Rounding moved": None if not report.relative_rms else _rounding(report),
         "Beside torch": None if report.largest_difference is None else f"{report.largest_difference:.2e} at most",
     }
     known = {name: value for name, value in facts.items() if value is not None}
@@ -61,7 +64,7 @@ def conversion(report: ConversionReport) -> Table:
 
 def _rounding(report: ConversionReport) -> str:
     about = "about " if report.quantization else ""
-    return f"{about}{report.relative_rms:.2e} of the values (root mean square)"
+    return f"{about}{moved(report.relative_rms or 0.0)} of the values that changed (root mean square)"
 
 
 VIEWS: ViewTable = {

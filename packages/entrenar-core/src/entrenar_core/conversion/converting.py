@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,7 @@ def convert(
     metadata = metadata_of_file(plan, alone=single, card=card, include=include_metadata)
     if not single:
         require_beside(plan)
-    with replacing(output, folder=not single, force=force) as place:
+    with closing(plan.quantiser), replacing(output, folder=not single, force=force) as place:
         if single:
             write_file(place, kind, tensors, metadata)
         names = (output.name,) if single else _write_folder(plan, tensors, place, shard_bytes, metadata)

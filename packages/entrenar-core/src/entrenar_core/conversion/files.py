@@ -100,6 +100,7 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         work.chmod(0o777 & ~_umask())
         with _ending_cleanly():
             yield work if folder else work / output.name
+            require_free(output, folder=folder, force=force)  # another program may have written it meanwhile
             _put(work if folder else work / output.name, output)
     except OSError as error:
         raise OutputError(
@@ -138,15 +139,21 @@ def require_free(output: Path, *, folder: bool, force: bool) -> None:
     """
     if not output.exists():
         return
+    if not output.is_dir() and not output.is_file():
+        raise OutputError(f"{output} is no file that could be replaced", "choose another --output")
     if output.is_dir() != folder:
         raise OutputError(f"{output} is a {'file' if folder else 'folder'}", "choose another --output")
-    inside = (file for file in output.rglob("*") if not file.is_dir()) if folder else ()
-    names = (file.relative_to(output).as_posix() for file in inside)
+    if folder:
+        _require_only_a_model(output)
+    if not force and (not folder or any(output.iterdir())):
+        raise OutputError(f"{output} is there already", "choose another --output, or replace it with --force")
+
+
+def _require_only_a_model(output: Path) -> None:
+    names = (file.relative_to(output).as_posix() for file in output.rglob("*") if not file.is_dir())
     other = next((name for name in names if not _belongs(name) and not _is_own_card(output / name)), None)
     if other is not None:
         raise OutputError(f"{output} holds {other}, which is no part of a model", "choose another --output")
-    if not force and (not folder or any(output.iterdir())):
-        raise OutputError(f"{output} is there already", "choose another --output, or replace it with --force")
 
 
 def _belongs(name: str) -> bool:

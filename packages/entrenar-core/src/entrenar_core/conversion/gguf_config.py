@@ -3,7 +3,6 @@
 Sources: ggml's docs/gguf.md for the keys, and the configuration classes of transformers for what they are called there.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +18,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+_LARGEST = 3.4028234663852886e38  # of a float32
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 WHOLE: Kind = ("whole number", _is_whole)

@@ -89,8 +89,7 @@ class GgufModel:
         Raises:
             ModelError: another one is stored, and llama.cpp has no place for it.
         """
-        tied = self.config.get("tie_word_embeddings", self.family.family.kind == "encoder")
-        if tied is not True:
+        if self.family.setting(self.config, "tie_word_embeddings") is not True:
             return frozenset()
         embeddings = self.detection.embeddings
         if (

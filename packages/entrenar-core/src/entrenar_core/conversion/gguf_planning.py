@@ -1,7 +1,7 @@
 """What becomes of each tensor of a model in a GGUF: the type of its blocks, its bytes, and what that changed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class GgufPlan:
         asked = dtypes_of(self._mixed(shapes), self.mix, importance=self.importance is not None)
         dtypes = writable_here(asked, self.mix, importance=self.importance is not None)
         self._require_weighed(shapes, dtypes)
+        self._require_blocks(shapes, dtypes)
         if wider := sum(dtypes[name] != dtype for name, dtype in asked.items()):
             self.notes.append(
                 f"without ggml's own routine {wider} of its tensors are Q8_0, where llama.cpp has smaller types: "
@@ -84,6 +85,24 @@ class GgufPlan:
         extra = {name: _listed(name, values) for name, values in self.factors.items()}
         every = in_order([*shapes, *extra])
         return [extra[name] if name in extra else self._one(*stored[name], dtypes[name]) for name in every]
+
+    def _require_blocks(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
+        """Tells of matrices whose rows the blocks of the mix do not divide."""
+        if not self.mix.quantised:
+            return
+        matrices = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1}
+        if not any(dtypes[name].kind == "quantised" for name in matrices):
+            raise ModelError(
+                f"none of its {len(matrices)} matrices has rows that blocks of {self.mix.base}, or of 32, divide",
+                "take --quantize bf16 or f16",
+            )
+        block = self.mix.base.block
+        odd = [name for name, row in matrices.items() if row % block and dtypes[name].name != "F32"]
+        if odd:
+            self.notes.append(
+                f"blocks of {block} do not divide the rows of {len(odd)} of {len(matrices)} matrices: they are "
+                f"{_types(dtypes[name].name for name in odd)}, as llama.cpp has it"
+            )
 
     def _require_weighed(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Dtype]) -> None:
         self._require_of_this_model(shapes, dtypes)
@@ -163,6 +182,10 @@ class GgufPlan:
 def _weighable(dtype: Dtype) -> bool:
     """Whether blocks of this type are chosen otherwise where some inputs count more."""
     return dtype.kind == "quantised" and dtype.name != "Q8_0"
+
+
+def _types(names: Iterable[str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in Counter(names).most_common())
 
 
 def _told(importance: "ImportanceMatrix") -> dict[str, Value]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from entrenar_core.conversion.gguf_config import ABOVE_ZERO
 from entrenar_core.conversion.gguf_families import GgufFamily
 from entrenar_core.conversion.gguf_rope import FACTORS, LONG, SHORT, llama3_factors
 from entrenar_core.errors import ModelError
@@ -17,6 +18,7 @@ from entrenar_core.formats.gguf_values import Value, f32, text, u32
 
 _OTHERWISE = "take another format for it: safetensors or onnx"
 _THETA, _LOCAL_THETA, _FULL_THETA = 10_000.0, 10_000.0, 1_000_000.0
+_, _IS_ABOVE_ZERO = ABOVE_ZERO
 _ORIGINAL = "original_max_position_embeddings"
 # Of YaRN, what llama.cpp computes by itself; another value of these, and it would compute something else.
 _YARN = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
@@ -98,9 +100,16 @@ def _local_theta(config: Mapping[str, Any]) -> float:
 def _number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = settings.get(key)
     value = default if value is None else value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+    if value is not None and _IS_ABOVE_ZERO(value):
         return float(value)
     raise ModelError(f"config.json has no number above zero for `{key}` of its positions", "correct it")
+
+
+def _numbers(settings: Mapping[str, Any], key: str, count: int) -> list[float]:
+    values = settings.get(key)
+    if isinstance(values, Sequence) and len(values) == count and all(map(_IS_ABOVE_ZERO, values)):
+        return [float(value) for value in values]
+    raise ModelError(f"config.json has not {count} numbers above zero for `{key}` of its positions", "correct it")
 
 
 def _default(_: _Rope) -> Turning:
@@ -142,13 +151,12 @@ def _llama3(rope: _Rope) -> Turning:
 
 def _longrope(rope: _Rope) -> Turning:
     original = int(_number(rope.said, _ORIGINAL))
+    if original < 2:
+        raise ModelError(f"config.json says that texts had {original:,} tokens once (`{_ORIGINAL}`)", "correct it")
     stretch = _number(rope.said, "factor", rope.max_positions / original)
     usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
     half = rope.turned // 2
-    factors = {LONG: rope.said.get("long_factor"), SHORT: rope.said.get("short_factor")}
-    for name, values in factors.items():
-        if not isinstance(values, Sequence) or len(values) != half:
-            raise ModelError(f"config.json has not {half} numbers for {name} of its positions", "correct it")
+    factors = {name: _numbers(rope.said, key, half) for name, key in ((LONG, "long_factor"), (SHORT, "short_factor"))}
     note = f"llama.cpp takes the factors for long texts wherever its context is above {original:,} tokens (`-c`)"
     return Turning(
         {
@@ -156,7 +164,7 @@ def _longrope(rope: _Rope) -> Turning:
             "rope.scaling.original_context_length": u32(original),
             "rope.scaling.attn_factor": f32(_number(rope.said, "attention_factor", usual)),
         },
-        {name: [float(value) for value in values or ()] for name, values in factors.items()},
+        factors,
         (note,),
     )
 

@@ -25,6 +25,7 @@ _ROLES = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls", "mask": "mask",
 }  # fmt: skip
 _COPY = "copy one from the original model"
+_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # BERT's, which tell the second of two texts
 _TEMPLATE = "tokenizer.chat_template"
 
 
@@ -70,6 +71,7 @@ def settings_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "model_max_length": length if type(length) is int else None,
         "chat_template": _template(metadata),
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": _INPUTS if metadata.get("tokenizer.ggml.model") == "bert" else None,
     }
     return {key: value for key, value in known.items() if value is not None}
 

@@ -178,7 +178,8 @@ def _add(tokenizer: "Tokenizer", metadata: Mapping[str, Any]) -> None:
         ends = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((first, last)) if token]
         one = [f"{first}:0"] if first else []
         single = [*one, "$A:0", *([f"{last}:0"] if last else [])]
-        second = [piece.replace(":0", ":1").replace("$A", "$B") for piece in single]
+        follows = single[1:] if metadata.get("tokenizer.ggml.model") == "bert" else single  # [CLS] stands once
+        second = [piece.replace(":0", ":1").replace("$A", "$B") for piece in follows]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=single, pair=[*single, *second], special_tokens=ends
         )

@@ -103,6 +103,10 @@ def _requantised(model: StoredModel, mix: Mix | None, importance: "ImportanceMat
     if mix is None:
         raise ModelError(f"{model.reference} is a GGUF already", "name a type to quantise it to: --quantize q4_k_m")
     assert isinstance(source, FileSource), "values are read of files that are here"
+    if not isinstance(model.metadata.get("general.architecture"), str):
+        raise ModelError(
+            f"{model.reference} does not name its architecture, and llama.cpp loads no such file", "convert it again"
+        )
     names = {name: Renamed(name) for name in model.tensors}
     return GgufPlan(model, mix, names, kept_metadata(source.path), importance=importance)
 

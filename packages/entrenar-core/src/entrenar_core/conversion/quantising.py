@@ -111,7 +111,11 @@ class _Work:
         share = self.rows / sum(
             min(self.step, self.rows - start) for start in range(0, self.rows, self.step * self._every)
         )
-        return Rounding(flat.size, share * dot(flat, flat), share * dot(error, error), largest)
+        square, square_error = dot(flat, flat), dot(error, error)
+        if largest and not square_error:  # squares of tiny numbers are zero in 32 bits
+            exact, wrong = flat.astype("<f8"), error.astype("<f8")
+            square, square_error = float(exact @ exact), float(wrong @ wrong)
+        return Rounding(flat.size, share * square, share * square_error, largest)
 
     @property
     def _every(self) -> int:
@@ -151,10 +155,17 @@ class Quantiser:
         self._works.append(_Work(model, tensor, dtype, shape, change, importance))
         return Outgoing(name, dtype, shape, lambda: self._chunks(place))
 
-    def _chunks(self, place: int) -> Iterator[memoryview]:
-        if self._blocks is not None and self._next != place:
+    def close(self) -> None:
+        """Ends the threads that are ahead of what was asked for. What breaks off between two tensors must do so:
+        threads that the garbage collector ends wait for each other.
+        """
+        if self._blocks is not None:
             self._blocks.close()
             self._blocks = None
+
+    def _chunks(self, place: int) -> Iterator[memoryview]:
+        if self._next != place:
+            self.close()
         self._blocks = self._blocks or self._from(place)
         self._next = -1  # until all of this one came
         blocks = self._blocks

@@ -27,8 +27,12 @@ _CLASSES = {
 _OF_SENTENCES = ("sentence-similarity", "feature-extraction")
 
 
-def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) -> str:
-    """Markdown that loads what was exported from `source`: `files` are the format and the name of each."""
+def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]], *, encoder: bool | None = None) -> str:
+    """Markdown that loads what was exported from `source`: `files` are the format and the name of each.
+
+    Args:
+        encoder: whether the model makes vectors, or scores of classes, and no text; as its config.json says, if None.
+    """
     first: dict[str, str] = {}
     for kind, name in files:
         first.setdefault(kind, name)
@@ -37,7 +41,8 @@ def loading(facts: CardFacts, source: Path, files: Sequence[tuple[str, str]]) ->
     if "safetensors" in first:
         parts.append(_by_sentence_transformers() if sentences else _by_transformers(facts, source))
     if "gguf" in first:
-        parts.append(_by_llama(first["gguf"], encoder=sentences or _is_encoder(source)))
+        encodes = _is_encoder(source) if encoder is None else encoder
+        parts.append(_by_llama(first["gguf"], encoder=sentences or encodes))
     if "onnx" in first:
         parts.append(_by_onnxruntime(first["onnx"]))
     others = [first[kind] for kind in ("apr", "apr-json") if kind in first]

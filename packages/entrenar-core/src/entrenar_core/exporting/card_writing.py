@@ -7,8 +7,8 @@ quantised copy.
 Source: huggingface.co/docs/hub/model-cards.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from entrenar_core.conversion.files import OF_FILES
 from entrenar_core.exporting.card import HUB, CardFacts, card_facts, is_hub_name
 from entrenar_core.exporting.card_files import (
     CardFile,
-    code,
     escaped,
     read_card,
     rendered,
@@ -24,55 +23,12 @@ from entrenar_core.exporting.card_files import (
     without_local_paths,
 )
 from entrenar_core.exporting.card_loading import loading
-from entrenar_core.units import percent, perplexity, size
+from entrenar_core.exporting.card_measured import ExportedFile, comparison
+from entrenar_core.units import size
 
-_WHOLE = ("F32", "F16", "BF16")
+_LOADING = re.compile(r"^## Loading\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+"""What the card of a run says of its own safetensors."""
 _OPEN, _CLOSE = OF_FILES, "<!-- entrenar: end of files -->"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """How a file answered beside the model that it was made of, over `positions` tokens of the same text.
-
-    `kl` is KL(original ‖ file) in nats per token, exact or a lower bound; `agreement` the share of positions where both
-    prefer the same next token. The perplexities are of that text.
-    """
-
-    positions: int
-    kl: float
-    kl_is_exact: bool
-    agreement: float
-    perplexity: float
-    original_perplexity: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedFile:
-    """A file that was written, in one of the formats `safetensors`, `gguf`, `onnx`, `apr` and `apr-json`.
-
-    `quantization` is the type, or the mix of types, that its weights are stored in, such as `Q4_K_M` or `F16`;
-    `bits_per_weight` counts all tensors. `cosine` is the smallest between a vector of a sentence encoder and that of
-    the original, `difference` the largest between what onnxruntime and torch compute. What was not measured is None.
-    """
-
-    name: str
-    format: str
-    size_bytes: int
-    quantization: str | None = None
-    bits_per_weight: float | None = None
-    measured: Measured | None = None
-    cosine: float | None = None
-    difference: float | None = None
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether it was run beside the original."""
-        return any(one is not None for one in (self.measured, self.cosine, self.difference))
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether weights lost more than a rounding to a shorter float."""
-        return self.quantization is not None and self.quantization.upper() not in _WHOLE
 
 
 def export_card(
@@ -83,6 +39,7 @@ def export_card(
     written: Path | None = None,
     repo_id: str | None = None,
     license: Mapping[str, Any] | None = None,  # noqa: A002 - as the front matter calls it
+    encoder: bool | None = None,
 ) -> str:
     """The README.md to put beside exported files.
 
@@ -93,6 +50,8 @@ def export_card(
         written: the folder that they are in, with their settings, where there is one.
         repo_id: the name on the Hub of the model in `source`, if it is from there: the base model of what is exported.
         license: of the base models, for a model that does not say its own (see `card.shared_license`).
+        encoder: whether the model makes vectors or classes, and no text; as the config.json beside the files says, if
+            not given.
 
     Raises:
         ValueError: `repo_id` is no org/name.
@@ -108,7 +67,9 @@ def export_card(
     told = _without_section(card.body).rstrip()
     if (source / "run.json").is_file():
         told = without_local_paths(told)  # the card of a run tells its settings
-    body = f"{told}\n\n{files_section(facts, written or source, exported)}"
+        if all(file.format != "safetensors" for file in exported):
+            told = _LOADING.sub("", told)
+    body = f"{told}\n\n{files_section(facts, written or source, exported, encoder=encoder)}"
     return rendered(with_values(CardFile(card.front, body, card.values), values))
 
 
@@ -159,7 +120,12 @@ def _front_values(
 
 
 def files_section(
-    facts: CardFacts, source: Path, exported: Sequence[ExportedFile], *, others: Sequence[ExportedFile] = ()
+    facts: CardFacts,
+    source: Path,
+    exported: Sequence[ExportedFile],
+    *,
+    others: Sequence[ExportedFile] = (),
+    encoder: bool | None = None,
 ) -> str:
     """What a card says of files in a folder `source`: how they were made, how they answer, and what loads them; of
     `others` it says elsewhere what loads them.
@@ -168,8 +134,9 @@ def files_section(
     lines = [heading, "| --- | --- | --- | --- | --- |", *map(_row, (*others, *exported))]
     found = [_OPEN, "", "## Files", "", *lines, ""]
     if any(file.is_measured for file in exported):
-        found += [*_comparison(exported), ""]
-    found += [loading(facts, source, [(file.format, file.name) for file in exported]).rstrip(), "", _CLOSE]
+        found += [*comparison(exported), ""]
+    names = [(file.format, file.name) for file in exported]
+    found += [loading(facts, source, names, encoder=encoder).rstrip(), "", _CLOSE]
     return "\n".join(found) + "\n"
 
 
@@ -177,35 +144,3 @@ def _row(file: ExportedFile) -> str:
     bits = "" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}"
     weights = escaped(file.quantization or "")
     return f"| {escaped(file.name)} | {escaped(file.format)} | {weights} | {bits} | {size(file.size_bytes)} |"
-
-
-def _comparison(exported: Sequence[ExportedFile]) -> list[str]:
-    """What was measured beside the original, and of which files nothing was."""
-    lines = ["Measured beside the model that the files were made of, on the same text:", ""]
-    predicting = [(file.name, file.measured) for file in exported if file.measured is not None]
-    if predicting:
-        lines += [
-            "| file | tokens | KL, nats per token | same next token | perplexity | of the original |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(_measured_row(name, found) for name, found in predicting),
-        ]
-    lines += [
-        f"The vectors of {code(file.name)} have a cosine of {file.cosine:.5f} or more with those of the original."
-        for file in exported
-        if file.cosine is not None
-    ]
-    lines += [
-        f"What onnxruntime computes with {code(file.name)} is {file.difference:.1g} at most from what torch does."
-        for file in exported
-        if file.difference is not None
-    ]
-    unmeasured = [code(file.name) for file in exported if not file.is_measured and file.format != "safetensors"]
-    return [*lines, "", f"Not measured: {', '.join(unmeasured)}."] if unmeasured else lines
-
-
-def _measured_row(name: str, found: Measured) -> str:
-    bound = "" if found.kl_is_exact else "at least "
-    return (
-        f"| {escaped(name)} | {found.positions:,} | {bound}{found.kl:.4f} | {percent(found.agreement)} "
-        f"| {perplexity(found.perplexity)} | {perplexity(found.original_perplexity)} |"
-    )

@@ -11,11 +11,12 @@ from entrenar_core.conversion.beside import copy_beside
 from entrenar_core.conversion.converting import Conversion, Quantizing, convert
 from entrenar_core.conversion.files import require_free
 from entrenar_core.conversion.soundness import require_finite_weights
-from entrenar_core.errors import DataError, UsageError
+from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.settings import INT8, ExportSettings, require_possible
 from entrenar_core.exporting.source import general_metadata, open_source, require_ready
 from entrenar_core.formats import FORMATS, WeightFormat
+from entrenar_core.plain_text import plain_text
 from entrenar_core.stored_model import StoredModel
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from entrenar_core.importance import ImportanceMatrix
     from entrenar_core.verification import Verification
 
+_COMPARED = "to compare on"
+ALONE = "config.json and tokenizer are not in the file: programs need them too"
+"""What is to be said of an ONNX graph without a folder."""
 Watch = Callable[[str, str, int, int], None]
 """Is told what is done, in which unit, how much of it is done, and of how much."""
 
@@ -58,6 +62,11 @@ def write_export(
     artifact: ModelArtifact, output: Path, settings: ExportSettings, watch: Watch = _unwatched
 ) -> ExportReport:
     """As `export`, of a model that is ready, with settings that are possible together."""
+    if artifact.format is WeightFormat.ONNX:
+        raise UsageError(
+            f"{artifact.reference} is an ONNX graph, whose weights have lost their places in a model",
+            "export the model that it was made of",
+        )
     _require_ready_to_write(output, settings)
     job = _Job(artifact, output, settings, watch)
     report = _onnx(job) if settings.format is WeightFormat.ONNX else _stored(job)
@@ -69,15 +78,24 @@ def _require_ready_to_write(output: Path, settings: ExportSettings) -> None:
     if settings.format is not WeightFormat.ONNX:  # which looks itself, also for what lies beside a graph
         require_free(output, folder=not output.name.endswith(FORMATS[settings.format].suffixes), force=settings.force)
     if settings.save_imatrix is not None:
-        require_free(settings.save_imatrix, folder=False, force=settings.force)
+        _require_free_imatrix(settings.save_imatrix, force=settings.force)
         if os.path.realpath(settings.save_imatrix) == os.path.realpath(output):
             raise UsageError(f"{output} cannot be both the model and its importances", "name two files")
     if settings.verify:
         from entrenar_core.verification.server import require_llama_cpp
 
         require_llama_cpp()
-    if settings.passage is not None and not _text(settings.passage).strip():
+    if settings.calibration is not None:
+        plain_text(settings.calibration, "to calibrate on")
+    if settings.passage is not None and not plain_text(settings.passage, _COMPARED).strip():
         raise DataError(f"{settings.passage} holds no text to compare on", "name a file of text")
+
+
+def _require_free_imatrix(file: Path, *, force: bool) -> None:
+    try:
+        require_free(file, folder=False, force=force)
+    except OutputError as error:
+        raise OutputError(str(error), "choose another --save-imatrix, or replace it with --force") from error
 
 
 def _stored(job: _Job) -> ExportReport:
@@ -181,18 +199,9 @@ class _Check:
             gguf,
             self.job.artifact,
             texts=self.texts,
-            passage=None if passage is None else _text(passage),
+            passage=None if passage is None else plain_text(passage, _COMPARED),
             progress=lambda what, part, total: watch(f"verifies {what}", what, part, total),
         )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", "name a file of text") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not a text in UTF-8", "name a file of text") from error
 
 
 def _onnx(job: _Job) -> ExportReport:
@@ -207,7 +216,7 @@ def _onnx(job: _Job) -> ExportReport:
         progress=lambda step: job.watch(step, "", 0, 0),
     )
     beside = copy_beside(job.artifact.path, job.output) if job.output.is_dir() else ()
-    alone = () if job.output.is_dir() else ("config.json and tokenizer are not in the file: programs need them too",)
+    alone = () if job.output.is_dir() else (ALONE,)
     return ExportReport(
         source=str(job.artifact.reference),
         source_format=job.artifact.format,
@@ -235,12 +244,12 @@ def _report(job: _Job, model: StoredModel, done: Conversion, notes: tuple[str, .
         bits_per_weight=done.bits_per_weight,
         relative_rms=done.relative_rms or None,
         largest_error=done.largest_error or None,
-        notes=(*done.notes, *_requantised(done), *notes),
+        notes=(*done.notes, *requantised(done), *notes),
         **more,
     )
 
 
-def _requantised(done: Conversion) -> tuple[str, ...]:
+def requantised(done: Conversion) -> tuple[str, ...]:
     """What was quantised before cannot be had back."""
     if not done.dequantised:
         return ()

@@ -163,7 +163,7 @@ def _on_top(name: str, kind: WeightFormat) -> bool:
 
 def _holds(names: Collection[str], limit: int = 20) -> str:
     if not names:
-        return "it is empty"
+        return "it holds no files"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"it holds {', '.join(sorted(names)[:limit])}{more}"
 

@@ -18,14 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.artifact import ModelArtifact
-from entrenar_core.errors import DataError, ModelError, NotFoundError, UsageError
+from entrenar_core.errors import DataError, ModelError, UsageError
 from entrenar_core.importance.matrix import ImportanceMatrix, Inputs
 from entrenar_core.models.importance import measure
+from entrenar_core.plain_text import plain_text
 
 CHUNK = 512
 """Tokens of a chunk, as in llama.cpp."""
 _TOKENS_AT_ONCE = 2048
 _LAYERS = "blk."
+_OLDER = {"gamma": "weight", "beta": "bias"}
+"""What older files call the parameters of norms."""
 Progress = Callable[[int, int], None]
 """Is told how many chunks of how many are done."""
 
@@ -52,7 +55,7 @@ def importance_for(
     from entrenar_core.models.loading import load_model
     from entrenar_core.models.tokenizers import load_tokenizer
 
-    text = _read(text_file)
+    text = plain_text(text_file, "to calibrate on")
     tokenizer = load_tokenizer(artifact)
     model = load_model(artifact, infer_task(artifact, None) or EMBEDDING)
     if chunk is None:
@@ -60,17 +63,6 @@ def importance_for(
     return compute_importance(
         model, tokenizer, text, chunk=chunk, chunks=chunks, names=names, dataset=text_file.name, progress=progress
     )
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{file} does not exist", "name a file of text to calibrate on") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}", "name a file of text to calibrate on") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not a text in UTF-8", "name a file of text to calibrate on") from error
 
 
 def compute_importance(
@@ -149,7 +141,7 @@ def _matrices(body: nn.Module, prefix: str, names: Mapping[str, str]) -> dict[st
         path, _, weight = _inside(body, prefix, name).rpartition(".")
         try:
             module = body.get_submodule(path)
-            dimensions = getattr(module, weight).ndim
+            dimensions = getattr(module, _OLDER.get(weight, weight)).ndim
         except AttributeError as error:
             raise ModelError(f"the model has no weight {name}", "take the names of this model") from error
         if isinstance(module, nn.Linear | Conv1D):

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from entrenar_core.architectures.detection import detect
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
@@ -121,7 +122,8 @@ def load_model(
         )
     if task == EMBEDDING:
         drop_pooler(model)
-    _require_whole(artifact, model, report, keeps_head)
+    buffers = _buffers(weights) if report["unexpected_keys"] else frozenset()
+    _require_whole(artifact, model, {**report, "unexpected_keys": set(report["unexpected_keys"]) - buffers}, keeps_head)
     _keep_generation_settings(artifact, model)
     if placing is not None:
         placing.finish(model, artifact.reference)
@@ -243,6 +245,12 @@ def _keeps_head(artifact: ModelArtifact, task: str, label_names: Sequence[str] |
 
 def _top(name: str) -> str:
     return name.partition(".")[0]
+
+
+def _buffers(weights: Mapping[str, Weight | Tensor]) -> frozenset[str]:
+    """What older files hold besides weights."""
+    found = detect({name: tuple(weight.shape) for name, weight in weights.items()})
+    return frozenset(found.buffers) if found is not None else frozenset()
 
 
 def _require_whole(artifact: ModelArtifact, model: PreTrainedModel, report: dict[str, Any], keeps_head: bool) -> None:

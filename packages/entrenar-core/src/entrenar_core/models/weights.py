@@ -68,6 +68,10 @@ class PickledWeight:
     def dtype(self) -> torch.dtype:
         return self.mapped.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.mapped.shape)
+
     def __getitem__(self, _all: EllipsisType) -> Tensor:
         return self.mapped.clone()
 

@@ -15,8 +15,9 @@ import yaml
 from entrenar_core.artifact import inspect_folder
 from entrenar_core.errors import OutputError
 from entrenar_core.exporting.card import card_facts
+from entrenar_core.exporting.card_measured import ExportedFile
 from entrenar_core.exporting.card_reports import exported_files
-from entrenar_core.exporting.card_writing import ExportedFile, files_section
+from entrenar_core.exporting.card_writing import files_section
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.source import open_source
 from entrenar_core.formats import WeightFormat

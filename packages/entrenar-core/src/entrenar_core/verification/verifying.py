@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 POSITIONS = 256
 Progress = Callable[[str, int, int], None]
 """Is told what is done, how much of it, and of how much."""
+_LEAST = 32
+"""Fewer predicted tokens than that say nothing of a model."""
 _CONTEXT = 512
 """Of a GGUF that names none."""
 _POOLINGS: "Mapping[object, Pool | None]" = {0: None, 1: "mean", 2: "first", 3: "last"}
@@ -63,7 +65,7 @@ def verify(
         progress: is told of texts and positions.
 
     Raises:
-        UsageError: the type is not known, or the passage has nothing to predict.
+        UsageError: the type is not known, or the passage has hardly anything to predict.
         ModelError: llama.cpp is not installed, refuses the file, or ends; or the original cannot be loaded.
     """
     require_llama_cpp()
@@ -74,10 +76,11 @@ def verify(
     tokenizer = reference_tokenizer(artifact)
     embeds, context = _embeds(metadata), _context(metadata, artifact)
     read = PASSAGE if passage is None else passage
-    if embeds:
-        rows = texts_of(tokenizer, read, texts, context=context)
-    else:
-        rows = rows_of(tokenizer, read, positions=positions, context=context)
+    rows = (
+        texts_of(tokenizer, read, texts, context=context)
+        if embeds
+        else _enough(rows_of(tokenizer, read, positions=positions, context=context), positions)
+    )
     longest = max(len(row.ids) for row in rows)
     predicted, compared, classified = None, None, None
     with LlamaServer(gguf, context=longest + 1, embeds=embeds, threads=threads) as server:
@@ -94,6 +97,16 @@ def verify(
     else:
         predicted = compare_predictions(artifact, rows, told, limits)
     return Verification(mix, limits, agreement, predicted, compared, classified)
+
+
+def _enough(rows: list[Row], wanted: int) -> list[Row]:
+    found = sum(len(row.places) for row in rows)
+    if found < min(wanted, _LEAST):
+        raise UsageError(
+            f"the passage to verify with has {found} tokens that a model could predict, which says nothing of it",
+            f"give one of {_LEAST} and more",
+        )
+    return rows
 
 
 def _agreement(server: LlamaServer, tokenizer: "Tokenizer", texts: Sequence[str], progress: Progress) -> TextAgreement:

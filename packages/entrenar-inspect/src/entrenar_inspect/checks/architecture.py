@@ -93,7 +93,8 @@ def dtypes(model: StoredModel, facts: Facts) -> Check:
     said = stated_dtype(model.config)
     if said is not None and not is_dtype(said, usual):
         return warned(name, f"config.json says {said}, and matrices are {usual}")
-    return ok(name, f"matrices are {usual}")
+    blocks = any(tensor.dtype.kind == "quantised" for tensor in model.tensors.values())
+    return ok(name, f"matrices {'that are not quantised ' if blocks else ''}are {usual}")
 
 
 def tied(model: StoredModel, facts: Facts) -> Check | None:

@@ -31,6 +31,10 @@ _STRIPPED = (
     "such a space a word gets another token"
 )
 _WORDS = "{} found only as whole words, and in llama.cpp wherever they stand"
+_OVERLAPPING = (
+    "the added token {} ends as {} starts: of a text with both in one, such as {!r}, tokenizers take the first, and "
+    "llama.cpp the longer"
+)
 _CHANGED = "{} looked for in a text that was normalised, and in llama.cpp in the text itself"
 
 
@@ -141,7 +145,27 @@ def matching_deviations(saved: SavedTokenizer) -> tuple[Deviation, ...]:
         (words, _WORDS.format(_some(words, "is", "are"))),
         (changed, _CHANGED.format(_some(changed, "is", "are"))),
     )
-    return tuple(around_tokens(note, tokens) for tokens, note in told if tokens)
+    found = [around_tokens(note, tokens) for tokens, note in told if tokens]
+    if overlapping := _overlapping([entry["content"] for entry in added]):
+        found.append(around_tokens(_OVERLAPPING.format(*overlapping[0]), [both for *_, both in overlapping]))
+    return tuple(found)
+
+
+def _overlapping(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Tokens whose end is the start of others that are no shorter, with the text that has both: the first one counts to
+    tokenizers, the longer one to llama.cpp. Runs of one sign are cut alike.
+    """
+    starting: dict[str, list[str]] = {}
+    for token in tokens:
+        for end in range(1, len(token)):
+            starting.setdefault(token[:end], []).append(token)
+    return [
+        (one, other, one + other[len(one) - at :])
+        for one in tokens
+        for at in range(1, len(one))
+        for other in starting.get(one[at:], ())
+        if other != one and len(other) >= len(one) and len({*one, *other}) > 1
+    ]
 
 
 def _is_found(saved: SavedTokenizer, token: str) -> bool:
