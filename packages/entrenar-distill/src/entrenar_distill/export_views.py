@@ -10,9 +10,8 @@ _SHOWN_FILES = 6
 
 def exported(report: ExportReport) -> list[Block]:
     """What was written, what llama.cpp says of it, and where it is on the Hub."""
-    blocks: list[Block] = [_written(report)] if report.pushed is None or report.tensors else []
-    if report.onnx is not None:
-        blocks = [_written(report)]
+    as_it_was = report.pushed is not None and report.tensors is None and report.onnx is None
+    blocks: list[Block] = [] if as_it_was else [_written(report)]
     if report.verification is not None:
         blocks.append(_verified(report))
     if report.pushed is not None:

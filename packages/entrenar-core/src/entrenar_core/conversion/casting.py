@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from entrenar_core.errors import ModelError
 from entrenar_core.formats.blocks import value_blocks
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.sources import FileSource
@@ -42,6 +43,16 @@ class Rounding:
         self.square_error += other.square_error
         self.largest_error = max(self.largest_error, other.largest_error)
         self.overflowed += other.overflowed
+
+    def require_finite(self, dtype: str, hint: str) -> None:
+        """Refuses a cast that made something infinite.
+
+        Raises:
+            ModelError: it did.
+        """
+        if self.overflowed:
+            what = "1 value is" if self.overflowed == 1 else f"{self.overflowed:,} values are"
+            raise ModelError(f"{what} beyond what {dtype} holds", hint)
 
     @classmethod
     def between(cls, before: "NDArray[np.floating]", after: "NDArray[np.floating]") -> "Rounding":

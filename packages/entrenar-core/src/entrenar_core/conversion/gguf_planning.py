@@ -141,10 +141,7 @@ class GgufPlan:
         Raises:
             ModelError: a value is too large for the type.
         """
-        if self.rounding.overflowed:
-            number = self.rounding.overflowed
-            what = "1 value is" if number == 1 else f"{number:,} values are"
-            raise ModelError(f"{what} beyond what {self.mix.name} holds", "take bf16 or f32, which hold them")
+        self.rounding.require_finite(self.mix.name, "take bf16 or f32, which hold them")
 
     def _mixed(self, shapes: Mapping[str, tuple[int, ...]]) -> MixedModel:
         name = self.metadata["general.architecture"].value

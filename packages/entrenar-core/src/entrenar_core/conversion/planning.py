@@ -110,10 +110,7 @@ class Plan:
         Raises:
             ModelError: a value is too large for the dtype.
         """
-        if self.rounding.overflowed:
-            number = self.rounding.overflowed
-            what = "1 value is" if number == 1 else f"{number:,} values are"
-            raise ModelError(f"{what} beyond what {self.dtype} holds", "take --dtype bf16 or fp32, which hold them")
+        self.rounding.require_finite(str(self.dtype), "take --dtype bf16 or fp32, which hold them")
 
     def _dropped(self, tensor: StoredTensor) -> bool:
         """What only llama.cpp has, and a buffer that the format has no dtype for, is told of and left out."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.conversion.beside import copy_beside
@@ -185,7 +185,8 @@ class _Check:
         from entrenar_core.conversion.tokens.trial_texts import TRIAL_TEXTS
 
         differs = known_to_differ(model)
-        self.job, self.found = job, cast("Verification | None", None)
+        self.job = job
+        self.found: Verification | None = None
         self.texts = [text for text in TRIAL_TEXTS if not differs(text)]
         out = len(TRIAL_TEXTS) - len(self.texts)
         said = f"{out} of {len(TRIAL_TEXTS)} trial texts were not compared: such texts are cut otherwise, as noted"

@@ -4,8 +4,8 @@ Tensors that matter more than others get more bits: the head, the values of atte
 these the first and the last layers. A type whose blocks do not divide a row gives way to one whose blocks do.
 
 Rules count tensors of a kind in the order in which llama.cpp visits them, layer by layer and by name. Its conditions on
-names that no family here has (state spaces, vision, audio) are left out. Source: llama-quant.cpp of
-https://github.com/ggml-org/llama.cpp.
+names that no family here has (state spaces, vision, audio) are left out; those for Falcon and for experts are for a
+GGUF of another program that is quantised again. Source: llama-quant.cpp of https://github.com/ggml-org/llama.cpp.
 """
 
 import re
