@@ -91,21 +91,28 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
             cannot be written.
     """
     require_free(output, folder=folder, force=force)
+    with _ending_cleanly(), _beside(output) as work:
+        try:
+            work.chmod(0o777 & ~_umask())
+            yield work if folder else work / output.name
+            require_free(output, folder=folder, force=force)  # another program may have written it meanwhile
+            _put(work if folder else work / output.name, output)
+        except OSError as error:
+            raise OutputError(
+                f"{output} cannot be written: {error.strerror}", "free some space, or choose another"
+            ) from error
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder for the time being."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}-", dir=output.parent))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror}", "choose another --output") from error
     try:
-        work.chmod(0o777 & ~_umask())
-        with _ending_cleanly():
-            yield work if folder else work / output.name
-            require_free(output, folder=folder, force=force)  # another program may have written it meanwhile
-            _put(work if folder else work / output.name, output)
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error.strerror}", "free some space, or choose another"
-        ) from error
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
