@@ -173,7 +173,10 @@ def _names(folder: Path, files: Sequence[str]) -> set[str]:
         raise NotFoundError(f"{folder} does not exist", "check the spelling; a Hub repository reads org/name")
     for name in files:
         if format_of(name) is None or ".." in Path(name).parts or Path(name).is_absolute():
-            raise ModelError(f"{name} is not the name of a weight file in {folder}", "name files inside the folder")
+            raise ModelError(
+                f"{name} is not the name of a weight file in {folder}",
+                "name a folder, or a file inside it such as model.safetensors or model.gguf",
+            )
     try:
         found = [*folder.iterdir(), *folder.glob("onnx/*"), *(folder / name for name in files)]
         return {file.relative_to(folder).as_posix() for file in found if file.is_file()}
