@@ -130,6 +130,7 @@ def test_ratios_are_of_the_same_round_and_intervals_those_of_student(benchmark_n
     assert (told["mean"], told["half"]) == pytest.approx((3.0, 1.9632), abs=1e-4)  # 2.7764 · √2.5 / √5
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.nightly
 @pytest.mark.parametrize("benchmark_named", ["cached.bench"], indirect=True)
 def test_cached_encoders_are_measured_beside_live_ones(benchmark_named: ModuleType, tmp_path: Path) -> None:
