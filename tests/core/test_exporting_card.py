@@ -18,7 +18,7 @@ from entrenar_core.exporting.card import CardFacts, card_facts, gguf_card_metada
 from entrenar_core.exporting.card_files import (
     parse_card,
 )
-from entrenar_core.exporting.card_measured import ExportedFile, Measured, MeasuredClasses, rounded_up
+from entrenar_core.exporting.card_measured import ExportedFile, Measured
 from entrenar_core.exporting.card_reports import card_of_export, exported_files
 from entrenar_core.exporting.card_writing import export_card
 from entrenar_core.exporting.result import ExportReport
@@ -26,9 +26,10 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.references import HubReference
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
+from entrenar_core.units import bound
 from entrenar_core.verification.comparing import Distances
 from entrenar_core.verification.limits import limits_of
-from entrenar_core.verification.result import Predictions, TextAgreement, VectorAgreement, Verification
+from entrenar_core.verification.result import ClassAgreement, Predictions, TextAgreement, VectorAgreement, Verification
 from exported_models import exported_model
 
 FRONT = """\
@@ -236,7 +237,7 @@ def test_what_eight_bits_moved_is_told_of_a_graph_of_eight_bits(tmp_path: Path) 
 
 
 def test_a_classifier_that_was_verified_is_told(tmp_path: Path) -> None:
-    classes = ExportedFile("m.gguf", "gguf", 10, "Q4_0", classes=MeasuredClasses(42, 0.00132, 38 / 42))
+    classes = ExportedFile("m.gguf", "gguf", 10, "Q4_0", classes=ClassAgreement(42, 3, 3, 0.00132, 0.1, 38 / 42))
     card = export_card(tmp_path, [classes])
     assert "`m.gguf` gives 90.5 % of 42 texts the same class: a KL divergence of 0.0013 nats." in card
     assert "Not measured" not in card
@@ -244,7 +245,7 @@ def test_a_classifier_that_was_verified_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, "0"), (2e-5, "2e-05"), (2.01e-5, "3e-05"), (0.0995, "1e-01")])
 def test_a_bound_is_not_rounded_down(value: float, shown: str) -> None:
-    assert rounded_up(value) == shown
+    assert bound(value) == shown
 
 
 def test_the_card_of_a_run_does_not_load_what_is_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import shlex
+import shutil
 import sysconfig
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +92,9 @@ def test_a_format_that_fails_takes_neither_the_student_nor_the_others(models: Mo
     assert report.exit_status == 1
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "complete"
     assert (mine / "notes").is_dir()
+    shutil.rmtree(mine)
+    assert main(shlex.split(report.not_exported["gguf"].split("`")[1])[1:]) == 0, "the command that it names"
+    assert mine.is_file()
     done = export(
         inspect_folder(tmp_path / "out"), tmp_path / "later.gguf", ExportSettings(WeightFormat.GGUF, quantize="q8_0")
     )

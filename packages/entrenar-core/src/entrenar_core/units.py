@@ -45,6 +45,19 @@ def moved(relative: float) -> str:
     return percent(relative, 3) if relative >= 1e-4 else f"{relative:.1e}"
 
 
+def nats(value: float) -> str:
+    """A divergence: `0.0123 nats`, and `2.1e-05 nats` of what four places do not show."""
+    return f"{value:.4f} nats" if value >= 0.001 or not value else f"{value:.1e} nats"
+
+
+def bound(value: float) -> str:
+    """A largest difference in one digit, which is none too low: `2e-05`."""
+    if not value:
+        return "0"
+    exponent = math.floor(math.log10(value))
+    return f"{math.ceil(round(value / 10**exponent, 6)) * 10**exponent:.0e}"
+
+
 def perplexity(value: float) -> str:
     """A perplexity, or a ratio of two: `7.39`, and from a million on three digits with their power, `2.53e+29`."""
     return f"{value:.3g}" if value >= 999_999.995 else f"{value:.2f}"

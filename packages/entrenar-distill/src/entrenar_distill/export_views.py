@@ -3,7 +3,7 @@
 from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Table, key_values
 from entrenar_core.exporting.result import ExportReport
-from entrenar_core.units import moved, percent, perplexity, size
+from entrenar_core.units import moved, nats, percent, perplexity, size
 
 _SHOWN_FILES = 6
 
@@ -65,8 +65,8 @@ def _verified(report: ExportReport) -> Table:
     if (seen := found.predictions) is not None:
         least = "" if seen.is_exact else "at least "
         facts |= {
-            "KL divergence": f"{least}{_nats(seen.distances.kl_mean)} a token on average",
-            "Where it is largest": f"{least}{_nats(seen.distances.kl_max)}",
+            "KL divergence": f"{least}{nats(seen.distances.kl_mean)} a token on average",
+            "Where it is largest": f"{least}{nats(seen.distances.kl_max)}",
             "Same likeliest token": percent(seen.distances.agreement),
             "Perplexity": f"{perplexity(seen.perplexity)}, the model's {perplexity(seen.original_perplexity)}",
             "Positions": f"{seen.positions:,}",
@@ -75,17 +75,13 @@ def _verified(report: ExportReport) -> Table:
         facts |= {"Cosine of vectors": f"{vectors.cosine_mean:.6f}, the least {vectors.cosine_min:.6f}"}
     if (classes := found.classes) is not None:
         facts |= {
-            "KL divergence": f"{_nats(classes.kl_mean)} a text on average",
-            "Where it is largest": _nats(classes.kl_max),
+            "KL divergence": f"{nats(classes.kl_mean)} a text on average",
+            "Where it is largest": nats(classes.kl_max),
             "Same class": f"{percent(classes.agreement)} of {classes.texts} texts",
         }
     verdict = "llama.cpp answers as the model does" if found.passed else "llama.cpp does not answer as the model does"
     return key_values(f"{verdict}, within what {found.mix} allows" if found.passed else verdict, facts,
                       tuple(f"! {reason}" for reason in found.reasons))  # fmt: skip
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f} nats" if value >= 0.001 or not value else f"{value:.1e} nats"
 
 
 def _pushed(report: ExportReport) -> Table:

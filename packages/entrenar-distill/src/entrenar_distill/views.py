@@ -9,7 +9,7 @@ from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.reports import ExportFacts, ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
-from entrenar_core.units import count, duration, percent, perplexity, size
+from entrenar_core.units import bound, count, duration, percent, perplexity, size
 from entrenar_distill.diagnosis_views import diagnosis
 from entrenar_distill.export_views import exported
 from entrenar_distill.reports import (
@@ -130,7 +130,7 @@ def _export(facts: ExportFacts) -> str:
     kl = f"KL {facts.kl:.4f} to the student" if facts.kl is not None else None
     same = f"the same likeliest token in {percent(facts.agreement)}" if facts.agreement is not None else None
     cosine = f"cosine {facts.cosine:.5f} at least" if facts.cosine is not None else None
-    apart = f"{facts.largest_difference:.1g} from torch at most" if facts.largest_difference is not None else None
+    apart = f"{bound(facts.largest_difference)} from torch at most" if facts.largest_difference is not None else None
     return ", ".join(part for part in (facts.file, size(facts.size_bytes), bits, kl, same, cosine, apart) if part)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from entrenar_core.formats.gguf_values import Value
     from entrenar_core.stored_model import StoredModel
 
-_TELLING = (WeightFormat.GGUF, WeightFormat.APR, WeightFormat.APR_JSON)
-
 
 @dataclass(frozen=True, slots=True)
 class _Source:
@@ -115,14 +113,12 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
 
 
 def _card(model: "StoredModel", source: _Source, target: _Target) -> "Mapping[str, Value] | None":
-    """Where a model in a folder is from, for formats that say it in the file."""
-    from entrenar_core.exporting.source import general_metadata
+    from entrenar_core.exporting.source import told_in_file
 
-    if target.kind not in _TELLING or not target.include_metadata or model.format is WeightFormat.GGUF:
+    if not target.include_metadata or not isinstance(model.place, LocalPlace):
         return None
-    if not isinstance(model.place, LocalPlace):
-        return None
-    return general_metadata(model.place.folder, parse_reference(source.text, revision=source.revision))
+    reference = parse_reference(source.text, revision=source.revision)
+    return told_in_file(target.kind, model.format, model.place.folder, reference)
 
 
 def _graph(source: _Source, target: _Target) -> ConversionReport:

@@ -1,11 +1,14 @@
 """What a model card says of how exported files answer beside the model that they were made of."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from entrenar_core.exporting.card_files import code, escaped
-from entrenar_core.units import percent, perplexity
+from entrenar_core.units import bound, nats, percent, perplexity
+
+if TYPE_CHECKING:
+    from entrenar_core.verification.result import ClassAgreement
 
 _WHOLE = ("F32", "F16", "BF16")
 
@@ -27,17 +30,6 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredClasses:
-    """How a classifier answered beside the model that it was made of: KL(original ‖ file) of the probabilities, in nats
-    per text, and the share of texts that both give the same class.
-    """
-
-    texts: int
-    kl: float
-    agreement: float
-
-
-@dataclass(frozen=True, slots=True)
 class ExportedFile:
     """A file that was written, in one of the formats `safetensors`, `gguf`, `onnx`, `apr` and `apr-json`.
 
@@ -54,7 +46,7 @@ class ExportedFile:
     bits_per_weight: float | None = None
     measured: Measured | None = None
     cosine: float | None = None
-    classes: MeasuredClasses | None = None
+    classes: "ClassAgreement | None" = None
     difference: float | None = None
     moved: float | None = None
 
@@ -91,21 +83,13 @@ def _sentences(file: ExportedFile) -> Iterator[str]:
         yield f"The vectors of {name} have a cosine of {file.cosine:.5f} or more with those of the original."
     if (found := file.classes) is not None:
         same = percent(found.agreement)
-        yield f"{name} gives {same} of {found.texts} texts the same class: a KL divergence of {found.kl:.4f} nats."
+        yield f"{name} gives {same} of {found.texts} texts the same class: a KL divergence of {nats(found.kl_mean)}."
     if file.difference is not None:
-        most = rounded_up(file.difference)
+        most = bound(file.difference)
         yield f"What onnxruntime computes with {name} is {most} at most from what torch does."
     if file.moved is not None:
         moved = f"{percent(file.moved)} of what torch does (root mean square)"
         yield f"Eight bits moved what onnxruntime computes with {name} by {moved}."
-
-
-def rounded_up(value: float) -> str:
-    """A bound in one digit that is none too low: `2e-05`."""
-    if not value:
-        return "0"
-    exponent = math.floor(math.log10(value))
-    return f"{math.ceil(round(value / 10**exponent, 6)) * 10**exponent:.0e}"
 
 
 def _measured_row(name: str, found: Measured) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from entrenar_core.architectures import known_families
 from entrenar_core.artifact import ModelArtifact
 from entrenar_core.exporting.card import described_in, facts_of
-from entrenar_core.exporting.card_measured import ExportedFile, Measured, MeasuredClasses
+from entrenar_core.exporting.card_measured import ExportedFile, Measured
 from entrenar_core.exporting.card_writing import export_card
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.formats import FORMATS, WeightFormat
@@ -14,7 +14,6 @@ from entrenar_core.references import HubReference
 
 if TYPE_CHECKING:
     from entrenar_core.verification import Verification
-    from entrenar_core.verification.result import ClassAgreement
 
 
 def card_of_export(
@@ -61,16 +60,12 @@ def exported_files(report: ExportReport) -> tuple[ExportedFile, ...]:
             bits_per_weight=report.bits_per_weight,
             measured=None if checked is None else _measured(checked),
             cosine=None if checked is None or checked.vectors is None else checked.vectors.cosine_min,
-            classes=None if checked is None or checked.classes is None else _classes(checked.classes),
+            classes=None if checked is None else checked.classes,
             difference=None if report.onnx is None or report.onnx.int8 is not None else report.onnx.largest_difference,
             moved=None if report.onnx is None or report.onnx.int8 is None else report.onnx.int8.relative_rms,
         )
         for name in weights
     )
-
-
-def _classes(found: "ClassAgreement") -> MeasuredClasses:
-    return MeasuredClasses(found.texts, found.kl_mean, found.agreement)
 
 
 def _measured(checked: "Verification") -> Measured | None:

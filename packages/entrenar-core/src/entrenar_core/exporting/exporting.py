@@ -14,7 +14,7 @@ from entrenar_core.conversion.soundness import require_finite_weights
 from entrenar_core.errors import DataError, OutputError, UsageError
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.settings import INT8, ExportSettings, require_possible
-from entrenar_core.exporting.source import general_metadata, open_source, require_ready
+from entrenar_core.exporting.source import open_source, require_ready, told_in_file
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.plain_text import plain_text
 from entrenar_core.stored_model import StoredModel
@@ -145,11 +145,10 @@ def _converted(
 
 
 def _card(job: _Job) -> "Mapping[str, Value] | None":
-    """Where the model is from, for formats that say it in the file; a GGUF that is written again says it already."""
-    within = (WeightFormat.GGUF, WeightFormat.APR, WeightFormat.APR_JSON)
-    if job.settings.format not in within or not job.settings.include_metadata or job.artifact.format is within[0]:
+    artifact = job.artifact
+    if not job.settings.include_metadata:
         return None
-    return general_metadata(job.artifact.path, job.artifact.reference)
+    return told_in_file(job.settings.format, artifact.format, artifact.path, artifact.reference)
 
 
 def _importance(job: _Job, model: StoredModel) -> "tuple[ImportanceMatrix | None, str | None]":

@@ -11,6 +11,7 @@ from entrenar_core.formats.gguf_values import Value
 from entrenar_core.references import HubReference, PathReference, Reference
 from entrenar_core.stored_model import StoredModel, open_model
 
+_TELLING = (WeightFormat.GGUF, WeightFormat.APR, WeightFormat.APR_JSON)
 _ADAPTER = "adapter_config.json"
 
 
@@ -41,8 +42,14 @@ def _require_complete(folder: Path) -> None:
         raise UsageError(f"the run in {folder} is {run.get('status')}, and has no student yet", hint)
 
 
-def general_metadata(folder: Path, reference: Reference) -> Mapping[str, Value]:
-    """Where the model in a folder is from, as the `general.*` keys of a GGUF say it."""
+def told_in_file(
+    kind: WeightFormat, source_format: WeightFormat | None, folder: Path, reference: Reference
+) -> Mapping[str, Value] | None:
+    """Where the model in a folder is from, as the `general.*` keys of a GGUF say it: for formats that have a place for
+    it. A GGUF says it already.
+    """
+    if kind not in _TELLING or source_format is WeightFormat.GGUF:
+        return None
     repo_id = reference.repo_id if isinstance(reference, HubReference) else None
     return gguf_card_metadata(card_facts(described_in(folder), repo_id=repo_id))
 

@@ -1,5 +1,6 @@
 """The student in the further formats of `output.formats`, written beside its weights when a run ends."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,19 @@ def export_student(folder: Path, output: OutputConfig, on_part: OnPart) -> Expor
     failures: dict[str, str] = {}
     for kind, settings in _wanted(output):
         on_part(FORMATS[kind].title)
+        file = folder / file_name(kind, settings.quantize)
         try:
-            reports.append(write_export(artifact, folder / file_name(kind, settings.quantize), settings))
+            reports.append(write_export(artifact, file, settings))
         except EntrenarError as error:
-            again = f"entrenar-distill export --input {folder} --format {kind}"
-            failures[kind.value] = f"{error.message}; {error.hint}; `{again}` then writes it"
+            failures[kind.value] = f"{error.message}; {error.hint}; `{_again(folder, file, settings)}` then writes it"
     return Exports(tuple(reports), failures)
+
+
+def _again(folder: Path, file: Path, settings: ExportSettings) -> str:
+    """The command that writes it."""
+    flags = ["--quantize", settings.quantize] if settings.quantize else []
+    verify = ["--verify"] if settings.verify else []
+    return shlex.join(["entrenar-distill", "export", "--input", str(folder), "--output", str(file), *flags, *verify])
 
 
 def _wanted(output: OutputConfig) -> Iterator[tuple[WeightFormat, ExportSettings]]:

@@ -6,8 +6,10 @@ are for the older forms alone: where there is a tokenizer.json, transformers 5 p
 Source: src/llama-vocab.cpp of https://github.com/ggml-org/llama.cpp, which finds some tokens by their text.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from entrenar_core.conversion.tokens.deviations import Deviation, around_tokens
@@ -155,17 +157,20 @@ def _overlapping(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
     """Tokens whose end is the start of others that are no shorter, with the text that has both: the first one counts to
     tokenizers, the longer one to llama.cpp. Runs of one sign are cut alike.
     """
-    starting: dict[str, list[str]] = {}
-    for token in tokens:
-        for end in range(1, len(token)):
-            starting.setdefault(token[:end], []).append(token)
+    in_order = sorted(tokens)
     return [
         (one, other, one + other[len(one) - at :])
         for one in tokens
         for at in range(1, len(one))
-        for other in starting.get(one[at:], ())
+        for other in _beginning(in_order, one[at:])
         if other != one and len(other) >= len(one) and len({*one, *other}) > 1
     ]
+
+
+def _beginning(in_order: Sequence[str], start: str) -> Iterator[str]:
+    """The tokens that begin so."""
+    places = range(bisect_left(in_order, start), len(in_order))
+    return takewhile(lambda token: token.startswith(start), (in_order[place] for place in places))
 
 
 def _is_found(saved: SavedTokenizer, token: str) -> bool:
