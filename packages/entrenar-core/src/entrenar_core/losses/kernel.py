@@ -26,6 +26,7 @@ from entrenar_core.losses.hard import cross_entropy_and_gradient
 from entrenar_core.losses.head import Head, LogitTiles, compute_dtype, through_head_
 from entrenar_core.losses.sums import at_least_fp32
 from entrenar_core.losses.targets import Targets, TargetTiles
+from entrenar_core.losses.tiles import tiles_of
 
 TILE_BYTES = 256 * 2**20
 """What the buffers of one tile may take together, about."""
@@ -167,7 +168,7 @@ class _HeadLoss(torch.autograd.Function):
         sums = torch.zeros(len(job.soft) + 1, dtype=torch.float64, device=hidden_NH.device)
         student = LogitTiles(hidden_NH, job.student_head, job.vocabulary)
         teacher = job.teacher.tiles(job.vocabulary) if job.teacher is not None and job.soft else None
-        for start in range(0, len(hidden_NH), job.tile_rows):
+        for start in tiles_of(range(0, len(hidden_NH), job.tile_rows)):
             tile = slice(start, min(start + job.tile_rows, len(hidden_NH)))
             logits_NV = student.logits(tile)
             if teacher is not None:
@@ -245,7 +246,7 @@ def _tile_terms_(student_NV: Tensor, teacher: TargetTiles | None, tile: slice, j
     """Adds the terms of a tile to `sums`, and turns the student's logits into the gradient of their weighted total in
     what its head's matrix gives.
     """
-    for start in range(0, len(student_NV), job.block_rows):
+    for start in tiles_of(range(0, len(student_NV), job.block_rows)):
         block = slice(start, min(start + job.block_rows, len(student_NV)))
         logits_NV = student_NV[block]
         gradient_NV = _block_terms(logits_NV, teacher, block, tile.start, job, sums)

@@ -60,15 +60,23 @@ class OutputLayer:
         return dataclasses.replace(self, copy=Head(weight_VH, bias_V, self.scale, self.softcap))
 
 
+def untried_output_layer(model: PreTrainedModel) -> OutputLayer | None:
+    """What is the output layer by its kind and by the configuration, if there is one; not compared with logits."""
+    module = model.get_output_embeddings()
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        return None
+    return OutputLayer(module, _scale(model), _number(model, "final_logit_softcapping"))
+
+
 def output_layer_of(model: PreTrainedModel, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> OutputLayer | None:
     """The output layer of a language model, checked on a few rows; None where its logits are made in another way.
 
     The model's mode and the random state are left as they were.
     """
-    module = model.get_output_embeddings()
-    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+    layer = untried_output_layer(model)
+    if layer is None:
         return None
-    layer = OutputLayer(module, _scale(model), _number(model, "final_logit_softcapping"))
+    module = layer.module
     if is_spread(model):
         layer = layer.copied_to(input_ids_BT.device)
     training = model.training

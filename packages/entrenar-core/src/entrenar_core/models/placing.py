@@ -170,7 +170,8 @@ def is_quantized(module: nn.Module) -> bool:
 def placed(module: nn.Module, device: torch.device) -> nn.Module:
     """The module on a device, but for what has a place of its own already: spread or quantised models stay there."""
     if not (is_spread(module) or is_quantized(module)):
-        return module.to(device)
+        tensors = (*module.parameters(), *module.buffers())
+        return module if all(_same(tensor.device, device) for tensor in tensors) else module.to(device)
     if not isinstance(module, PreTrainedModel):
         for child in module.children():
             placed(child, device)

@@ -1,9 +1,10 @@
 """A teacher that is a model here, and reads what the student reads."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from entrenar_core.data.collating import Batch
@@ -19,6 +20,19 @@ from entrenar_core.teachers.signals import Signals
 from entrenar_core.teachers.source import Said, TeacherSays
 
 
+class Place(Protocol):
+    """Where a model computes, and at which autocast: an `Accelerator` says so."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """In which it computes."""
+        ...
+
+
 class LiveTeacher:
     """A model that reads the student's batches, at the same autocast as the student; of large ones, `batch_size` rows
     at a time.
@@ -27,7 +41,7 @@ class LiveTeacher:
     def __init__(
         self,
         model: nn.Module,
-        accelerator: Accelerator,
+        accelerator: Place,
         counting: Counting,
         output: OutputLayer | None = None,
         batch_size: int | None = None,

@@ -21,7 +21,7 @@ from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.wants import Wants
 from entrenar_core.reports import Scores
 from entrenar_core.teachers.cache.teacher import CachedSentences
-from entrenar_core.teachers.live import signals_of
+from entrenar_core.teachers.live import Place, signals_of
 from entrenar_core.teachers.numbers import not_finite
 from entrenar_core.teachers.precomputed import ByRow, classify
 from entrenar_core.teachers.promises import of_texts
@@ -55,7 +55,7 @@ class LiveSentences:
     """An encoder that reads the student's batches, at the same autocast as the student."""
 
     def __init__(
-        self, model: nn.Module, accelerator: Accelerator, judged_NK: Tensor, batch_size: int | None = None
+        self, model: nn.Module, accelerator: Place, judged_NK: Tensor, batch_size: int | None = None
     ) -> None:
         self.model, self.accelerator, self.judged_NK = model, accelerator, judged_NK
         self.batch_size = batch_size

@@ -21,6 +21,7 @@ from entrenar_core.data.ordering import share
 from entrenar_core.losses import cross_entropy
 from entrenar_core.losses.divergence import forward_kl_core
 from entrenar_core.losses.targets import Dense, Logits, Targets, TargetTiles, log_softmax
+from entrenar_core.losses.tiles import tiles_of
 from entrenar_core.models.output_layer import OutputLayer
 from entrenar_core.models.rows import Counting, read_rows
 from entrenar_core.reports import Scores
@@ -132,7 +133,7 @@ def _sums(student: Dense, labels_N: Tensor, teacher: Targets | None) -> Tensor:
     """
     sums = torch.zeros(6, dtype=torch.float64)
     tiles, whole = (None, False) if teacher is None else (teacher.tiles(student.width), teacher.whole)
-    for start in range(0, len(student), _ROWS):
+    for start in tiles_of(range(0, len(student), _ROWS)):
         tile = slice(start, min(start + _ROWS, len(student)))
         student_NV, labels = student.of(tile), labels_N[tile]
         of_rows = [labels != IGNORED, cross_entropy(student_NV, labels), student_NV.argmax(-1) == labels]

@@ -1,6 +1,7 @@
 """From the entries of a configuration to what a training makes small."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,12 +33,60 @@ from entrenar_core.teachers.source import TeacherSource
 from entrenar_core.training.exit_terms import ExitTerm
 from entrenar_core.training.layer_terms import LayerTerm, make_layer_term
 from entrenar_core.training.objective import Objective, RowTerm
-from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.vector_terms import VectorTerm, make_vector_term
+
+if TYPE_CHECKING:
+    from entrenar_core.architectures import Architecture
+    from entrenar_core.data.collating import Batch
+    from entrenar_core.models.output_layer import OutputLayer
+    from entrenar_core.models.rows import Counting
+    from entrenar_core.models.sentence_files import Pool
+
+
+class Surroundings(Protocol):
+    """What of a run an objective hangs on, besides its models; a `Preparation` has it."""
+
+    @property
+    def seed(self) -> int:
+        """Of weights that losses have of their own."""
+        ...
+
+    @property
+    def counting(self) -> "Counting":
+        """What of a batch counts."""
+        ...
+
+    @property
+    def poolings(self) -> "tuple[Pool, Pool] | None":
+        """Of teacher and student as sentence encoders."""
+        ...
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the models predict tokens."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The classes that the models tell apart."""
+        ...
+
+    @property
+    def teacher_architecture(self) -> "Architecture":
+        """Of a teacher whose model is not at hand."""
+        ...
+
+    def output_layer(self, model: nn.Module) -> "OutputLayer | None":
+        """Where a language model makes its logits, if they can be made in tiles."""
+        ...
+
+    def sample(self) -> "Batch":
+        """Some training rows, on which models are looked at."""
+        ...
 
 
 def make_objective(
-    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
+    terms: Sequence[Term], prepared: Surroundings, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
 ) -> Objective:
     """What a training makes small.
 
@@ -52,12 +101,12 @@ def make_objective(
     rows = tuple(_row_term(term) for term in terms if term not in (*layered, *of_vectors, *exits))
     vectors = tuple(_vector_terms(of_vectors, prepared, student, teacher))
     pool = None if prepared.poolings is None else prepared.poolings[1]
-    with seeded(prepared.config.training.seed):
+    with seeded(prepared.seed):
         out = tuple(_exit_term(term, prepared, student) for term in exits)
     if not layered:
         return Objective(prepared.counting, rows, vectors=vectors, pool=pool, exits=out)
     model = teacher.model if isinstance(teacher, LiveTeacher | LiveSentences) else None
-    with seeded(prepared.config.training.seed):
+    with seeded(prepared.seed):
         made = tuple(_layer_term(term, prepared, student, model) for term in layered)
     for term, layer_term in zip(layered, made, strict=True):
         _require_recordable(term, layer_term, student, model)
@@ -84,17 +133,17 @@ def _require_recordable(term: Term, made: LayerTerm, student: nn.Module, teacher
 
 
 def _vector_terms(
-    terms: Sequence[Term], prepared: Preparation, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
+    terms: Sequence[Term], prepared: Surroundings, student: nn.Module, teacher: TeacherSource | SentenceTeacher | None
 ) -> Iterator[VectorTerm]:
     for term in terms:
         assert isinstance(student, PreTrainedModel)
         assert isinstance(teacher, SentenceTeacher), "only sentence encoders have vectors"
-        with seeded(prepared.config.training.seed):
+        with seeded(prepared.seed):
             yield make_vector_term(term, student.config.hidden_size, teacher.judged_NK.shape[1])
 
 
-def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: nn.Module | None) -> LayerTerm:
-    of_teacher = sizes_of(teacher) if teacher is not None else layer_sizes(prepared.teacher.architecture)
+def _layer_term(term: Term, prepared: Surroundings, student: nn.Module, teacher: nn.Module | None) -> LayerTerm:
+    of_teacher = sizes_of(teacher) if teacher is not None else layer_sizes(prepared.teacher_architecture)
     assert of_teacher is not None, "a family of the table without its sizes"
     sizes = sizes_of(student), of_teacher
     assert isinstance(term.entry, LayerLoss)
@@ -109,7 +158,7 @@ def _layer_term(term: Term, prepared: Preparation, student: nn.Module, teacher: 
         raise ConfigError([Problem(f"`{dotted(term.path)}`: {error}", "change it, or the student")]) from error
 
 
-def _exit_term(term: Term, prepared: Preparation, student: nn.Module) -> ExitTerm:
+def _exit_term(term: Term, prepared: Surroundings, student: nn.Module) -> ExitTerm:
     entry, sizes = term.entry, sizes_of(student)
     assert isinstance(entry, ExitLoss)
     layers = tuple(range(sizes.num_layers - 1)) if entry.layers is None else entry.layers

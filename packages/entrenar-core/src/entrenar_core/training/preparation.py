@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from entrenar_core.architectures import Architecture
     from entrenar_core.models.output_layer import OutputLayer
     from entrenar_core.models.rows import Counting
     from entrenar_core.training.sentence_evaluation import Questions
@@ -88,6 +89,16 @@ class Preparation:
         """The server that teaches, if one does: the teacher's files are then the student's."""
         teacher = self.given.teacher
         return endpoint_settings(teacher) if isinstance(teacher, EndpointTeacher) else None
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.config.training.seed
+
+    @property
+    def teacher_architecture(self) -> "Architecture":
+        """Of the teacher, or of the first of several."""
+        return self.teacher.architecture
 
     @property
     def teacher_batch_size(self) -> int:

@@ -1,0 +1,71 @@
+"""What optimisers keep of each parameter, by the optimisers themselves, and by their formula where they need real bytes.
+
+Sources: AdamW, Loshchilov & Hutter 2019; in 8 bits, Dettmers et al. 2022, with bitsandbytes' block of 256 values and
+its 32 bits for parameters of less than 4,096; Adafactor, Shazeer & Stern 2018, as torch has it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from entrenar_core.memory.jobs import OptimizerName
+
+_SMALL, _BLOCK = 4096, 256
+
+
+class Optimizer(Protocol):
+    """What a step needs of one."""
+
+    def step(self) -> object:
+        """Changes the parameters."""
+        ...
+
+    def states(self) -> Iterable[Tensor]:
+        """What it keeps from step to step."""
+        ...
+
+
+class _Torch:
+    """An optimiser of torch, which makes its state when it steps first."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> object:
+        return self.optimizer.step()
+
+    def states(self) -> Iterable[Tensor]:
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+class _Adam8bit:
+    """Both moments in a byte, with a scale for each block, in a step that needs no memory of its own."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.kept = [tensor for parameter in parameters for tensor in _moments(parameter)]
+        self.kept += [torch.empty(256), torch.empty(256)]  # what the codes stand for
+
+    def step(self) -> None:
+        pass
+
+    def states(self) -> Iterable[Tensor]:
+        return self.kept
+
+
+def _moments(parameter: Tensor) -> list[Tensor]:
+    count = parameter.numel()
+    if count < _SMALL:
+        return [torch.empty(count), torch.empty(count)]
+    blocks = -(-count // _BLOCK)
+    return [torch.empty(size, dtype=dtype) for size, dtype in 2 * [(count, torch.uint8), (blocks, torch.float32)]]
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
+    "adamw": lambda parameters: _Torch(torch.optim.AdamW(parameters, fused=True)),
+    "adamw-8bit": _Adam8bit,
+    "sgd": lambda parameters: _Torch(torch.optim.SGD(parameters, lr=1e-3)),
+    "adafactor": lambda parameters: _Torch(torch.optim.Adafactor(parameters)),
+}

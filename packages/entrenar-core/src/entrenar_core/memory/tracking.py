@@ -1,0 +1,140 @@
+"""Watches tensors come and go while a step runs on tensors without data.
+
+Every operation of a step passes through here, those of the backward pass too, as it would be executed: after autograd
+and autocast. A tensor's bytes are held until the last reference to its storage is gone, as in a real run.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from entrenar_core.memory.ledger import Key, Ledger
+
+_aten = torch.ops.aten
+_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Tracking(TorchDispatchMode):
+    """Tells a ledger what operations take and give back, and counts floating-point operations.
+
+    `component` is whose the new tensors are. What hangs on values, which are not there, is answered by what is known
+    of them: whether some rows are `padded`; and of masks, by their storage, how many entries are true (`counted`). A
+    mask that is not known is all true.
+    """
+
+    def __init__(self, ledger: Ledger, *, padded: bool = True) -> None:
+        super().__init__()
+        self.padded = padded
+        self.ledger = ledger
+        self.component = "activations"
+        self.counted: dict[int, int] = {}
+        self.flops = 0
+        self._known: dict[int, tuple[weakref.ref[Any], Key, int]] = {}
+
+    def note(self, tensor: Tensor, component: str | None = None) -> None:
+        """A tensor that may be new; one whose storage is known is another view of it."""
+        storage = tensor.untyped_storage()
+        number = id(storage)
+        if number in self._known:
+            return
+        key = component or self.component, _dtype(tensor)
+        taken = self.ledger.take(key, storage.nbytes())
+        self._known[number] = weakref.ref(storage, lambda _: self._gone(number)), key, taken
+
+    def belongs(self, tensor: Tensor, component: str) -> None:
+        """What a tensor turns out to be, such as a gradient when it is accumulated."""
+        number = id(tensor.untyped_storage())
+        if number not in self._known:
+            self.note(tensor, component)
+            return
+        reference, key, taken = self._known[number]
+        if key[0] != component:
+            after = component, key[1]
+            self._known[number] = reference, after, taken
+            self.ledger.move(key, after, taken)
+
+    def _gone(self, number: int) -> None:
+        _, key, taken = self._known.pop(number)
+        self.ledger.give(key, taken)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs an operation and notes what it made."""
+        kwargs = kwargs or {}
+        if func is _aten._local_scalar_dense.default:
+            return self._value(args[0])
+        if func is _aten.nonzero.default:
+            made = torch.stack(self._places(args[0]), -1)
+        else:
+            if func is _aten.index.Tensor:
+                args = (args[0], self._without_masks(args[1]))
+            if (hidden := _PASSING.get(func.name())) is not None:
+                self.ledger.passing(("workspace", _dtype(args[0])), hidden(args))
+            made = func(*args, **kwargs)
+        self._note_all(made)
+        self.flops += _flops(func, args, kwargs, made)
+        return made
+
+    def _note_all(self, made: Any) -> None:
+        if isinstance(made, Tensor):
+            self.note(made)
+        elif isinstance(made, list | tuple):
+            for one in made:
+                self._note_all(one)
+
+    def _value(self, scalar: Tensor) -> float | bool:
+        """What is asked of a number that is not there: whether all tokens are real, or how many of something are."""
+        if scalar.dtype == torch.bool:
+            return not self.padded
+        return 1.0 if scalar.is_floating_point() else 1
+
+    def _count(self, mask: Tensor) -> int:
+        return self.counted.get(id(mask.untyped_storage()), mask.numel())
+
+    def _places(self, mask: Tensor) -> list[Tensor]:
+        """Where a mask is true, by dimension."""
+        return [torch.empty(self._count(mask), dtype=torch.long, device=mask.device) for _ in range(mask.ndim)]
+
+    def _without_masks(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Indices of which none is a mask."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            found += self._places(index) if index is not None and index.dtype == torch.bool else [index]
+        return found
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> int:
+    count = flop_registry.get(func._overloadpacket)
+    if count is not None:
+        return int(count(*args, **kwargs, out_val=made))
+    own = _FLOPS.get(func.name())
+    return 0 if own is None else own(args)
+
+
+def _gemm_4bit_flops(args: tuple[Any, ...]) -> int:
+    rows, (gives, reads) = args[0], args[2]
+    return 2 * int(rows.numel()) // int(rows.shape[-1]) * int(gives) * int(reads)
+
+
+_FLOPS: dict[str, Callable[[tuple[Any, ...]], int]] = {
+    f"{_FLASH}": lambda args: int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)),
+    f"{_FLASH}_backward": lambda args: int(sdpa_flop_count(args[1].shape, args[2].shape, args[3].shape)) * 5 // 2,
+    "bitsandbytes::gemm_4bit": _gemm_4bit_flops,
+}
+"""Of operations that torch does not count. The backward pass of flash attention has five products for two."""
+
+_PASSING: dict[str, Callable[[tuple[Any, ...]], int]] = {
+    # it multiplies with weights that it dequantises to the dtype of its inputs
+    "bitsandbytes::gemm_4bit": lambda args: int(args[2][0]) * int(args[2][1]) * int(args[0].itemsize),
+}
+"""What operations take and give back inside, where no tensor shows it."""
