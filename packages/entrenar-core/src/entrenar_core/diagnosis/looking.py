@@ -37,7 +37,8 @@ from entrenar_core.teachers.loading import load_whole, placing_of
 from entrenar_core.teachers.precomputed import PrecomputedTeacher
 from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
-from entrenar_core.training.assembly import make_accelerator, make_student, student_name
+from entrenar_core.training.assembly import make_accelerator, make_student
+from entrenar_core.training.names import student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
 from entrenar_core.training.losses import sizes_of

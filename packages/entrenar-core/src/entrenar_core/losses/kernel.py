@@ -26,7 +26,7 @@ from entrenar_core.losses.hard import cross_entropy_and_gradient
 from entrenar_core.losses.head import Head, LogitTiles, compute_dtype, through_head_
 from entrenar_core.losses.sums import at_least_fp32
 from entrenar_core.losses.targets import Targets, TargetTiles
-from entrenar_core.losses.tiles import tiles_of
+from entrenar_core.losses.tiles import device_type_of, tiles_of
 
 TILE_BYTES = 256 * 2**20
 """What the buffers of one tile may take together, about."""
@@ -98,7 +98,7 @@ def head_loss(
         raise ValueError("a hard target needs labels")
     columns = [student_head.weight_VH.shape[0], *([] if teacher is None else [teacher.columns])]
     vocabulary = _real_vocabulary(columns, vocabulary)
-    tile_rows, block_rows = _rows_at_once(vocabulary, tile_bytes, student_hidden_NH.device.type)
+    tile_rows, block_rows = _rows_at_once(vocabulary, tile_bytes, device_type_of(student_hidden_NH))
     unit = _unit([*(term.weight for term in soft), hard.weight if hard else 0.0])
     job = _Job(
         student_head,

@@ -1,4 +1,4 @@
-"""LoRA adapters and quantised layers in models on `meta`, as peft and bitsandbytes make them, and their fake tensors."""
+"""LoRA adapters and quantised layers in models on `meta`, as peft and bitsandbytes make them, and their tensors."""
 
 from typing import Any
 
@@ -67,10 +67,10 @@ def _fake_4bit_(module: Any, kind: LoadIn, *, double_quantized: bool) -> None:
     blocks = -(-count // _BLOCK)
     settings: dict[str, Any] = {"code": torch.empty(16), "blocksize": _BLOCK, "quant_type": kind}
     if double_quantized:
-        inner = QuantState(
-            absmax=torch.empty(-(-blocks // _NESTED_BLOCK)), code=torch.empty(256), blocksize=_NESTED_BLOCK, dtype=torch.float32
-        )
-        scales, settings = torch.empty(blocks, dtype=torch.uint8), settings | {"offset": torch.empty(()), "state2": inner}
+        outer, code = torch.empty(-(-blocks // _NESTED_BLOCK)), torch.empty(256)
+        inner = QuantState(absmax=outer, code=code, blocksize=_NESTED_BLOCK, dtype=torch.float32)
+        scales = torch.empty(blocks, dtype=torch.uint8)
+        settings |= {"offset": torch.empty(()), "state2": inner}
     else:
         scales = torch.empty(blocks)
     weight = nn.Parameter(torch.empty(((count + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
@@ -79,9 +79,7 @@ def _fake_4bit_(module: Any, kind: LoadIn, *, double_quantized: bool) -> None:
 
 
 def _fake_8bit_(module: Any) -> None:
-    weight = nn.Parameter(
-        torch.empty((module.out_features, module.in_features), dtype=torch.int8), requires_grad=False
-    )
+    weight = nn.Parameter(torch.empty((module.out_features, module.in_features), dtype=torch.int8), requires_grad=False)
     weight.CB = weight.SCB = None  # type: ignore[attr-defined]
     module._parameters["weight"] = weight
     module.state.CB, module.state.SCB = weight.data, torch.empty(module.out_features)

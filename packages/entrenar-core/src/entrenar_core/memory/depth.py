@@ -50,7 +50,10 @@ def kinds_of(stack: nn.ModuleList) -> list[Hashable]:
 def _kind(layer: nn.Module) -> Hashable:
     names = ("attention_type", "is_sliding", "sliding_window", "layer_type")
     said = tuple(
-        (name, str(value)) for module in layer.modules() for name in names if (value := getattr(module, name, None)) is not None
+        (name, str(value))
+        for module in layer.modules()
+        for name in names
+        if (value := getattr(module, name, None)) is not None
     )
     classes = tuple(type(module).__name__ for module in layer.modules())
     return classes, said, tuple((name, tuple(weight.shape), weight.dtype) for name, weight in layer.named_parameters())

@@ -86,19 +86,18 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The memory of a job, as predicted: of each device, where there are several.
+    """What a job takes of a device, as predicted.
 
     `method` says how: every layer `traced`; some, and the others `extrapolated`; or by formulas, where the model cannot
-    be traced. `host_bytes` is what is kept in main memory beside the devices. `assumptions` name what was taken for
-    granted.
+    be traced. `traced_layers` says how many layers of which model, 0 for the student, were looked at. `host_bytes` is
+    what is kept in main memory beside the device. `assumptions` name what was taken for granted.
     """
 
     trace: Trace
     method: Method
-    traced_layers: tuple[int, ...]
-    num_layers: int
+    traced_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     host_bytes: int = 0
-    assumptions: tuple[str, ...] = field(default=())
+    assumptions: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Models without data: built from a configuration alone, with as few layers as are asked for, of the true sizes.
+"""Models without data: built from a configuration alone, with as many layers as are asked for, of the true sizes.
 
 A model is built on `meta` first, where adapters and quantised layers can be put into it, and then its weights are
 replaced by tensors that know their device, shape and dtype and nothing else, so that every operation takes the way
@@ -6,53 +6,81 @@ that it takes on real ones.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import import_utils
 
-from entrenar_core.memory.jobs import SEQ2SEQ, HeldModel
+from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import drop_pooler, model_class
 from entrenar_core.models.quiet import explaining, quietly
 
 
 @contextmanager
-def taken_for_real() -> Iterator[None]:
-    """Within, transformers takes the way that it takes on real tensors. Of those without data it would not ask whether
-    a mask hides anything, and always make one.
+def taken_for_real(device: DeviceType) -> Iterator[None]:
+    """Within, transformers and torch take the way that they take on real tensors of a kind of device.
+
+    Of tensors without data transformers would not ask whether a mask hides anything, and always make one. And on GPUs
+    attention with dropout is fused, where a CPU makes all scores; so there, dropout is left out of it.
     """
-    before = import_utils.is_fake_tensor
+    asks, attends = import_utils.is_fake_tensor, F.scaled_dot_product_attention
+
+    def without_dropout(*given: Any, dropout_p: float = 0.0, **settings: Any) -> Any:  # noqa: ARG001
+        return attends(*given, **settings)
+
     import_utils.is_fake_tensor = lambda _: False
+    if device != "cpu":
+        F.scaled_dot_product_attention = without_dropout
     try:
         yield
     finally:
-        import_utils.is_fake_tensor = before
+        import_utils.is_fake_tensor, F.scaled_dot_product_attention = asks, attends
 
 
-def empty_model(held: HeldModel) -> PreTrainedModel:
-    """The model on `meta`, with all layers, in evaluation mode.
+def empty_model(held: HeldModel, layers: int | None = None) -> PreTrainedModel:
+    """The model on `meta`, in evaluation mode: with all layers, or with the first ones of every stack.
 
     Raises:
         ModelError: transformers has no such model, or cannot make it of these sizes.
     """
+    kind = _class_of(held)
     config = copy.deepcopy(held.config)
-    if held.task == SEQ2SEQ:
-        with explaining("model", held.name, "take another model"), torch.device("meta"):
-            kind: Any = type(AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config)))
-    else:
-        kind = model_class(config, held.task, trust_remote_code=held.trust_remote_code)
+    if layers is not None:
+        for one in _configs(config):
+            _cut(one, layers)
+    attention = held.attention if getattr(kind, "_supports_sdpa", False) else "eager"
     with explaining("model", held.name, "check its config.json"), quietly(), torch.device("meta"):
-        attention = held.attention if getattr(kind, "_supports_sdpa", False) else "eager"
-        model: PreTrainedModel = kind._from_config(config, dtype=getattr(torch, held.dtype), attn_implementation=attention)
+        model: PreTrainedModel = kind._from_config(
+            config, dtype=getattr(torch, held.dtype), attn_implementation=attention
+        )
     if held.task == EMBEDDING:
         drop_pooler(model)
     return model.eval()
+
+
+def _class_of(held: HeldModel) -> Any:
+    """Found by making a model once, which of a deep one takes a while."""
+    key = type(held.config), held.task, held.trust_remote_code
+    if key not in _CLASSES:
+        shallow = copy.deepcopy(held.config)
+        for one in _configs(shallow):
+            _cut(one, 1)
+        if held.task == SEQ2SEQ:
+            with explaining("model", held.name, "take another model"), torch.device("meta"):
+                _CLASSES[key] = type(AutoModelForSeq2SeqLM.from_config(shallow))
+        else:
+            _CLASSES[key] = model_class(shallow, held.task, trust_remote_code=held.trust_remote_code)
+    return _CLASSES[key]
+
+
+_CLASSES: dict[tuple[type, str, bool], Any] = {}
 
 
 def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -68,7 +96,7 @@ def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
 def depths_of(config: PreTrainedConfig) -> Iterator[int]:
     """How many layers a configuration says that there are."""
     for one in (config, config.get_text_config()):
-        for name in ("num_hidden_layers", "num_decoder_layers", "decoder_layers", "encoder_layers"):
+        for name in _DEPTHS:
             if isinstance(depth := getattr(one, name, None), int):
                 yield depth
 
@@ -81,48 +109,33 @@ def fake_(model: nn.Module, mode: FakeTensorMode) -> None:
         if id(tensor) not in made:
             with mode:
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                made[id(tensor)] = (
-                    nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-                )
+                trains = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
         return made[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers, module.__dict__):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for tensors in tables:
             for name, tensor in list(tensors.items()):
                 if isinstance(tensor, Tensor) and tensor.device.type == "meta":
                     tensors[name] = fake(tensor)
 
 
-def keep_layers_(model: PreTrainedModel, chosen: Sequence[int]) -> None:
-    """Leaves some layers of every stack, in their order, and makes the configuration say so."""
-    for stack in stacks_of(model):
-        total = len(stack)
-        kept = [stack[index] for index in chosen]
-        del stack[len(chosen) :]
-        for place, layer in enumerate(kept):
-            stack[place] = layer
-            _number(layer, chosen[place], place)
-        for config in _configs(model):
-            _cut(config, total, chosen)
+def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A configuration, and that of the text model inside of it."""
+    inner = config.get_text_config()
+    return [config] if inner is config else [config, inner]
 
 
-def _number(layer: nn.Module, before: int, now: int) -> None:
-    """Layers know their place, where they keep keys and values."""
-    for module in layer.modules():
-        if getattr(module, "layer_idx", None) == before:
-            module.layer_idx = now  # type: ignore[assignment]
-
-
-def _configs(model: nn.Module) -> list[PreTrainedConfig]:
-    """Every configuration that a part of the model looks at."""
-    found = {id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None}
-    inside = [config.get_text_config() for config in found.values() if isinstance(config, PreTrainedConfig)]
-    return list(({id(one): one for one in inside} | found).values())
-
-
-def _cut(config: PreTrainedConfig, total: int, chosen: Sequence[int]) -> None:
+def _cut(config: PreTrainedConfig, layers: int) -> None:
+    """Fewer layers, and what is said of each layer for as many."""
+    total = config.num_hidden_layers if hasattr(config, "num_hidden_layers") else None
     for name, value in list(vars(config).items()):
-        if isinstance(value, list | tuple) and len(value) == total and "layer" in name:
-            setattr(config, name, type(value)(value[index] for index in chosen))
-        elif name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers") and value == total:
-            setattr(config, name, len(chosen))
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == total:
+            setattr(config, name, type(value)(value[:layers]))
+    for name in _DEPTHS:
+        if isinstance(getattr(config, name, None), int) and getattr(config, name) > layers:
+            setattr(config, name, layers)
+
+
+_DEPTHS = ("num_hidden_layers", "num_decoder_layers", "decoder_layers", "encoder_layers")

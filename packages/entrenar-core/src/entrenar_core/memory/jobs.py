@@ -89,11 +89,10 @@ class TrainingJob:
     """Optimiser steps of a student, with teachers or without.
 
     `batch_size` are the rows of a forward and backward pass over all devices together, `length` the tokens of the
-    longest row, and `counted` the positions that losses count in a batch of one device: all of them, if not given. `padded`:
-    some rows are shorter, so that attention needs a mask.
-    `terms` are the losses; the cross-entropy with labels, if none is given. With `all_logits` they are all there at
-    once, as in programs without a fused loss. `evaluation_rows` are read in an evaluation while the optimiser's state
-    is there.
+    longest row, and `counted` the positions that losses count in a batch of one device: all of them, if not given.
+    Where it is `padded`, some rows are shorter, and attention needs a mask. `terms` are the losses; the cross-entropy
+    with labels, if none is given. With `all_logits` they are all there at once, as in programs without a fused loss.
+    `evaluation_rows` are read in an evaluation while the optimiser's state is there.
     """
 
     student: HeldModel
@@ -128,4 +127,16 @@ class InferenceJob:
     sharding: Sharding = Sharding()
 
 
-Job = TrainingJob | InferenceJob
+@dataclass(frozen=True, slots=True)
+class ReadingJob:
+    """A teacher that reads rows before a training, and is gone when it begins."""
+
+    model: HeldModel
+    batch_size: int
+    length: int
+    mixed_precision: MixedPrecision = "no"
+    padded: bool = True
+    device: DeviceType = "cpu"
+
+
+Job = TrainingJob | ReadingJob | InferenceJob

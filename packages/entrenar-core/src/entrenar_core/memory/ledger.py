@@ -23,11 +23,14 @@ class Ledger:
         self.held: defaultdict[Key, int] = defaultdict(int)
         self.total = 0
         self.place: Place = ("loaded", 0, None)
+        self.entered: dict[Place, dict[Key, int]] = {}
+        """What was held when a place was entered first."""
         self._largest: dict[Place, tuple[int, dict[Key, int]]] = {}
 
     def enter(self, phase: Phase, layer: int | None = None, model: int = 0) -> None:
         """From now on, what happens is in this place."""
         self.place = phase, model, layer
+        self.entered.setdefault(self.place, dict(self.held))
         self._look()
 
     def take(self, key: Key, size_bytes: int) -> int:

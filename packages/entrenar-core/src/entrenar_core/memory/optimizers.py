@@ -1,4 +1,4 @@
-"""What optimisers keep of each parameter, by the optimisers themselves, and by their formula where they need real bytes.
+"""What optimisers keep of each parameter: by the optimisers themselves, or a formula where they need real bytes.
 
 Sources: AdamW, Loshchilov & Hutter 2019; in 8 bits, Dettmers et al. 2022, with bitsandbytes' block of 256 values and
 its 32 bits for parameters of less than 4,096; Adafactor, Shazeer & Stern 2018, as torch has it.
@@ -26,6 +26,10 @@ class Optimizer(Protocol):
         """What it keeps from step to step."""
         ...
 
+    def of(self, parameter: nn.Parameter) -> Iterable[Tensor]:
+        """What of that belongs to a parameter."""
+        ...
+
 
 class _Torch:
     """An optimiser of torch, which makes its state when it steps first."""
@@ -37,22 +41,27 @@ class _Torch:
         return self.optimizer.step()
 
     def states(self) -> Iterable[Tensor]:
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+        return [tensor for parameter in self.optimizer.state for tensor in self.of(parameter)]
+
+    def of(self, parameter: nn.Parameter) -> Iterable[Tensor]:
+        return [value for value in self.optimizer.state[parameter].values() if isinstance(value, Tensor)]
 
 
 class _Adam8bit:
     """Both moments in a byte, with a scale for each block, in a step that needs no memory of its own."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.kept = [tensor for parameter in parameters for tensor in _moments(parameter)]
-        self.kept += [torch.empty(256), torch.empty(256)]  # what the codes stand for
+        self.kept = {parameter: _moments(parameter) for parameter in parameters}
+        self.codes = [torch.empty(256), torch.empty(256)]  # what they stand for
 
     def step(self) -> None:
         pass
 
     def states(self) -> Iterable[Tensor]:
-        return self.kept
+        return [*self.codes, *(tensor for kept in self.kept.values() for tensor in kept)]
+
+    def of(self, parameter: nn.Parameter) -> Iterable[Tensor]:
+        return self.kept[parameter]
 
 
 def _moments(parameter: Tensor) -> list[Tensor]:

@@ -1,34 +1,87 @@
 """From a job to its memory: the whole of it traced, or a few layers of deep models and the others told from these."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 from entrenar_core.config.desugaring import Term
 from entrenar_core.config.losses import ExitLoss, compares_layers
+from entrenar_core.memory.closed_form import closed_form
+from entrenar_core.memory.closed_inference import assumptions_of, closed_inference
 from entrenar_core.memory.depth import Depths, depths_of, extrapolated
-from entrenar_core.memory.estimate import Estimate
+from entrenar_core.memory.estimate import Estimate, Trace
 from entrenar_core.memory.fakes import empty_model
-from entrenar_core.memory.jobs import HeldModel, Job, TrainingJob
-from entrenar_core.memory.steps import Layers, trace_training
+from entrenar_core.memory.generating import trace_inference
+from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, ReadingJob, TrainingJob
+from entrenar_core.memory.positions import require_positions
+from entrenar_core.memory.steps import Layers, trace_reading, trace_training
+
+Tracer = Callable[[Sequence[Layers | None]], Trace]
+"""From how many layers of each model there are, all of them where it is None, to a trace."""
 
 
-def predict(job: Job) -> Estimate:
-    """What a job takes.
+def predict(job: Job, granularity: int = 1) -> Estimate:
+    """What a job takes of a device.
+
+    Args:
+        job: what is done.
+        granularity: what the allocator of the device rounds the bytes of a tensor up to.
 
     Raises:
         ModelError: transformers cannot make a model, or adapters do not fit it.
         ConfigError: a loss does not fit the models.
     """
-    assert isinstance(job, TrainingJob)
-    depths = {} if _looks_inside(job.terms or ()) else dict(_depths(job))
-    numbers = range(1 + len(job.teachers))
-    short: list[Layers | None] = [range(depths[number].short) if number in depths else None for number in numbers]
-    base = trace_training(job, short)
+    try:
+        return _predicted(job, granularity)
+    except _IMPOSSIBLE as error:
+        first = str(error).strip().partition("\n")[0]
+        return closed_form(job, f"its operations cannot be followed without data ({type(error).__name__}: {first})")
+
+
+_IMPOSSIBLE = (RuntimeError, NotImplementedError, AssertionError, AttributeError, TypeError, ValueError)
+"""What tensors without data raise where an operation asks for values, or a model's own code is not made for them."""
+
+
+def _predicted(job: Job, granularity: int) -> Estimate:
+    match job:
+        case TrainingJob():
+            models: list[tuple[int, HeldModel]] = [(0, job.student)]
+            models += [(number, one.model) for number, one in enumerate(job.teachers, start=1) if one.cached is None]
+            depths = {} if _looks_inside(job.terms or ()) else dict(_depths(models))
+            return _told(depths, 1 + len(job.teachers), lambda layers: trace_training(job, layers, granularity))
+        case ReadingJob():
+            depths = dict(_depths([(1, job.model)]))
+            return _told(depths, 2, lambda layers: trace_reading(job, layers[1], granularity))
+        case InferenceJob():
+            return _inference(job, granularity)
+
+
+def _inference(job: InferenceJob, granularity: int) -> Estimate:
+    """Formulas, where it cannot be traced, are of its own, which know of caches."""
+    require_positions(job.model.config, job.context, job.model.name)
+    try:
+        depths = dict(_depths([(0, job.model)]))
+        found = _told(depths, 1, lambda layers: trace_inference(job, layers[0], granularity))
+    except _IMPOSSIBLE as error:
+        first = str(error).strip().partition("\n")[0]
+        reason = f"its operations cannot be followed without data ({type(error).__name__}: {first})"
+        return closed_inference(job, reason)
+    return replace(found, assumptions=(*found.assumptions, *assumptions_of(job)))
+
+
+def _told(depths: Mapping[int, Depths], models: int, trace: Tracer) -> Estimate:
+    """By as few layers of each model as tell of all of them."""
+    short = [depths[number].short if number in depths else None for number in range(models)]
+    base = trace(short)
+    if not depths:
+        return Estimate(base, "traced")
     longer = {}
     for number, one in depths.items():
-        layers = [range(one.short + one.period) if number == other else short[other] for other in numbers]
-        longer[number] = trace_training(job, layers)
-    trace = extrapolated(base, longer, depths) if depths else base
-    return Estimate(trace, "extrapolated" if depths else "traced", (), 0)
+        layers = list(short)
+        layers[number] = one.short + one.period
+        longer[number] = trace(layers)
+    traced = {number: (one.short, one.short + one.period) for number, one in depths.items()}
+    return Estimate(extrapolated(base, longer, depths), "extrapolated", traced)
 
 
 def _looks_inside(terms: tuple[Term, ...]) -> bool:
@@ -36,10 +89,30 @@ def _looks_inside(terms: tuple[Term, ...]) -> bool:
     return any(compares_layers(term.entry) or isinstance(term.entry, ExitLoss) for term in terms)
 
 
-def _depths(job: TrainingJob) -> Iterator[tuple[int, Depths]]:
+def _depths(models: Sequence[tuple[int, HeldModel]]) -> Iterator[tuple[int, Depths]]:
     """Of the models that are deep enough."""
-    models: list[tuple[int, HeldModel]] = [(0, job.student)]
-    models += [(number, one.model) for number, one in enumerate(job.teachers, start=1) if one.cached is None]
-    for number, model in models:
-        if (found := depths_of(empty_model(model))) is not None:
+    for number, held in models:
+        if (found := _Asked(held).depths()) is not None:
             yield number, found
+
+
+class _Asked:
+    """A model by its configuration, so that what is found out of it is found out once."""
+
+    def __init__(self, held: HeldModel) -> None:
+        self.held = held
+        self.key = held.config.to_json_string(use_diff=False), held.task
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self.key == other.key
+
+    def depths(self) -> Depths | None:
+        return _depths_of(self)
+
+
+@lru_cache(maxsize=16)
+def _depths_of(asked: _Asked) -> Depths | None:
+    return depths_of(empty_model(asked.held))

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
     from entrenar_core.memory.steps import Layers, Stage
 
 
-def saying(
-    job: TrainingJob, run: SketchedRun, stage: "Stage", layers: Sequence["Layers | None"], student: nn.Module
-) -> tuple[Any, int]:
+def saying(job: TrainingJob, run: SketchedRun, stage: "Stage", layers: Sequence["Layers | None"]) -> tuple[Any, int]:
     """What says what teachers say, None without teachers, and how many parameters they have."""
     made = [
-        _one(one, number, run, stage, chosen, student)
+        _one(one, number, run, stage, chosen)
         for number, (one, chosen) in enumerate(zip(job.teachers, layers, strict=True), start=1)
     ]
     parameters = sum(count for _, count in made)
@@ -47,9 +45,7 @@ def saying(
     return AveragedTeachers(sources, weights_M, run.vocabulary, confidence=False), parameters
 
 
-def _one(
-    teaching: Teaching, number: int, run: SketchedRun, stage: "Stage", layers: "Layers | None", student: nn.Module
-) -> tuple[Any, int]:
+def _one(teaching: Teaching, number: int, run: SketchedRun, stage: "Stage", layers: "Layers | None") -> tuple[Any, int]:
     if teaching.cached is not None:
         return CachedSays(teaching.cached, teaching, run, stage), 0
     model, watch, parameters = stage.model(teaching.model, number, layers, _frozen)
@@ -58,7 +54,8 @@ def _one(
 
 
 def _frozen(model: PreTrainedModel) -> nn.Module:
-    return model.eval().requires_grad_(False)
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
 
 
 def live(model: Any, run: SketchedRun, stage: "Stage", teaching: Teaching) -> LiveTeacher | LiveSentences:
@@ -90,7 +87,7 @@ class CachedSays:
     @property
     def signals(self) -> Signals:
         """All that may be asked of it, which was checked where it was opened."""
-        return Signals("the cache", Whole())
+        return Signals("the cache", Whole(), None, True, "any", "float32", "")
 
     def rows(self, batch: Batch) -> Targets:
         """What a teacher said of the positions that count."""
@@ -113,7 +110,7 @@ class CachedSays:
 
         def says(batch: Batch) -> Said:
             shape = *batch.input_ids_BT.shape, self.width
-            record = Record({layer: torch.empty(shape) for layer in wants.hidden if layer >= 0}) if wants.hidden else None
+            record = Record({layer: torch.empty(shape) for layer in wants.hidden if layer >= 0})
             if self.run.task == EMBEDDING:
                 return Said(None, record, torch.empty(len(batch.rows_B), self.width))
             return Said(self.rows(batch), record)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,36 +17,50 @@ from entrenar_core.data.collating import Batch
 from entrenar_core.losses.tiles import tiles_looked_at
 from entrenar_core.memory.adapting import adapt, fake_quantized_, quantize_, quantized_tensors
 from entrenar_core.memory.estimate import Trace
-from entrenar_core.memory.fakes import empty_model, fake_, keep_layers_, taken_for_real
-from entrenar_core.memory.jobs import SEQ2SEQ, HeldModel, TrainingJob
+from entrenar_core.memory.experts import experts_without_data
+from entrenar_core.memory.fakes import empty_model, fake_, taken_for_real
+from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel, ReadingJob, TrainingJob
 from entrenar_core.memory.ledger import Ledger
 from entrenar_core.memory.optimizers import OPTIMIZERS
 from entrenar_core.memory.saying import saying
-from entrenar_core.memory.surroundings import SketchedRun
+from entrenar_core.memory.surroundings import SketchedRun, autocast
 from entrenar_core.memory.tracking import Tracking
 from entrenar_core.memory.watching import Watch
+from entrenar_core.models.calling import called
 from entrenar_core.models.quiet import quietly
+from entrenar_core.models.rows import read_rows
+from entrenar_core.models.sentences import vectors_of
 from entrenar_core.teachers.source import Said, TeacherSays
+from entrenar_core.training.evaluation import sums_of
 from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Now
 from entrenar_core.training.step import DistillationStep
 
-Layers = Sequence[int]
+Layers = int
+"""How many of a model's first layers there are."""
 _TILES = 2
 
 
 class Stage:
     """Where models without data are watched."""
 
-    def __init__(self, granularity: int, *, padded: bool) -> None:
+    def __init__(self, granularity: int, *, padded: bool, device: DeviceType = "cpu") -> None:
+        self.device = device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger(granularity)
         self.tracking = Tracking(self.ledger, padded=padded)
+        self.watches: list[Watch] = []
 
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Within, operations are watched."""
-        with self.mode, self.tracking, tiles_looked_at(self._first_of), taken_for_real():
+        with (
+            self.mode,
+            self.tracking,
+            tiles_looked_at(self._first_of, self.device),
+            taken_for_real(self.device),
+            experts_without_data(),
+        ):
             yield
 
     def _first_of(self, starts: range) -> Iterator[int]:
@@ -60,10 +73,8 @@ class Stage:
     def model(
         self, held: HeldModel, number: int, layers: Layers | None, prepare: Callable[[PreTrainedModel], nn.Module]
     ) -> tuple[Any, Watch, int]:
-        """The student (0) or a teacher with some of its layers, its watch, and how many parameters it has with these."""
-        model = empty_model(held)
-        if layers is not None:
-            keep_layers_(model, layers)
+        """The student (0) or a teacher with some of its layers, its watch, and how many parameters they have."""
+        model = empty_model(held, layers)
         if held.load_in is not None:
             quantize_(model, held.load_in)
         whole = prepare(model)
@@ -73,7 +84,9 @@ class Stage:
             fake_quantized_(whole, self.mode, held.load_in, double_quantized=held.double_quantized)
         for tensor in (*whole.parameters(), *whole.buffers(), *quantized_tensors(whole)):
             self.tracking.note(tensor, "teacher weights" if number else "student weights")
-        return whole, Watch(model, self.tracking, number), parameters
+        watch = Watch(model, self.tracking, number)
+        self.watches.append(watch)
+        return whole, watch, parameters
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -89,17 +102,30 @@ def trace_training(job: TrainingJob, layers: Sequence[Layers | None], granularit
         ConfigError: a loss does not fit the models.
     """
     with quietly():
-        return _Training(job, layers, granularity).trace()
+        return TracedTraining(job, layers, granularity).trace()
 
 
-class _Training:
+def trace_reading(job: ReadingJob, layers: Layers | None, granularity: int = 1) -> Trace:
+    """What a model that reads rows holds; raises as `trace_training`."""
+    with quietly():
+        stage = Stage(granularity, padded=job.padded, device=job.device)
+        model, watch, parameters = stage.model(job.model, 1, layers, lambda one: one.eval().requires_grad_(False))
+        with stage.mode:
+            ids_BT = torch.empty(job.batch_size, job.length, dtype=torch.long)
+            mask_BT = torch.empty_like(ids_BT)
+        with stage.acting(), torch.no_grad(), autocast(job.mixed_precision), watch.during("teacher"):
+            called(model, ids_BT, mask_BT)
+        return Trace(tuple(stage.ledger.moments()), stage.tracking.flops, 0, 0, parameters)
+
+
+class TracedTraining:
+    """A training whose step can be traced once."""
+
     def __init__(self, job: TrainingJob, layers: Sequence[Layers | None], granularity: int) -> None:
         self.job, self.run = job, SketchedRun(job)
-        self.stage = Stage(granularity, padded=job.padded)
+        self.stage = Stage(granularity, padded=job.padded, device=job.device)
         self.rows = -(-job.batch_size // job.sharding.devices)
-        self.student, self.watch, self.parameters = self.stage.model(
-            job.student, 0, layers[0], self._prepared
-        )
+        self.student, self.watch, self.parameters = self.stage.model(job.student, 0, layers[0], self._prepared)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.teacher_parameters = 0
         self.teacher = self._teacher(layers[1:])
@@ -111,14 +137,17 @@ class _Training:
             model.gradient_checkpointing_enable()
         model.train()
         if self.job.adapters is None:
-            return model
+            plain: nn.Module = model
+            return plain
         if self.job.gradient_checkpointing:
             model.enable_input_require_grads()
-        return adapt(model, self.job.adapters, self.job.student.name).train()
+        adapted: nn.Module = adapt(model, self.job.adapters, self.job.student.name)
+        adapted.train()
+        return adapted
 
     def _teacher(self, layers: Sequence[Layers | None]) -> Any:
         self.says: TeacherSays | None = None
-        source, self.teacher_parameters = saying(self.job, self.run, self.stage, layers, self.student)
+        source, self.teacher_parameters = saying(self.job, self.run, self.stage, layers)
         return source
 
     def _step(self) -> DistillationStep | None:
@@ -133,13 +162,14 @@ class _Training:
         for parameter in objective.modules:
             for tensor in parameter.parameters():
                 self.stage.tracking.note(tensor, "student weights")
-                self.trained.append(cast(nn.Parameter, tensor))
+                self.trained.append(tensor)
         return DistillationStep(self.student, objective, output)
 
     def trace(self) -> Trace:
+        """Lets it take a step."""
         stage, job = self.stage, self.job
         with stage.mode:
-            optimizer = self._optimizer()
+            self.optimizer = optimizer = self._optimizer()
         for tensor in optimizer.states():
             stage.tracking.note(tensor, "optimizer")
         if job.gradient_accumulation > 1:
@@ -197,7 +227,7 @@ class _Training:
         with self.stage.acting():
             loss = self._loss(batch)
             with self.watch.back():
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
 
     def _loss(self, batch: Batch) -> Tensor:
         if self.step is None:
@@ -217,7 +247,19 @@ class _Training:
             return cast(Tensor, self.step(batch, said, now).loss)
 
     def _evaluate(self, rows: int) -> None:
-        pass
+        """Student and teacher read evaluation rows, and are compared."""
+        assert self.step is not None
+        self.student.eval()
+        batch, counting = self._batch(rows), self.run.counting
+        for watch in self.stage.watches:
+            watch.phase = "evaluation"
+        with self.stage.acting(), torch.no_grad(), self.run.autocast(), self.watch.during("evaluation"):
+            if self.step.objective.pool is not None:
+                vectors_of(self.student, batch.input_ids_BT, batch.attention_mask_BT, self.step.objective.pool)
+                return
+            student = read_rows(self.student, batch, counting, self.step.output)
+            said = None if self.teacher is None else self.teacher.rows(batch)
+            sums_of(student, counting.labels(batch), said)
 
 
 def _plain(model: nn.Module) -> PreTrainedModel:

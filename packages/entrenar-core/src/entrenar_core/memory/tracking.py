@@ -19,20 +19,26 @@ _aten = torch.ops.aten
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
-class Tracking(TorchDispatchMode):
+MOST_OPERATIONS = 150_000
+"""A step that has more, such as a recurrence that is computed token by token, would take minutes to follow."""
+
+
+class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells a ledger what operations take and give back, and counts floating-point operations.
 
     `component` is whose the new tensors are. What hangs on values, which are not there, is answered by what is known
     of them: whether some rows are `padded`; and of masks, by their storage, how many entries are true (`counted`). A
-    mask that is not known is all true.
+    mask that is not known is all true. `goes_back` is true in a backward pass.
     """
 
     def __init__(self, ledger: Ledger, *, padded: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.padded = padded
         self.ledger = ledger
         self.component = "activations"
         self.counted: dict[int, int] = {}
+        self.goes_back = False
+        self.operations = 0
         self.flops = 0
         self._known: dict[int, tuple[weakref.ref[Any], Key, int]] = {}
 
@@ -67,8 +73,13 @@ class Tracking(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and notes what it made."""
         kwargs = kwargs or {}
+        self.operations += 1
+        if self.operations > MOST_OPERATIONS:
+            raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations")
         if func is _aten._local_scalar_dense.default:
             return self._value(args[0])
+        if func is _aten.add.Tensor and self.goes_back and _summed_in_place(args):
+            return args[0]
         if func is _aten.nonzero.default:
             made = torch.stack(self._places(args[0]), -1)
         else:
@@ -109,6 +120,26 @@ class Tracking(TorchDispatchMode):
         return found
 
 
+def _summed_in_place(args: tuple[Any, ...]) -> bool:
+    """Whether autograd adds a gradient to another one in place, as it does where nobody else holds the first. While
+    operations are watched, it never does.
+    """
+    first, second = args[0], args[1]
+    if torch.is_grad_enabled() or not isinstance(second, Tensor) or first.shape != second.shape:
+        return False
+    storage = first.untyped_storage()
+    alone = torch._C._storage_Use_Count(storage._cdata) <= _OWN_REFERENCES
+    return alone and first.dtype == second.dtype and _is_dense(first)
+
+
+_OWN_REFERENCES = 2
+"""Of a storage that one tensor holds, while it is looked at."""
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return bool(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize)
+
+
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -121,14 +152,19 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) 
     return 0 if own is None else own(args)
 
 
+def _products(queries: Tensor, keys: Tensor, values: Tensor) -> int:
+    """Of attention: queries with keys, and what comes of it with values."""
+    return int(sdpa_flop_count(queries.shape, keys.shape, values.shape))  # type: ignore[no-untyped-call]
+
+
 def _gemm_4bit_flops(args: tuple[Any, ...]) -> int:
     rows, (gives, reads) = args[0], args[2]
     return 2 * int(rows.numel()) // int(rows.shape[-1]) * int(gives) * int(reads)
 
 
 _FLOPS: dict[str, Callable[[tuple[Any, ...]], int]] = {
-    f"{_FLASH}": lambda args: int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)),
-    f"{_FLASH}_backward": lambda args: int(sdpa_flop_count(args[1].shape, args[2].shape, args[3].shape)) * 5 // 2,
+    f"{_FLASH}": lambda args: _products(*args[:3]),
+    f"{_FLASH}_backward": lambda args: _products(*args[1:4]) * 5 // 2,
     "bitsandbytes::gemm_4bit": _gemm_4bit_flops,
 }
 """Of operations that torch does not count. The backward pass of flash attention has five products for two."""

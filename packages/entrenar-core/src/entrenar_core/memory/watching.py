@@ -37,10 +37,10 @@ class Watch:
     def back(self) -> Iterator[None]:
         """The backward pass."""
         self.phase, self.goes_back = "backward", True
-        self.tracking.component = "logits and loss"
+        self.tracking.component, self.tracking.goes_back = "logits and loss", True
         self._enter(len(self.layers))
         yield
-        self.phase = None
+        self.phase, self.tracking.goes_back = None, False
 
     def _enter(self, layer: int | None) -> None:
         if self.phase is not None:
@@ -51,7 +51,7 @@ class Watch:
             self.tracking.component = "activations"
             self._enter(number)
             if number == 0 and not self.goes_back and (tensor := _first(given)) is not None and tensor.requires_grad:
-                tensor.register_hook(lambda _: self._arrive(None))
+                tensor.register_hook(lambda _: self._arrive(None))  # type: ignore[no-untyped-call]
 
         return enter
 
@@ -62,7 +62,7 @@ class Watch:
                 return
             tensor = _first(made)
             if tensor is not None and tensor.requires_grad:
-                tensor.register_hook(lambda _: self._arrive(number))
+                tensor.register_hook(lambda _: self._arrive(number))  # type: ignore[no-untyped-call]
             if number + 1 == len(self.layers):
                 self.tracking.component = "logits and loss"
                 self._enter(number + 1)

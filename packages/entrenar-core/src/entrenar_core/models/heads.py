@@ -89,8 +89,12 @@ def predicts_masked(artifact: ModelArtifact) -> bool:
 def _task_of(artifact: ModelArtifact) -> str | None:
     if artifact.format is WeightFormat.GGUF:
         return CAUSAL_LM if not _is_encoder(artifact.config) else None
-    named = (task for name in artifact.architecture.classes for end, task in _TASKS.items() if name.endswith(end))
-    return next(named, None)
+    return task_named(artifact.architecture.classes)
+
+
+def task_named(classes: Iterable[str]) -> str | None:
+    """The task that the names of classes in a configuration say, such as `LlamaForCausalLM`."""
+    return next((task for name in classes for end, task in _TASKS.items() if name.endswith(end)), None)
 
 
 def _is_encoder(metadata: Mapping[str, Any]) -> bool:

@@ -8,8 +8,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from entrenar_core.architectures import SIZES, Family, architecture_of, families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes
 from entrenar_core.config.schema import InitFrom, StudentConfig
-from entrenar_core.models.quiet import quietly
-from entrenar_core.models.student_rules import chosen_layers
+from entrenar_core.errors import ConfigError
+from entrenar_core.models.quiet import explaining, quietly
+from entrenar_core.models.student_rules import (
+    check_student,
+    chosen_layers,
+    family_of_student,
+    known_sizes,
+    with_known_sizes,
+)
 from entrenar_core.models.widths import WIDTHS, Widths, student_widths, widths_of
 
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -70,6 +77,32 @@ def sized_settings(config: StudentConfig, teacher: PreTrainedConfig, family: Fam
     ids = {name: _inside(getattr(teacher, name, None), vocab_size) for name in _SPECIAL_IDS}
     positions = _positions(teacher, family, ids["pad_token_id"])
     return {"model_type": family.model_types[0]} | positions | ids | given
+
+
+def planned_config(
+    config: StudentConfig, teacher: PreTrainedConfig, *, task: str, vocab_size: int | None = None
+) -> PreTrainedConfig:
+    """The configuration of a student that is built, before any weight is there; without a `vocab_size`, of the
+    teacher's.
+
+    Raises:
+        ConfigError: the settings do not fit the teacher (see `check_student`).
+        ModelError: transformers makes no model of them.
+    """
+    architecture = architecture_of(teacher.to_dict())
+    if problems := check_student(config, architecture, task=task):
+        raise ConfigError(problems)
+    sized = with_known_sizes(config)
+    family = family_of_student(sized, architecture)
+    assert family, "checked above"
+    if config.init_from is not None:
+        settings, _ = copied_settings(config.init_from, teacher, family)
+    else:
+        settings = sized_settings(sized, teacher, family, vocab_size or teacher.get_text_config().vocab_size)
+        if known := known_sizes(config):
+            settings["tie_word_embeddings"] = known.tied
+    with explaining("student", settings["model_type"], "other sizes may do"):
+        return AutoConfig.for_model(**settings)
 
 
 def known_config(known: ReferenceSizes) -> PreTrainedConfig:

@@ -11,8 +11,10 @@ from entrenar_core.errors import ConfigError, Interrupted, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
 from entrenar_core.reproducibility import differences, environment
-from entrenar_core.training.assembly import make_accelerator, make_batches, make_student, student_name
+from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
 from entrenar_core.training.callbacks import Callback, tell
+from entrenar_core.training.memory import device_type, require_memory, told
+from entrenar_core.training.names import student_name
 from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.preparing import prepare
@@ -59,6 +61,7 @@ def distill(
     _check_folder(config, resume=resume, force=force)
     accelerator = make_accelerator(config)
     prepared = prepare(config, download_progress)
+    needed = require_memory(prepared, device_type(accelerator), accelerator.num_processes, force=force or resume)
     manifest = {
         "config": config.model_dump(mode="json"),
         "fingerprints": dict(prepared.fingerprints()),
@@ -68,7 +71,7 @@ def distill(
     if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
         tell(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
     on_main(accelerator, lambda: folder.open(manifest, resume=resume, force=force))
-    for text in prepared.warnings:
+    for text in (*prepared.warnings, *told(needed)):
         tell(callbacks, text)
     try:
         with StopRequest(lambda: tell(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:

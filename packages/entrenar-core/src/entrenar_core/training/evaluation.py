@@ -118,7 +118,7 @@ def evaluate_rows(
         batch = cpu_batch.to(accelerator.device)
         with accelerator.autocast():
             student = said(batch)
-            sums[:6] += _sums(student, counting.labels(batch), None if teacher is None else teacher(batch))
+            sums[:6] += sums_of(student, counting.labels(batch), None if teacher is None else teacher(batch))
             if entities:
                 sums[6:] += _entities(student, counting.labels(batch), batch, tags or ())
     if accelerator.num_processes > 1:
@@ -127,7 +127,7 @@ def evaluate_rows(
     return dataclasses.replace(scores, entity_f1=entity_f1(*sums[6:].tolist())) if entities else scores
 
 
-def _sums(student: Dense, labels_N: Tensor, teacher: Targets | None) -> Tensor:
+def sums_of(student: Dense, labels_N: Tensor, teacher: Targets | None) -> Tensor:
     """Targets, cross-entropy, correct; and compared rows, KL, agreeing. In 64 bits, so on the CPU: not every device
     has them.
     """
@@ -185,4 +185,4 @@ def _scores(sums: Tensor, examples: int, predicts: bool, compared: bool) -> Scor
 
 def score_logits(logits_NC: Tensor, labels_N: Tensor) -> Scores:
     """Scores of a classifier whose logits are at hand."""
-    return _scores(_sums(Logits(logits_NC), labels_N, None), len(labels_N), predicts=False, compared=False)
+    return _scores(sums_of(Logits(logits_NC), labels_N, None), len(labels_N), predicts=False, compared=False)

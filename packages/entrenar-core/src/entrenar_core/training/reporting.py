@@ -8,8 +8,8 @@ from entrenar_core.data.tags import flat_labels
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.teachers.ready import ReadyTeacher
-from entrenar_core.training.assembly import student_name
 from entrenar_core.training.checkpoints import Progress
+from entrenar_core.training.names import student_name
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.training.verdict import (

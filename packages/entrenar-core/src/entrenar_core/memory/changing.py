@@ -1,0 +1,188 @@
+"""What could be done so that a training fits: each change by itself, and the fewest that are enough.
+
+Every change is predicted like the job itself. They are tried in the order of what they cost: first those that change
+no result, then those that change little, and sharing over devices last.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from entrenar_core.memory.jobs import Adapters, CachedSignals, LoadIn, OptimizerName, Sharding, TrainingJob
+from entrenar_core.models.heads import LANGUAGE
+
+_RANK = 16
+
+
+Words = Literal["settings", "flags"]
+"""How changes are told: as settings of a configuration, or as flags of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change to a job: `made` gives the changed one, None where it does not apply.
+
+    `setting` and `flag` tell how to ask for it, with the changed job at hand, where that can be done. `runs` says
+    whether a run of `entrenar-distill` can do it now. Of the changes of the `batch` one can be made.
+    """
+
+    made: Callable[[TrainingJob], TrainingJob | None]
+    setting: Callable[[TrainingJob], str] | None
+    flag: Callable[[TrainingJob], str] | None
+    runs: bool = True
+    batch: bool = False
+
+    def told(self, made: TrainingJob, words: Words) -> str | None:
+        """What to do; None where these words have nothing for it."""
+        tell = self.setting if words == "settings" else self.flag
+        return None if tell is None else tell(made)
+
+
+def _checkpointed(job: TrainingJob) -> TrainingJob | None:
+    return None if job.gradient_checkpointing else replace(job, gradient_checkpointing=True)
+
+
+def _smaller_batch(divisor: int) -> Callable[[TrainingJob], TrainingJob | None]:
+    def made(job: TrainingJob) -> TrainingJob | None:
+        rows = job.batch_size // divisor
+        if rows < job.sharding.devices or job.batch_size % divisor or _looks_at_groups(job):
+            return None
+        counted = None if job.counted is None else -(-job.counted // divisor)
+        return replace(job, batch_size=rows, gradient_accumulation=job.gradient_accumulation * divisor, counted=counted)
+
+    return made
+
+
+def _looks_at_groups(job: TrainingJob) -> bool:
+    return any(getattr(term.entry, "group_size", 1) > 1 for term in job.terms or ())
+
+
+def _live(job: TrainingJob) -> bool:
+    return any(one.cached is None for one in job.teachers)
+
+
+def _teacher_as(load_in: LoadIn) -> Callable[[TrainingJob], TrainingJob | None]:
+    def made(job: TrainingJob) -> TrainingJob | None:
+        if not _live(job) or any(one.model.load_in is not None for one in job.teachers):
+            return None
+        teachers = (replace(one, model=replace(one.model, load_in=load_in)) for one in job.teachers)
+        return replace(job, teachers=tuple(teachers))
+
+    return made
+
+
+def _teacher_at_16_bits(job: TrainingJob) -> TrainingJob | None:
+    if not _live(job) or all(one.model.dtype != "float32" for one in job.teachers):
+        return None
+    teachers = (replace(one, model=replace(one.model, dtype="bfloat16")) for one in job.teachers)
+    return replace(job, teachers=tuple(teachers))
+
+
+def _teacher_cached(job: TrainingJob) -> TrainingJob | None:
+    if not _live(job) or len(job.teachers) > 1:
+        return None
+    kind = CachedSignals("hidden") if job.student.task in LANGUAGE else CachedSignals("logits")
+    return replace(job, teachers=tuple(replace(one, cached=kind) for one in job.teachers))
+
+
+def _mixed(job: TrainingJob) -> TrainingJob | None:
+    if job.mixed_precision != "no" or job.student.dtype != "float32":
+        return None
+    return replace(job, mixed_precision="bf16")
+
+
+def _adapted(job: TrainingJob, load_in: LoadIn | None = None) -> TrainingJob | None:
+    if job.adapters is not None and (load_in is None or job.student.load_in is not None):
+        return None
+    student = job.student if load_in is None else replace(job.student, load_in=load_in, double_quantized=True)
+    return replace(job, adapters=job.adapters or Adapters(_RANK), student=student)
+
+
+def _shared(devices: int) -> Callable[[TrainingJob], TrainingJob | None]:
+    def made(job: TrainingJob) -> TrainingJob | None:
+        if job.sharding.devices > 1 or job.batch_size < devices:
+            return None
+        counted = None if job.counted is None else -(-job.counted // devices)
+        return replace(job, sharding=Sharding(devices, "fsdp"), counted=counted)
+
+    return made
+
+
+def _always(text: str) -> Callable[[TrainingJob], str]:
+    return lambda _: text
+
+
+def _batch(divisor: int) -> Change:
+    return Change(
+        _smaller_batch(divisor),
+        lambda job: (
+            f"training.batch_size: {job.batch_size}, training.gradient_accumulation: {job.gradient_accumulation}"
+        ),
+        lambda job: f"--batch-size {job.batch_size} --gradient-accumulation {job.gradient_accumulation}",
+        batch=True,
+    )
+
+
+CHANGES: Sequence[Change] = (
+    _batch(2),
+    _batch(4),
+    _batch(16),
+    Change(_checkpointed, _always("training.gradient_checkpointing: true"), _always("--gradient-checkpointing")),
+    Change(_teacher_cached, _always("teacher.cache, made by `entrenar-distill cache build`"), None),
+    Change(_teacher_at_16_bits, _always("teacher.dtype: bfloat16"), None),
+    Change(_mixed, _always("training.mixed_precision: bf16"), _always("--precision bf16")),
+    Change(_teacher_as("nf4"), _always("teacher.load_in: nf4"), None),
+    Change(lambda job: _optimizer(job, "adamw-8bit"), None, _always("--optimizer adamw-8bit"), runs=False),
+    Change(_adapted, *2 * (_always(f"--method lora --rank {_RANK}"),), runs=False),
+    Change(lambda job: _adapted(job, "nf4"), *2 * (_always(f"--method qlora --rank {_RANK}"),), runs=False),
+    Change(_shared(8), *2 * (_always("--devices 8 --strategy fsdp"),), runs=False),
+)
+"""What changes no result comes first."""
+
+
+def _optimizer(job: TrainingJob, name: OptimizerName) -> TrainingJob | None:
+    return replace(job, optimizer=name) if job.optimizer == "adamw" else None
+
+
+def applicable(job: TrainingJob, words: Words, *, only_runs: bool = False) -> Iterator[tuple[Change, TrainingJob, str]]:
+    """The changes that change a job, each with the changed one and how to ask for it."""
+    for change in CHANGES:
+        made = change.made(job) if change.runs or not only_runs else None
+        told = None if made is None else change.told(made, words)
+        if made is not None and told is not None and made != job:
+            yield change, made, told
+
+
+def enough(job: TrainingJob, fits: Callable[[TrainingJob], bool], words: Words, *, only_runs: bool) -> tuple[str, ...]:
+    """How to ask for the first change that makes a job fit by itself; else for the fewest of the first ones that do so
+    together; nothing where all of them do not.
+    """
+    found = list(applicable(job, words, only_runs=only_runs))
+    for _, made, told in found:
+        if fits(made):
+            return (told,)
+    batches = [change for change, *_ in found if change.batch]
+    others = [change for change, *_ in found if not change.batch]
+    if not others or not fits(_with(job, [*others, *batches[-1:]])):
+        return ()
+    for count in range(1, len(others) + 1):
+        for batch in ([], *([one] for one in batches)):
+            taken = [*others[:count], *batch]
+            if fits(_with(job, taken)):
+                return _told(job, taken, words)
+    return ()
+
+
+def _with(job: TrainingJob, changes: Sequence[Change]) -> TrainingJob:
+    for change in changes:
+        job = change.made(job) or job
+    return job
+
+
+def _told(job: TrainingJob, changes: Sequence[Change], words: Words) -> tuple[str, ...]:
+    found = []
+    for change in changes:
+        if (made := change.made(job)) is not None:
+            job = made
+            found.append(change.told(made, words) or "")
+    return tuple(found)

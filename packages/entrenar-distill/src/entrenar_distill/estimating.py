@@ -1,0 +1,154 @@
+"""`estimate`: the memory of a distillation before it is run, from configurations alone."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from entrenar_common.progress import Progress
+from entrenar_core.architectures import architecture_of
+from entrenar_core.artifact import ModelArtifact, inspect_folder
+from entrenar_core.config import DistillationConfig
+from entrenar_core.config.one_teacher import each_teacher
+from entrenar_core.config.teachers import ModelSource
+from entrenar_core.errors import UsageError
+from entrenar_core.formats import WeightFormat, read_json
+from entrenar_core.hub import fetch_config
+from entrenar_core.memory.jobs import Adapters, DeviceType, Sharding, Strategy, TrainingJob
+from entrenar_core.memory.report import MemoryReport
+from entrenar_core.models.heads import CLASSIFICATION, UNTOLD, infer_task
+from entrenar_core.references import HubReference, parse_reference
+from entrenar_distill.assembly import Flags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from entrenar_core.memory.machine import Machine
+    from entrenar_core.memory.runs import Part
+
+
+_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked beside a configuration: `sequence_length` tokens of a row in place of `dataset.max_length`; what of
+    the student trains, adapters of a `rank` or all of it; over how many `devices`, and how; of what kind, and with how
+    much memory `available` (`16GB`), if not those of this machine.
+    """
+
+    sequence_length: int | None = None
+    method: Literal["full", "lora", "qlora"] = "full"
+    rank: int | None = None
+    devices: int = 1
+    strategy: Strategy = "ddp"
+    device: DeviceType | None = None
+    available: str | None = None
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """What trains of the student, if not all of it."""
+        return None if self.method == "full" else Adapters(self.rank or _RANK)
+
+    @staticmethod
+    def settings_without(file: Path | None, student: str | None) -> Flags:
+        """What a configuration needs and no flag says, where there is no file: rows, and a student as large as the
+        teacher.
+        """
+        if file is not None:
+            return {}
+        copied: Flags = {} if student is not None else {("student", "init_from"): ({}, "--teacher")}
+        return {("dataset", "name"): ("stdlib-docstrings", "--teacher"), **copied}
+
+
+def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> MemoryReport:
+    """What a distillation takes. `subject` is what it is called.
+
+    Raises:
+        EntrenarError: of the kind that fits.
+    """
+    from entrenar_core.memory.machine import default_device, named_machine, this_machine
+
+    if wanted.available is not None:
+        named_machine(wanted.available)  # a mistake in it is told before torch is loaded
+    with Progress() as progress:
+        task = progress.task("loading libraries")
+        from entrenar_core.memory.reporting import report
+
+        kind = wanted.device or default_device()
+        machine = this_machine(kind) if wanted.available is None else named_machine(wanted.available, kind)
+        task.end()
+        task = progress.task("tracing a step")
+        parts = _parts(config, wanted, kind)
+        if wanted.adapters is not None:
+            parts = [*parts[:-1], _adapted(parts[-1], wanted.adapters, quantized=wanted.method == "qlora")]
+        found = report(parts, subject=subject, machine=_beside_this(machine), compare=True, words="settings")
+        task.end()
+    return found
+
+
+def _beside_this(machine: "Machine") -> "Machine":
+    """What a new process would find available, when this one is gone."""
+    if machine.named or machine.device != "cpu":
+        return machine
+    own = 0
+    with suppress(OSError, ValueError, IndexError):
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return replace(machine, available_bytes=min(machine.total_bytes, machine.available_bytes + own))
+
+
+def _adapted(part: "Part", adapters: Adapters, *, quantized: bool) -> "Part":
+    job = part.job
+    assert isinstance(job, TrainingJob), "the last part of a run"
+    student = replace(job.student, load_in="nf4", double_quantized=True) if quantized else job.student
+    return replace(part, job=replace(job, adapters=adapters, student=student))
+
+
+def _parts(config: DistillationConfig, wanted: Wanted, device: DeviceType) -> "list[Part]":
+    from entrenar_core.memory.positions import require_positions
+    from entrenar_core.memory.runs import RunFacts, parts_of
+    from entrenar_core.models.student_settings import planned_config
+
+    sections = each_teacher(config)
+    teachers = [_described(one.teacher, one.teacher.model_id) for one in sections]
+    student = None if config.student.model_id is None else _described(config.student, config.student.model_id)
+    task = config.task or infer_task(teachers[0], student, fitted=sections[0].teacher.finetune is not None)
+    if task is None and sections[0].teacher.finetune is not None:
+        task = CLASSIFICATION
+    if task is None:
+        raise UsageError(*UNTOLD)
+    of_teachers = [_settings(one) for one in teachers]
+    of_student = planned_config(config.student, of_teachers[0], task=task) if student is None else _settings(student)
+    tokens = wanted.sequence_length or config.dataset.max_length
+    for model, found in zip(teachers, of_teachers, strict=True):
+        require_positions(found, tokens, str(model.reference))
+    require_positions(of_student, tokens, "the student")
+    sharding = Sharding(wanted.devices, wanted.strategy)
+    facts = RunFacts(task, of_teachers, of_student, tokens, sharding=sharding, device=device)
+    return parts_of(config, facts)
+
+
+def _described(source: ModelSource, model_id: str) -> ModelArtifact:
+    """A model by its configuration: of the Hub, nothing else is fetched."""
+    reference = parse_reference(model_id, revision=source.revision)
+    if not isinstance(reference, HubReference):
+        kind = WeightFormat(source.format) if source.format else None
+        return inspect_folder(
+            reference.locate(),
+            format=kind,
+            files=source.files,
+            allow_pickle=True,
+            weights_needed=False,
+            reference=reference,
+        )
+    folder = fetch_config(reference)
+    if folder.is_file():
+        return inspect_folder(folder, reference=reference)
+    settings = read_json(folder / "config.json")
+    return ModelArtifact(reference, folder, (), 0, WeightFormat.SAFETENSORS, settings, architecture_of(settings), None)
+
+
+def _settings(model: ModelArtifact) -> "PreTrainedConfig":
+    from entrenar_core.models.loading import load_config
+
+    return load_config(model)

@@ -1,0 +1,165 @@
+"""`memory`: what a model takes to be trained, or to generate, from its configuration alone."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from entrenar_common.progress import Progress
+from entrenar_core.architectures.reference_sizes import reference_sizes
+from entrenar_core.errors import UsageError
+from entrenar_core.hub import fetch_config
+from entrenar_core.memory.jobs import (
+    SEQ2SEQ,
+    Adapters,
+    Attention,
+    DeviceType,
+    HeldModel,
+    InferenceJob,
+    Job,
+    OptimizerName,
+    Sharding,
+    Strategy,
+    TrainingJob,
+)
+from entrenar_core.memory.report import MemoryReport
+from entrenar_core.models.heads import CAUSAL_LM, task_named
+from entrenar_core.references import parse_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_LENGTH = 2048
+_RANK = 16
+Precision = Literal["fp32", "bf16", "fp16"]
+_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a model; the flags of the command say what each of them means."""
+
+    batch_size: int = 1
+    sequence_length: int | None = None
+    optimizer: OptimizerName = "adamw"
+    precision: Precision = "fp32"
+    weights: Precision | None = None
+    attention: Attention = "sdpa"
+    checkpointing: bool = False
+    accumulation: int = 1
+    all_logits: bool = False
+    method: Literal["full", "lora", "qlora"] = "full"
+    rank: int | None = None
+    inference: bool = False
+    context: int | None = None
+    cache_dtype: str | None = None
+    devices: int = 1
+    strategy: Strategy = "ddp"
+    device: DeviceType | None = None
+    available: str | None = None
+    by_layer: bool = False
+
+
+def memory(reference: str, wanted: Wanted, revision: str | None = None) -> MemoryReport:
+    """What a model takes. Of a model on the Hub, nothing but its configuration is fetched.
+
+    Raises:
+        EntrenarError: of the kind that fits.
+    """
+    _require_sense(wanted)
+    from entrenar_core.memory.machine import default_device, named_machine, this_machine
+
+    if wanted.available is not None:
+        named_machine(wanted.available)  # a mistake in it is told before torch is loaded
+    with Progress() as progress:
+        task = progress.task("loading libraries")
+        from entrenar_core.memory.reporting import report
+        from entrenar_core.memory.runs import Part
+
+        kind = wanted.device or default_device()
+        machine = this_machine(kind) if wanted.available is None else named_machine(wanted.available, kind)
+        task.end()
+        task = progress.task("tracing a step")
+        held = _held(reference, revision, wanted)
+        job = _job(held, wanted, kind)
+        name = "generation" if wanted.inference else "training"
+        found = report(
+            [Part(name, job)], subject=f"{name} of {reference}", machine=machine, compare=not wanted.inference
+        )
+        if wanted.by_layer and isinstance(job, TrainingJob):
+            from entrenar_core.memory.by_layer import layers_of
+
+            found = replace(found, layers=layers_of(job))
+        task.end()
+    return found
+
+
+def _require_sense(wanted: Wanted) -> None:
+    if wanted.context is not None and not wanted.inference:
+        raise UsageError("--context is of a model that generates", "add --inference, or say --sequence-length")
+    if wanted.sequence_length is not None and wanted.inference:
+        raise UsageError("--sequence-length is of a training", "say --context, the tokens that are read and written")
+    if wanted.rank is not None and wanted.method == "full":
+        raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
+    if wanted.by_layer and wanted.inference:
+        raise UsageError("--by-layer tells the layers of a training", "leave out --inference")
+
+
+def _held(reference: str, revision: str | None, wanted: Wanted) -> HeldModel:
+    config = _config(reference, revision)
+    named = task_named(getattr(config, "architectures", None) or ())
+    task = SEQ2SEQ if config.is_encoder_decoder else named or _by_kind(config)
+    dtype = DTYPES[wanted.weights] if wanted.weights else "float32"
+    if wanted.inference and wanted.weights is None:
+        stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+        dtype = stored if stored in DTYPES.values() else "float32"
+    return HeldModel(reference, config, task, dtype=dtype, attention=wanted.attention)
+
+
+def _by_kind(config: "PreTrainedConfig") -> str:
+    """Of a configuration that names no class: encoders tell masked tokens, all else the next one."""
+    from entrenar_core.architectures import named_family
+    from entrenar_core.models.heads import MASKED_LM
+
+    family = named_family(config.to_dict())
+    return MASKED_LM if family is not None and family.kind == "encoder" else CAUSAL_LM
+
+
+def _config(reference: str, revision: str | None) -> "PreTrainedConfig":
+    """Of a known architecture, else of a model."""
+    if known := reference_sizes().get(reference):
+        if revision is not None:
+            raise UsageError(f"{reference} is a known architecture, which has no revisions", "leave --revision out")
+        from entrenar_core.models.student_settings import known_config
+
+        return known_config(known)
+    folder = fetch_config(parse_reference(reference, revision=revision))
+    from entrenar_core.models.loading import read_config
+
+    return read_config(folder, name=reference)
+
+
+def _job(held: HeldModel, wanted: Wanted, device: DeviceType) -> Job:
+    from entrenar_core.memory.positions import positions_of, require_positions
+
+    sharding = Sharding(wanted.devices, wanted.strategy)
+    most = positions_of(held.config.to_dict())
+    length = (wanted.context if wanted.inference else wanted.sequence_length) or min(_LENGTH, most or _LENGTH)
+    require_positions(held.config, length, held.name)
+    if wanted.inference:
+        return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, sharding)
+    adapters = None if wanted.method == "full" else Adapters(wanted.rank or _RANK)
+    student = replace(held, load_in="nf4", double_quantized=True) if wanted.method == "qlora" else held
+    return TrainingJob(
+        student,
+        batch_size=wanted.batch_size,
+        length=length,
+        adapters=adapters,
+        padded=wanted.batch_size > 1,
+        optimizer=wanted.optimizer,
+        mixed_precision=_MIXED[wanted.precision],  # type: ignore[arg-type]
+        gradient_accumulation=wanted.accumulation,
+        gradient_checkpointing=wanted.checkpointing,
+        all_logits=wanted.all_logits,
+        device=device,
+        sharding=sharding,
+    )
