@@ -1,10 +1,12 @@
 """How the memory of a job or a run looks: the same in every tool."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Column, Table, key_values
-from entrenar_core.memory.report import Alternative, MemoryReport, PartMemory, PhasePeak
+from entrenar_core.memory.report import Alternative, MemoryReport, PartMemory, PhasePeak, Tried
+from entrenar_core.memory.timing import StepTime
 from entrenar_core.units import count, duration, percent, size
 
 _METHODS = {
@@ -46,16 +48,29 @@ def _verdict(report: MemoryReport) -> Table:
     facts["parameters"] = _parameters(part)
     if part.flops:
         facts["operations of a step"] = Amount(part.flops, f"{count(part.flops)} floating-point operations")
-    if report.time is not None:
-        facts["time of a step"] = _time(report.time.step_s, report.time.how)
-        if report.time.run_s is not None:
-            facts["time of the run"] = _time(report.time.run_s, "without evaluations")
+    if report.step_time is not None:
+        facts["time of a step"] = _time(report.step_time)
+    if report.run_time is not None and report.run_time.known:
+        facts["time of the run"] = _time(replace(report.run_time, how="without evaluations"))
+    if report.tried is not None and report.tried.peak_bytes is not None:
+        facts["peak, measured"] = _tried(report.tried)
     facts["how"] = _METHODS[part.method]
     return key_values(f"Memory: {report.subject}", facts, tuple(_notes(report)))
 
 
-def _time(seconds: float | None, how: str) -> str:
-    return how if seconds is None else f"{duration(seconds)}, {how}"
+def _time(found: StepTime) -> Cell:
+    if found.seconds is None or found.low_s is None or found.high_s is None:
+        return found.how
+    spread = f" ({duration(found.low_s)} to {duration(found.high_s)})"
+    return Amount(found.seconds, f"{duration(found.seconds)}{spread}, {found.how}")
+
+
+def _tried(tried: Tried) -> Cell:
+    assert tried.peak_bytes is not None, "asked before"
+    said = f"{size(tried.peak_bytes)} in {tried.steps + 1} real steps"
+    return Amount(
+        tried.peak_bytes, said if tried.error is None else f"{said}; the prediction is {tried.error:+.1%} off"
+    )
 
 
 def _fits(report: MemoryReport) -> str:

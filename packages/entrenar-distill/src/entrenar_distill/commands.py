@@ -115,7 +115,10 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in the output folder.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an earlier run; run what does not fit the memory."),
+    ] = False,
 ) -> RunReport | Plan:
     """Distil a student and write a folder that transformers loads."""
     if resume and force:
@@ -187,6 +190,10 @@ def estimate(
         str | None,
         typer.Option(metavar="SIZE", help="Memory of another machine than this one: 16GB.", show_default=False),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Also take real steps, with random weights: their time and memory."),
+    ] = False,
 ) -> MemoryReport:
     """Predict the memory of a run, and whether it fits, before anything is downloaded."""
     file = _one(config, config_option)
@@ -195,7 +202,7 @@ def estimate(
     from entrenar_distill.estimating import Wanted
     from entrenar_distill.estimating import estimate as predict
 
-    wanted = Wanted(sequence_length, method, rank, devices, strategy, device, available)
+    wanted = Wanted(sequence_length, method, rank, devices, strategy, device, available, calibrate)
     given = {("training", "batch_size"): (batch_size, "--batch-size"), **wanted.settings_without(file, student)}
     loaded = _assembled(file, teacher, student, None, settings, given)
     return predict(loaded.config, wanted, "the command line" if file is None else str(file))

@@ -34,7 +34,7 @@ _RANK = 16
 class Wanted:
     """What is asked beside a configuration: `sequence_length` tokens of a row in place of `dataset.max_length`; what of
     the student trains, adapters of a `rank` or all of it; over how many `devices`, and how; of what kind, and with how
-    much memory `available` (`16GB`), if not those of this machine.
+    much memory `available` (`16GB`), if not those of this machine; and whether to `calibrate`: to take real steps.
     """
 
     sequence_length: int | None = None
@@ -44,6 +44,7 @@ class Wanted:
     strategy: Strategy = "ddp"
     device: DeviceType | None = None
     available: str | None = None
+    calibrate: bool = False
 
     @property
     def adapters(self) -> Adapters | None:
@@ -82,7 +83,15 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
         parts = _parts(config, wanted, kind)
         if wanted.adapters is not None:
             parts = [*parts[:-1], _adapted(parts[-1], wanted.adapters, quantized=wanted.method == "qlora")]
-        found = report(parts, subject=subject, machine=_beside_this(machine), compare=True, words="settings")
+        found = report(
+            parts,
+            subject=subject,
+            machine=_beside_this(machine),
+            compare=True,
+            words="settings",
+            steps=config.training.max_steps,
+            calibrate=wanted.calibrate,
+        )
         task.end()
     return found
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from entrenar_common.cli import ModelReference
+from entrenar_core.memory.report import MemoryReport
+from entrenar_inspect.reports.calibration import CalibrationReport
 from entrenar_inspect.reports.comparison import Comparison
 from entrenar_inspect.reports.conversion import ConversionReport
 from entrenar_inspect.reports.layers import LayersReport
@@ -67,6 +69,26 @@ entrenar-inspect convert model.gguf --to safetensors --output ./model   weights 
 entrenar-inspect convert model.safetensors --to apr --output model.apr
 
 entrenar-inspect convert pytorch_model.bin --allow-pickle --to safetensors --output model.safetensors
+"""
+MEMORY_EXAMPLES = """
+entrenar-inspect memory org/name --batch-size 4 --sequence-length 2048   reads its configuration, downloads nothing else
+
+entrenar-inspect memory ./model --precision bf16 --gradient-checkpointing --available 16GB   and what would make it fit
+
+entrenar-inspect memory org/name --method qlora --rank 16 --by-layer
+
+entrenar-inspect memory org/name --inference --context 32768   with the keys and values of so many tokens
+
+entrenar-inspect memory tinyllama-1.1b --devices 8 --strategy fsdp --batch-size 32 --json
+"""
+CALIBRATE_EXAMPLES = """
+entrenar-inspect calibrate   a minute on two cores; leave the machine alone meanwhile
+
+entrenar-inspect calibrate --device cuda
+
+entrenar-inspect calibrate --quick   a small model alone: sooner done, and further off for large ones
+
+entrenar-inspect calibrate --show --json   what was measured before
 """
 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
@@ -264,3 +286,111 @@ def convert(
         file=file,
         allow_pickle=allow_pickle,
     )
+
+
+@app.command(epilog=MEMORY_EXAMPLES)
+def memory(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="org/name, a folder, a .gguf file, pkg://package/path, or a known size: tinyllama-1.1b.",
+        ),
+    ],
+    batch_size: Annotated[int, typer.Option(help="Rows of a pass, over all devices together.", min=1)] = 1,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a row; 2,048 or the model's positions if not given.", min=2, show_default=False),
+    ] = None,
+    optimizer: Annotated[
+        Literal["adamw", "adamw-8bit", "sgd", "adafactor"], typer.Option(help="What keeps a state of each weight.")
+    ] = "adamw",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the computation: mixed, but for fp32.")
+    ] = "fp32",
+    weights: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Of the weights; fp32, and to generate as they are stored.", show_default=False),
+    ] = None,
+    attention: Annotated[Literal["sdpa", "eager"], typer.Option(help="Fused, or with all scores at once.")] = "sdpa",
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations anew in the backward pass.")
+    ] = False,
+    accumulation: Annotated[int, typer.Option("--gradient-accumulation", help="Passes in a step.", min=1)] = 1,
+    full_logits: Annotated[
+        bool, typer.Option("--full-logits", help="All logits at once, as programs without a fused loss have them.")
+    ] = False,
+    method: Annotated[Literal["full", "lora", "qlora"], typer.Option(help="What is trained.")] = "full",
+    rank: Annotated[int | None, typer.Option(help="Of adapters; 16 if not given.", min=1, show_default=False)] = None,
+    inference: Annotated[bool, typer.Option("--inference", help="Generate instead of training.")] = False,
+    context: Annotated[
+        int | None, typer.Option(help="With --inference: tokens that are kept in mind.", min=1, show_default=False)
+    ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="With --inference: of keys and values; that of the weights if not given.", show_default=False
+        ),
+    ] = None,
+    devices: Annotated[int, typer.Option(help="How many devices share it.", min=1)] = 1,
+    strategy: Annotated[
+        Literal["ddp", "zero1", "zero2", "fsdp"], typer.Option(help="What each of several devices has of the model.")
+    ] = "ddp",
+    device: Annotated[
+        Literal["cpu", "cuda", "mps"] | None,
+        typer.Option(help="What kind of device; that of this machine if not given.", show_default=False),
+    ] = None,
+    available: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of another machine than this one: 16GB.", show_default=False),
+    ] = None,
+    calibrate_: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Also take real steps, with random weights: their time and memory."),
+    ] = False,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Also show what each layer adds.")] = False,
+    revision: Revision = None,
+) -> MemoryReport:
+    """Predict the memory of training a model, or of generating with it."""
+    from entrenar_inspect.memory import Wanted
+    from entrenar_inspect.memory import memory as predict
+
+    wanted = Wanted(
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        optimizer=optimizer,
+        precision=precision,
+        weights=weights,
+        attention=attention,
+        checkpointing=checkpointing,
+        accumulation=accumulation,
+        all_logits=full_logits,
+        method=method,
+        rank=rank,
+        inference=inference,
+        context=context,
+        cache_dtype=cache_dtype,
+        devices=devices,
+        strategy=strategy,
+        device=device,
+        available=available,
+        by_layer=by_layer,
+        calibrate=calibrate_,
+    )
+    return predict(model, wanted, revision)
+
+
+@app.command(epilog=CALIBRATE_EXAMPLES)
+def calibrate(
+    device: Annotated[
+        Literal["cpu", "cuda", "mps"] | None,
+        typer.Option(help="What to measure; by default what training would use.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure with a small model alone.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show what was measured before; measure nothing.")] = False,
+) -> CalibrationReport:
+    """Measure this machine, so that estimates of memory and time hold for it."""
+    from entrenar_inspect.calibrating import calibrate as measure
+    from entrenar_inspect.calibrating import calibrated
+
+    return calibrated(device) if show else measure(device, ("small",) if quick else ("small", "medium"))

@@ -57,6 +57,7 @@ class Wanted:
     device: DeviceType | None = None
     available: str | None = None
     by_layer: bool = False
+    calibrate: bool = False
 
 
 def memory(reference: str, wanted: Wanted, revision: str | None = None) -> MemoryReport:
@@ -83,7 +84,11 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
         job = _job(held, wanted, kind)
         name = "generation" if wanted.inference else "training"
         found = report(
-            [Part(name, job)], subject=f"{name} of {reference}", machine=machine, compare=not wanted.inference
+            [Part(name, job)],
+            subject=f"{name} of {reference}",
+            machine=machine,
+            compare=not wanted.inference,
+            calibrate=wanted.calibrate,
         )
         if wanted.by_layer and isinstance(job, TrainingJob):
             from entrenar_core.memory.by_layer import layers_of

@@ -1,9 +1,13 @@
 """How the reports look in a terminal."""
 
+from entrenar_common.memory_views import memory
 from entrenar_common.output import Block, View, ViewTable
 from entrenar_common.tables import Amount, Cell, Column, Table, key_values
+from entrenar_core.memory.report import MemoryReport
 from entrenar_core.units import count, moved, size
+from entrenar_inspect.calibration_views import calibration
 from entrenar_inspect.comparison_views import comparison
+from entrenar_inspect.reports.calibration import CalibrationReport
 from entrenar_inspect.reports.comparison import Comparison
 from entrenar_inspect.reports.conversion import ConversionReport
 from entrenar_inspect.reports.layers import LayerRow, LayersReport
@@ -73,4 +77,6 @@ VIEWS: ViewTable = {
     Comparison: View(comparison, quiet=lambda report: [f"{one.kind} {one.name}" for one in report.changes]),
     ValidationReport: validation,
     ConversionReport: View(conversion, quiet=lambda report: [str(report.output)]),
+    MemoryReport: memory,
+    CalibrationReport: View(calibration, quiet=lambda report: [str(report.file)]),
 }

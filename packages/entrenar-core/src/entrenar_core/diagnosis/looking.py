@@ -38,10 +38,10 @@ from entrenar_core.teachers.precomputed import PrecomputedTeacher
 from entrenar_core.teachers.ready import ReadyTeacher
 from entrenar_core.teachers.sentences import LiveSentences, SentenceTeacher, judged
 from entrenar_core.training.assembly import make_accelerator, make_student
-from entrenar_core.training.names import student_name
 from entrenar_core.training.callbacks import Callback
 from entrenar_core.training.evaluation import evaluate, length_sorted_batches
 from entrenar_core.training.losses import sizes_of
+from entrenar_core.training.names import student_name
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.preparing import prepare
 from entrenar_core.training.sentence_evaluation import score_sentences

@@ -96,11 +96,9 @@ def attention_maps(student_BTH: Tensor, teacher_BTK: Tensor, mask_BT: Tensor, *,
     if not power >= 1:
         raise ValueError(f"power must be at least 1, got {power}")
     lengths_B = real_lengths(mask_BT)
-    rows_N = row_of_token(lengths_B).to(student_BTH.device)
-    student_N, teacher_N = (
-        _unit_map(real_tokens(hidden, mask_BT).abs().pow(power).sum(-1), rows_N, len(lengths_B))
-        for hidden in (student_BTH, teacher_BTK.detach())
-    )
+    maps = [real_tokens(hidden, mask_BT).abs().pow(power).sum(-1) for hidden in (student_BTH, teacher_BTK.detach())]
+    rows_N = row_of_token(lengths_B, len(maps[0])).to(student_BTH.device)
+    student_N, teacher_N = (_unit_map(map_N, rows_N, len(lengths_B)) for map_N in maps)
     return LossSum((student_N - teacher_N).square().sum(), int((lengths_B > 0).sum()))
 
 

@@ -57,7 +57,7 @@ def pooled(hidden_BTH: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
     device = tokens_NH.device
     vectors_BH = tokens_NH.new_zeros(len(lengths_B), tokens_NH.shape[-1])
     if pool == "mean":
-        sums_BH = vectors_BH.index_add(0, row_of_token(lengths_B).to(device), tokens_NH)
+        sums_BH = vectors_BH.index_add(0, row_of_token(lengths_B, len(tokens_NH)).to(device), tokens_NH)
         return sums_BH / lengths_B.clamp_min(1).unsqueeze(-1).to(device)
     starts_B = lengths_B.cumsum(0) - lengths_B
     rows_R = lengths_B.nonzero().squeeze(-1)
@@ -65,9 +65,10 @@ def pooled(hidden_BTH: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
     return vectors_BH.index_copy(0, rows_R.to(device), tokens_NH.index_select(0, chosen_R.to(device)))
 
 
-def row_of_token(lengths_B: Tensor) -> Tensor:
-    """The row that each real token is of, (N,)."""
-    return torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(lengths_B)
+def row_of_token(lengths_B: Tensor, tokens: int) -> Tensor:
+    """The row that each of so many real tokens is of, (N,); nothing has to wait until they are counted."""
+    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+    return rows_B.repeat_interleave(lengths_B, output_size=tokens)
 
 
 def compared_vectors(hidden_BTH: Tensor, mask_BT: Tensor, pool: Vectors) -> Tensor:

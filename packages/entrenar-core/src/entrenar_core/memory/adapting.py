@@ -1,5 +1,6 @@
 """LoRA adapters and quantised layers in models on `meta`, as peft and bitsandbytes make them, and their tensors."""
 
+import logging
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def quantize_(model: PreTrainedModel, load_in: LoadIn) -> None:
     """
     if not has_bitsandbytes():
         raise ModelError(*NO_BITSANDBYTES)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it does without
     import bitsandbytes as bnb
 
     dtype = next(model.parameters()).dtype

@@ -10,6 +10,7 @@ from typing import Literal
 
 from entrenar_core.memory.jobs import Adapters, CachedSignals, LoadIn, OptimizerName, Sharding, TrainingJob
 from entrenar_core.models.heads import LANGUAGE
+from entrenar_core.models.teacher_rules import has_bitsandbytes
 
 _RANK = 16
 
@@ -63,7 +64,7 @@ def _live(job: TrainingJob) -> bool:
 
 def _teacher_as(load_in: LoadIn) -> Callable[[TrainingJob], TrainingJob | None]:
     def made(job: TrainingJob) -> TrainingJob | None:
-        if not _live(job) or any(one.model.load_in is not None for one in job.teachers):
+        if not has_bitsandbytes() or not _live(job) or any(one.model.load_in is not None for one in job.teachers):
             return None
         teachers = (replace(one, model=replace(one.model, load_in=load_in)) for one in job.teachers)
         return replace(job, teachers=tuple(teachers))
@@ -92,6 +93,8 @@ def _mixed(job: TrainingJob) -> TrainingJob | None:
 
 
 def _adapted(job: TrainingJob, load_in: LoadIn | None = None) -> TrainingJob | None:
+    if load_in is not None and not has_bitsandbytes():
+        return None
     if job.adapters is not None and (load_in is None or job.student.load_in is not None):
         return None
     student = job.student if load_in is None else replace(job.student, load_in=load_in, double_quantized=True)

@@ -50,7 +50,7 @@ def empty_model(held: HeldModel, layers: int | None = None) -> PreTrainedModel:
     Raises:
         ModelError: transformers has no such model, or cannot make it of these sizes.
     """
-    kind = _class_of(held)
+    kind = class_of(held)
     config = copy.deepcopy(held.config)
     if layers is not None:
         for one in _configs(config):
@@ -65,8 +65,12 @@ def empty_model(held: HeldModel, layers: int | None = None) -> PreTrainedModel:
     return model.eval()
 
 
-def _class_of(held: HeldModel) -> Any:
-    """Found by making a model once, which of a deep one takes a while."""
+def class_of(held: HeldModel) -> Any:
+    """The class of a model, as transformers has it, found by making a shallow one once.
+
+    Raises:
+        ModelError: there is none.
+    """
     key = type(held.config), held.task, held.trust_remote_code
     if key not in _CLASSES:
         shallow = copy.deepcopy(held.config)

@@ -19,13 +19,14 @@ _KEYS = (
     "max_seq_len",
     "max_sequence_length",
 )
-_ENDLESS = frozenset(
-    "bloom falcon_mamba longt5 mamba mamba2 mt5 rwkv switch_transformers t5 transfo-xl umt5 xlnet xlstm".split()
+_ENDLESS = (
+    *("bloom", "falcon_mamba", "longt5", "mamba", "mamba2", "mt5", "rwkv"),
+    *("switch_transformers", "t5", "transfo-xl", "umt5", "xlnet", "xlstm"),
 )
 """Relative distances in buckets, ALiBi, or a state: what their configurations say of positions is no limit."""
-_AFTER_PAD = frozenset(
-    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta roberta-prelayernorm "
-    "xlm-roberta xlm-roberta-xl xmod".split()
+_AFTER_PAD = (
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 """Their first token's position is the one behind the padding token's id."""
 

@@ -11,10 +11,12 @@ from entrenar_core.memory.closed_inference import assumptions_of, closed_inferen
 from entrenar_core.memory.depth import Depths, depths_of, extrapolated
 from entrenar_core.memory.estimate import Estimate, Trace
 from entrenar_core.memory.fakes import empty_model
-from entrenar_core.memory.generating import trace_inference
-from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, ReadingJob, TrainingJob
+from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, ReadingJob, Sharding, TrainingJob
+from entrenar_core.memory.lengths import lengths_of, trace_context
 from entrenar_core.memory.positions import require_positions
+from entrenar_core.memory.sharding import sharded
 from entrenar_core.memory.steps import Layers, trace_reading, trace_training
+from entrenar_core.memory.units import facts_of
 
 Tracer = Callable[[Sequence[Layers | None]], Trace]
 """From how many layers of each model there are, all of them where it is None, to a trace."""
@@ -32,10 +34,20 @@ def predict(job: Job, granularity: int = 1) -> Estimate:
         ConfigError: a loss does not fit the models.
     """
     try:
-        return _predicted(job, granularity)
+        found = _predicted(job, granularity)
     except _IMPOSSIBLE as error:
         first = str(error).strip().partition("\n")[0]
-        return closed_form(job, f"its operations cannot be followed without data ({type(error).__name__}: {first})")
+        found = closed_form(job, f"its operations cannot be followed without data ({type(error).__name__}: {first})")
+    return _shared(found, job)
+
+
+def _shared(estimate: Estimate, job: Job) -> Estimate:
+    """Of each of several devices, where there are several."""
+    if isinstance(job, ReadingJob) or job.sharding == Sharding():
+        return estimate
+    made = sharded(estimate.trace, facts_of(job), job.sharding)
+    said = (*estimate.assumptions, *made.assumptions)
+    return replace(estimate, trace=made.trace, host_bytes=made.host_bytes, assumptions=said)
 
 
 _IMPOSSIBLE = (RuntimeError, NotImplementedError, AssertionError, AttributeError, TypeError, ValueError)
@@ -61,12 +73,16 @@ def _inference(job: InferenceJob, granularity: int) -> Estimate:
     require_positions(job.model.config, job.context, job.model.name)
     try:
         depths = dict(_depths([(0, job.model)]))
-        found = _told(depths, 1, lambda layers: trace_inference(job, layers[0], granularity))
+        found = _told(depths, 1, lambda layers: trace_context(job, layers[0], granularity))
     except _IMPOSSIBLE as error:
         first = str(error).strip().partition("\n")[0]
         reason = f"its operations cannot be followed without data ({type(error).__name__}: {first})"
         return closed_inference(job, reason)
-    return replace(found, assumptions=(*found.assumptions, *assumptions_of(job)))
+    said = (*found.assumptions, *assumptions_of(job))
+    if (lengths := lengths_of(job.model.config.to_dict(), job.context)) is None:
+        return replace(found, assumptions=said)
+    short = f"the context is told from four short ones, the longest of {lengths.followed[-1]} tokens"
+    return replace(found, method="extrapolated", assumptions=(*said, short))
 
 
 def _told(depths: Mapping[int, Depths], models: int, trace: Tracer) -> Estimate:

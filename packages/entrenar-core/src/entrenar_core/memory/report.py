@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from entrenar_core.memory.estimate import Method, Phase
+from entrenar_core.memory.timing import StepTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
-class StepDuration:
-    """Seconds of an optimiser step and, where the number of steps is known, of all of them; `how` they are known."""
+class Tried:
+    """What some real steps took: `steps` of them, the peak that was seen, and how far off the prediction was."""
 
-    step_s: float | None
-    run_s: float | None
-    how: str
+    steps: int
+    peak_bytes: int | None
+    error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,9 @@ class MemoryReport:
     alternatives: tuple[Alternative, ...] = ()
     changes: tuple[Alternative, ...] = ()
     enough: tuple[str, ...] = ()
-    time: StepDuration | None = None
+    step_time: StepTime | None = None
+    run_time: StepTime | None = None
+    tried: Tried | None = None
     layers: tuple[LayerMemory, ...] = ()
     assumptions: tuple[str, ...] = field(default=())
 

@@ -1,16 +1,19 @@
 """From jobs to what is said of them: predicted, held against a machine, beside what else could be done."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from entrenar_core.memory.calibration import kept_calibration
 from entrenar_core.memory.changing import Words, applicable, enough
 from entrenar_core.memory.constants import DeviceConstants, constants_of
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.jobs import Adapters, DeviceType, InferenceJob, Job, ReadingJob, TrainingJob
 from entrenar_core.memory.machine import Machine
 from entrenar_core.memory.predicting import predict
-from entrenar_core.memory.report import Alternative, MemoryReport, PartMemory, PhasePeak
+from entrenar_core.memory.report import Alternative, MemoryReport, PartMemory, PhasePeak, Tried
 from entrenar_core.memory.runs import Part
+from entrenar_core.memory.timing import StepTime, precision_of, time_of
+from entrenar_core.models.teacher_rules import has_bitsandbytes
 
 _RANK = 16
 
@@ -24,6 +27,8 @@ def report(
     words: Words = "flags",
     only_runs: bool = False,
     own_bytes: int | None = None,
+    steps: int | None = None,
+    calibrate: bool = False,
 ) -> MemoryReport:
     """What is said of the parts of a run, or of one job.
 
@@ -36,6 +41,8 @@ def report(
         only_runs: take only those that `entrenar-distill run` can do.
         own_bytes: what the process takes beside models; as the constants of the device say, if not given. It is 0 for
             a process that is there already.
+        steps: how many optimiser steps the run has, where that is known.
+        calibrate: take some real steps, which says how long they take, and how far off the prediction is.
 
     Raises:
         EntrenarError: of the kind that fits; a model cannot be made, or a loss does not fit.
@@ -50,6 +57,7 @@ def report(
     largest = max(told, key=lambda part: part.peak_bytes)
     last = parts[-1].job
     fits = asked.fits(largest.peak_bytes)
+    timed = _timed(last, told[-1], machine, calibrate=calibrate) if isinstance(last, TrainingJob) else _Timed()
     changes: tuple[Alternative, ...] = ()
     together: tuple[str, ...] = ()
     if fits is False and isinstance(last, TrainingJob):
@@ -69,8 +77,44 @@ def report(
         alternatives=tuple(asked.alternatives(last)) if compare and isinstance(last, TrainingJob) else (),
         changes=changes,
         enough=together,
+        step_time=timed.step,
+        run_time=None if timed.step is None or steps is None else timed.step.times(steps),
+        tried=timed.tried,
         assumptions=tuple(_assumptions([job.job for job in parts], [one for _, one in estimates], constants)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    step: StepTime | None = None
+    tried: Tried | None = None
+
+
+def _timed(job: TrainingJob, part: PartMemory, machine: Machine | None, *, calibrate: bool) -> _Timed:
+    """The time of a step: of real ones, or from its operations and what this machine was measured to do."""
+    here = machine if machine is not None and not machine.named else None
+    passes = job.gradient_accumulation
+    kept = None if here is None else kept_calibration(job.device)
+    seconds: tuple[float, ...] = ()
+    tried = None
+    if calibrate:
+        from entrenar_core.memory.real_steps import measure
+
+        found = measure(job)
+        seconds = found.steps_s
+        error = None if found.peak_bytes is None else part.peak_bytes / max(found.peak_bytes, 1) - 1
+        tried = Tried(len(seconds), found.peak_bytes, error)
+    if here is None:
+        return _Timed(None, tried)
+    step = time_of(
+        part.flops * passes,
+        precision_of(job),
+        here,
+        None if kept is None else kept.calibration,
+        seconds,
+        trained_parameters=part.trainable_parameters,
+    )
+    return _Timed(step, tried)
 
 
 class _Asked:
@@ -109,7 +153,8 @@ class _Asked:
         base = self.predicted(full).peak_bytes
         yield self.alternative("full", full, base)
         yield self.alternative(f"LoRA, rank {rank}", replace(full, adapters=adapters), base)
-        yield self.alternative(f"QLoRA, rank {rank}", replace(full, adapters=adapters, student=quantised), base)
+        if has_bitsandbytes():
+            yield self.alternative(f"QLoRA, rank {rank}", replace(full, adapters=adapters, student=quantised), base)
 
     def changes(self, job: TrainingJob, part: PartMemory, words: Words, *, only_runs: bool) -> list[Alternative]:
         """Single changes, those that save most first."""

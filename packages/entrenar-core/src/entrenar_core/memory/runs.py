@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+_ALONE = Sharding()
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A job of a run, and what it is called."""
@@ -58,7 +61,7 @@ class RunFacts:
     length: int
     mean_length: float | None = None
     evaluation_length: int | None = None
-    sharding: Sharding = Sharding()
+    sharding: Sharding = _ALONE
     device: DeviceType = "cpu"
 
 

@@ -48,7 +48,7 @@ class Stage:
         self.device = device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger(granularity)
-        self.tracking = Tracking(self.ledger, padded=padded)
+        self.tracking = Tracking(self.ledger, padded=padded, device=device)
         self.watches: list[Watch] = []
 
     @contextmanager
@@ -168,7 +168,7 @@ class TracedTraining:
     def trace(self) -> Trace:
         """Lets it take a step."""
         stage, job = self.stage, self.job
-        with stage.mode:
+        with stage.mode, Tracking(Ledger(1)):  # which answers what optimisers ask of values
             self.optimizer = optimizer = self._optimizer()
         for tensor in optimizer.states():
             stage.tracking.note(tensor, "optimizer")

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from entrenar_core.memory.jobs import DeviceType
 from entrenar_core.memory.ledger import Key, Ledger
 
 _aten = torch.ops.aten
+_POINTWISE = frozenset(getattr(_aten, f"{name}{place}") for name in ("add", "sub", "mul", "div") for place in ("", "_"))
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -31,9 +33,9 @@ class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     mask that is not known is all true. `goes_back` is true in a backward pass.
     """
 
-    def __init__(self, ledger: Ledger, *, padded: bool = True) -> None:
+    def __init__(self, ledger: Ledger, *, padded: bool = True, device: DeviceType = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.padded = padded
+        self.padded, self.device = padded, device
         self.ledger = ledger
         self.component = "activations"
         self.counted: dict[int, int] = {}
@@ -85,12 +87,22 @@ class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             if func is _aten.index.Tensor:
                 args = (args[0], self._without_masks(args[1]))
-            if (hidden := _PASSING.get(func.name())) is not None:
-                self.ledger.passing(("workspace", _dtype(args[0])), hidden(args))
+            self._pass(func, args)
             made = func(*args, **kwargs)
         self._note_all(made)
         self.flops += _flops(func, args, kwargs, made)
         return made
+
+    def _pass(self, func: Any, args: tuple[Any, ...]) -> None:
+        """What an operation takes and gives back inside."""
+        if (hidden := _PASSING.get(func.name())) is not None:
+            self.ledger.passing(("workspace", _dtype(args[0])), hidden(args))
+        elif self.device == "cpu" and func.overloadpacket in _POINTWISE:
+            tensors = [one for one in args[:2] if isinstance(one, Tensor) and one.ndim]
+            common = max(tensors, key=lambda one: one.itemsize, default=None)
+            for one in tensors:  # a CPU makes a copy of what has another dtype than it computes in
+                if common is not None and one.dtype != common.dtype:
+                    self.ledger.passing(("workspace", _dtype(common)), one.numel() * common.itemsize)
 
     def _note_all(self, made: Any) -> None:
         if isinstance(made, Tensor):
@@ -106,7 +118,13 @@ class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return 1.0 if scalar.is_floating_point() else 1
 
     def _count(self, mask: Tensor) -> int:
-        return self.counted.get(id(mask.untyped_storage()), mask.numel())
+        """How many entries are true; of some of the rows of a mask that is known, their share."""
+        storage = mask.untyped_storage()
+        known = self.counted.get(id(storage))
+        if known is None:
+            return mask.numel()
+        rows = storage.nbytes() // (mask.stride(0) * mask.itemsize)
+        return -(-known * len(mask) // rows)
 
     def _places(self, mask: Tensor) -> list[Tensor]:
         """Where a mask is true, by dimension."""
@@ -165,6 +183,7 @@ def _gemm_4bit_flops(args: tuple[Any, ...]) -> int:
 _FLOPS: dict[str, Callable[[tuple[Any, ...]], int]] = {
     f"{_FLASH}": lambda args: _products(*args[:3]),
     f"{_FLASH}_backward": lambda args: _products(*args[1:4]) * 5 // 2,
+    "aten::addmm_": lambda args: 2 * args[1].numel() * int(args[2].shape[-1]),
     "bitsandbytes::gemm_4bit": _gemm_4bit_flops,
 }
 """Of operations that torch does not count. The backward pass of flash attention has five products for two."""

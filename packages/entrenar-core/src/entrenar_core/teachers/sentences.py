@@ -54,9 +54,7 @@ class PrecomputedSentences:
 class LiveSentences:
     """An encoder that reads the student's batches, at the same autocast as the student."""
 
-    def __init__(
-        self, model: nn.Module, accelerator: Place, judged_NK: Tensor, batch_size: int | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, accelerator: Place, judged_NK: Tensor, batch_size: int | None = None) -> None:
         self.model, self.accelerator, self.judged_NK = model, accelerator, judged_NK
         self.batch_size = batch_size
 
