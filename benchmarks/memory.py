@@ -364,14 +364,16 @@ def main() -> None:
         return
     runs = Runs(DEFAULT if given.default else FIXED)
     chosen = [(number, spec) for number, spec in enumerate(specs()) if given.only is None or number in given.only]
-    results = [compared(number, spec, runs) for number, spec in chosen]
+    results = []
+    for number, spec in chosen:
+        results.append(compared(number, spec, runs))
+        if given.output:
+            given.output.write_text(json.dumps(results, indent=1) + "\n")
     runs.close()
     errors = [abs(one["error"]) for one in results]
     others = [abs(one["accelerate"] / one["measured"]["peak"] - 1) for one in results]
     print(f"{len(errors)} runs: mean {statistics.mean(errors):.1%}, worst {max(errors):.1%} off")
     print(f"accelerate: mean {statistics.mean(others):.1%}, worst {max(others):.1%} off")
-    if given.output:
-        given.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def held(kind: str, **settings: Any) -> HeldModel:
     return replace(HeldModel(kind, config, task), **own)
 
 
-class _Zeros(TorchFunctionMode):
+class Zeros(TorchFunctionMode):
     """What is made without values has zeros, so that numbers of tokens are some."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,22 +126,25 @@ def counted(job: TrainingJob) -> TrainingJob:
 
 def really(job: TrainingJob) -> Trace:
     """What a step holds that is done."""
-    with pytest.MonkeyPatch.context() as patch, _Zeros():
+    with pytest.MonkeyPatch.context() as patch, Zeros():
         patch.setattr(steps, "Stage", RealStage)
         torch.manual_seed(0)
         return RealTraining(job, [None] * (1 + len(job.teachers)), 1).trace()
 
 
-class _UnwatchedStage(RealStage):
+class UnwatchedStage(RealStage):
+    """Nobody looks."""
+
     @contextmanager
     def acting(self) -> Iterator[None]:
+        """Within, nothing is watched."""
         yield
 
 
 def allocated(job: TrainingJob) -> int:
     """The most bytes that torch's allocator gives out at once while the models are made and take a step."""
-    with pytest.MonkeyPatch.context() as patch, _Zeros():
-        patch.setattr(steps, "Stage", _UnwatchedStage)
+    with pytest.MonkeyPatch.context() as patch, Zeros():
+        patch.setattr(steps, "Stage", UnwatchedStage)
         return most_allocated(lambda: RealTraining(job, [None] * (1 + len(job.teachers)), 1).trace())
 
 

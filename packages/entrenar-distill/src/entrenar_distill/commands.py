@@ -203,7 +203,10 @@ def estimate(
     from entrenar_distill.estimating import estimate as predict
 
     wanted = Wanted(sequence_length, method, rank, devices, strategy, device, available, calibrate)
-    given = {("training", "batch_size"): (batch_size, "--batch-size"), **wanted.settings_without(file, student)}
+    given = {
+        ("training", "batch_size"): (batch_size, "--batch-size"),
+        **wanted.settings_without(file, teacher, student),
+    }
     loaded = _assembled(file, teacher, student, None, settings, given)
     return predict(loaded.config, wanted, "the command line" if file is None else str(file))
 

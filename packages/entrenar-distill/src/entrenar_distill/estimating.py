@@ -52,14 +52,14 @@ class Wanted:
         return None if self.method == "full" else Adapters(self.rank or _RANK)
 
     @staticmethod
-    def settings_without(file: Path | None, student: str | None) -> Flags:
+    def settings_without(file: Path | None, teacher: str | None, student: str | None) -> Flags:
         """What a configuration needs and no flag says, where there is no file: rows, and a student as large as the
         teacher.
         """
         if file is not None:
             return {}
-        copied: Flags = {} if student is not None else {("student", "init_from"): ({}, "--teacher")}
-        return {("dataset", "name"): ("stdlib-docstrings", "--teacher"), **copied}
+        as_large: Flags = {} if student is not None else {("student", "model_id"): (teacher, "--teacher")}
+        return {("dataset", "name"): ("stdlib-docstrings", "--teacher"), **as_large}
 
 
 def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> MemoryReport:

@@ -151,6 +151,10 @@ def _job(held: HeldModel, wanted: Wanted, device: DeviceType) -> Job:
     length = (wanted.context if wanted.inference else wanted.sequence_length) or min(_LENGTH, most or _LENGTH)
     require_positions(held.config, length, held.name)
     if wanted.inference:
+        if held.name.endswith(".gguf"):
+            from entrenar_core.memory.stored import stored_weight_bytes
+
+            held = replace(held, stored_bytes=stored_weight_bytes(held.name)[0])
         return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, sharding)
     adapters = None if wanted.method == "full" else Adapters(wanted.rank or _RANK)
     student = replace(held, load_in="nf4", double_quantized=True) if wanted.method == "qlora" else held

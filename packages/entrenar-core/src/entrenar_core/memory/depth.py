@@ -67,7 +67,7 @@ def plan(kinds: Sequence[Hashable]) -> Depths | None:
         for period in range(1, (total - before) // 2 + 1):
             if all(kinds[at] == kinds[at + period] for at in range(before, total - period)):
                 least = before + period + (total - before) % period
-                short = least if least > 1 else 2
+                short = least if least > period else least + period
                 found.append(Depths(short, period, total))
                 break
     found = [one for one in found if one.short + one.period < one.total]

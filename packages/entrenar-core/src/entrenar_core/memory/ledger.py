@@ -33,6 +33,12 @@ class Ledger:
         self.entered.setdefault(self.place, dict(self.held))
         self._look()
 
+    def begin(self) -> None:
+        """Forgets the moments before: what is held now is what there is at the beginning."""
+        self.entered.clear()
+        self._largest.clear()
+        self._look()
+
     def take(self, key: Key, size_bytes: int) -> int:
         """Notes an allocation, and gives what it takes after rounding."""
         taken = -(-size_bytes // self.granularity) * self.granularity

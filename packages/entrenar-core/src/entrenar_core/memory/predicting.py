@@ -32,6 +32,7 @@ def predict(job: Job, granularity: int = 1) -> Estimate:
     Raises:
         ModelError: transformers cannot make a model, or adapters do not fit it.
         ConfigError: a loss does not fit the models.
+        UsageError: a context is longer than the positions of a model.
     """
     try:
         found = _predicted(job, granularity)

@@ -22,8 +22,8 @@ from entrenar_core.models.sentences import SentenceEncoder
 from entrenar_core.models.wants import Wants
 from entrenar_core.teachers.ensemble import AveragedTeachers
 from entrenar_core.teachers.live import LiveTeacher
-from entrenar_core.teachers.sentences import LiveSentences
-from entrenar_core.teachers.signals import Signals, Whole
+from entrenar_core.teachers.sentences import LiveSentences, PrecomputedSentences
+from entrenar_core.teachers.signals import Signals, Vectors, Whole
 from entrenar_core.teachers.source import Said, TeacherSays
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def saying(job: TrainingJob, run: SketchedRun, stage: "Stage", layers: Sequence[
 
 def _one(teaching: Teaching, number: int, run: SketchedRun, stage: "Stage", layers: "Layers | None") -> tuple[Any, int]:
     if teaching.cached is not None:
-        return CachedSays(teaching.cached, teaching, run, stage), 0
+        says = CachedSays(teaching.cached, teaching, run, stage)
+        return (CachedVectors(says) if run.task == EMBEDDING else says), 0
     model, watch, parameters = stage.model(teaching.model, number, layers, _frozen)
     watch.phase = "teacher"
     return live(model, run, stage, teaching), parameters
@@ -87,7 +88,8 @@ class CachedSays:
     @property
     def signals(self) -> Signals:
         """All that may be asked of it, which was checked where it was opened."""
-        return Signals("the cache", Whole(), None, True, "any", "float32", "")
+        known = Vectors() if self.run.task == EMBEDDING else Whole()
+        return Signals("the cache", known, None, True, "any", "float32", "")
 
     def rows(self, batch: Batch) -> Targets:
         """What a teacher said of the positions that count."""
@@ -116,3 +118,19 @@ class CachedSays:
             return Said(self.rows(batch), record)
 
         return says
+
+
+class CachedVectors(PrecomputedSentences):
+    """The same of a sentence encoder."""
+
+    def __init__(self, says: CachedSays) -> None:
+        self.says, self.judged_NK = says, says.judged_NK
+
+    @property
+    def signals(self) -> Signals:
+        """Those of the cache."""
+        return self.says.signals
+
+    def listening(self, wants: Wants) -> TeacherSays:
+        """What it says in training."""
+        return self.says.listening(wants)

@@ -168,10 +168,7 @@ class TracedTraining:
     def trace(self) -> Trace:
         """Lets it take a step."""
         stage, job = self.stage, self.job
-        with stage.mode, Tracking(Ledger(1)):  # which answers what optimisers ask of values
-            self.optimizer = optimizer = self._optimizer()
-        for tensor in optimizer.states():
-            stage.tracking.note(tensor, "optimizer")
+        self.optimizer = optimizer = self._optimizer()
         if job.gradient_accumulation > 1:
             with stage.mode:
                 for parameter in self.trained:
@@ -201,12 +198,18 @@ class TracedTraining:
 
     def _optimizer(self) -> Any:
         """One that has its state already, as after the first step."""
-        optimizer = OPTIMIZERS[self.job.optimizer](self.trained)
-        for parameter in self.trained:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
+        stage = self.stage
+        with stage.acting():
+            optimizer = OPTIMIZERS[self.job.optimizer](self.trained)
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
         for parameter in self.trained:
             parameter.grad = None
+        for tensor in optimizer.states():
+            stage.tracking.belongs(tensor, "optimizer")
+        stage.tracking.flops = 0
+        stage.ledger.begin()
         return optimizer
 
     def _batch(self, rows: int) -> Batch:

@@ -185,6 +185,7 @@ _FLOPS: dict[str, Callable[[tuple[Any, ...]], int]] = {
     f"{_FLASH}_backward": lambda args: _products(*args[1:4]) * 5 // 2,
     "aten::addmm_": lambda args: 2 * args[1].numel() * int(args[2].shape[-1]),
     "bitsandbytes::gemm_4bit": _gemm_4bit_flops,
+    "transformers::grouped_mm_fallback": lambda args: 2 * int(args[0].numel()) * int(args[1].shape[2]),
 }
 """Of operations that torch does not count. The backward pass of flash attention has five products for two."""
 
