@@ -108,21 +108,27 @@ def depths_of(config: PreTrainedConfig) -> Iterator[int]:
 def fake_(model: nn.Module, mode: FakeTensorMode) -> None:
     """Replaces every tensor of a model on `meta` by one without data on the CPU; what was shared stays shared."""
     made: dict[int, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
+    for tensors, name, tensor in _on_meta(model):
         if id(tensor) not in made:
-            with mode:
-                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                trains = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
-        return made[id(tensor)]
+            made[id(tensor)] = _faked(tensor, mode)
+        tensors[name] = made[id(tensor)]
 
+
+def _on_meta(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Where the tensors of a model are held: weights, buffers, and others that modules keep."""
     for module in model.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
         for tensors in tables:
             for name, tensor in list(tensors.items()):
                 if isinstance(tensor, Tensor) and tensor.device.type == "meta":
-                    tensors[name] = fake(tensor)
+                    yield tensors, name, tensor
+
+
+def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        trains = isinstance(tensor, nn.Parameter)
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
 
 
 def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
