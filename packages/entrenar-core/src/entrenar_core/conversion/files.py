@@ -1,15 +1,14 @@
 """Which files a model is written to, and their writing: beside the target, then renamed, so that none is ever half."""
 
 import json
-import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from entrenar_core.artifact import SENTENCE_FILES, TOKENIZER_FILES
@@ -93,7 +92,6 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
     require_free(output, folder=folder, force=force)
     with _ending_cleanly(), _beside(output) as work:
         try:
-            work.chmod(0o777 & ~_umask())
             yield work if folder else work / output.name
             require_free(output, folder=folder, force=force)  # another program may have written it meanwhile
             _put(work if folder else work / output.name, output)
@@ -106,12 +104,13 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
 @contextmanager
 def _beside(output: Path) -> Iterator[Path]:
     """A folder for the time being."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}-", dir=output.parent))
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror}", "choose another --output") from error
-    try:
+    work = output.with_name(f".{output.name[:100]}-{token_hex(8)}")
+    try:  # from before it is made: a signal may come at any time
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir()
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error.strerror}", "choose another --output") from error
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -190,9 +189,3 @@ def _put(work: Path, output: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         work.replace(output)
-
-
-def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
