@@ -30,7 +30,8 @@ from entrenar_core.memory.calibration import (
     setting_of,
 )
 from entrenar_core.memory.constants import constants_of, constants_with
-from entrenar_core.memory.timed_steps import TINY, Reading, Training, Writing, reading_flops, rounds, training_flops
+from entrenar_core.memory.real_steps import RealTraining
+from entrenar_core.memory.timed_steps import TINY, Reading, Writing, reading_flops, rounds, training_flops
 from entrenar_core.user_folder import user_folder
 
 CHILD = "entrenar_core.memory.calibration_process"
@@ -77,12 +78,12 @@ def test_the_users_folder_is_where_the_environment_says(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_operations_are_counted_as_torch_counts_those_of_a_real_step(precision: Precision) -> None:
     job = TINY.training("cpu", precision)
-    step = Training(job)
+    training = RealTraining(job)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_product}) as counter:
-        step()
+        training.timed_step()
     flops, size_bytes = training_flops(job)
     assert flops == counter.get_total_flops() + ATTENTION + ATTENTION * 5 // 2
-    assert size_bytes > 12 * sum(one.numel() for one in step.model.parameters())
+    assert size_bytes > 12 * sum(one.numel() for one in training.trained)
 
 
 def test_operations_of_a_forward_pass_too() -> None:
@@ -93,13 +94,13 @@ def test_operations_of_a_forward_pass_too() -> None:
 
 
 def test_a_timed_step_is_a_step_of_training() -> None:
-    step = Training(TINY.training("cpu", "fp32"))
-    before = [one.detach().clone() for one in step.model.parameters()]
-    passed, updated = step()
+    training = RealTraining(TINY.training("cpu", "fp32"))
+    before = [one.detach().clone() for one in training.trained]
+    passed, updated = training.timed_parts()
     assert updated > 0
     assert passed > 0
-    assert all(not torch.equal(one, other) for one, other in zip(step.model.parameters(), before, strict=True))
-    assert all(one.grad is None for one in step.model.parameters())
+    assert all(not torch.equal(one, other) for one, other in zip(training.trained, before, strict=True))
+    assert all(one.grad is None for one in training.trained)
 
 
 @pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("bf16", 2)])

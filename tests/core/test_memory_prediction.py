@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, L
 
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
+from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import EntrenarError, ModelError
 from entrenar_core.memory.estimate import Estimate
-from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, OptimizerName, Teaching, TrainingJob
-from entrenar_core.memory.optimizers import OPTIMIZERS
+from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, Teaching, TrainingJob
+from entrenar_core.memory.optimizers import traced_optimizer
 from entrenar_core.memory.predicting import predict
 from memory_twins import held
 
@@ -158,7 +159,7 @@ def test_states_of_8_bits_are_those_of_bitsandbytes() -> None:
         for value in state.values()
         if isinstance(value, Tensor)
     }
-    assert _bytes(OPTIMIZERS["adamw-8bit"](parameters).states()) == _bytes(kept.values())
+    assert _bytes(traced_optimizer("adamw-8bit", parameters).states()) == _bytes(kept.values())
 
 
 SIZES = st.integers(1, 4)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from entrenar_core.config.schema import OptimizerName, TrainingConfig
 from entrenar_core.errors import OutputError, TrainingError, UsageError
 from entrenar_core.training.checkpoints import (
     Progress,
@@ -31,6 +32,7 @@ from entrenar_core.training.checkpoints import (
     set_random_state,
 )
 from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
+from entrenar_core.training.optimizer import make_optimizer
 from entrenar_core.training.run_folder import Metrics, RunFolder, check_usable, complete_checkpoints, read_metrics
 
 MANIFEST: dict[str, Any] = {
@@ -73,6 +75,34 @@ def test_a_checkpoint_brings_back_weights_moments_chance_and_progress(tmp_path: 
     for mine, its in zip(optimizer.state.values(), its_optimizer.state.values(), strict=True):
         assert mine.keys() == its.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit", "sgd", "adafactor"])
+def test_every_optimiser_goes_on_as_if_it_had_never_stopped(tmp_path: Path, name: OptimizerName) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64))
+        return model, make_optimizer(model, TrainingConfig(optimizer=name, learning_rate=0.01))
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        model(torch.randn(8, 64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = made()
+    before = [one.detach().clone() for one in model.parameters()]
+    for seed in (1, 2):
+        step(model, optimizer, seed)
+    path = save_checkpoint(
+        tmp_path, model, optimizer, Progress(step=2), keep=1, random_states=[random_state()], scaler=None
+    )
+    other, its_optimizer = made()
+    load_checkpoint(path, other, its_optimizer)
+    for one, another in ((model, optimizer), (other, its_optimizer)):
+        step(one, another, 3)
+    pairs = zip(model.parameters(), other.parameters(), before, strict=True)
+    assert all(torch.equal(one, another) and not torch.equal(one, first) for one, another, first in pairs)
 
 
 def test_tied_weights_are_saved_once_and_stay_tied() -> None:

@@ -5,6 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from entrenar_common.memory_options import (
+    Available,
+    Calibrate,
+    DeviceName,
+    Devices,
+    Method,
+    Offload,
+    Rank,
+    StrategyName,
+)
 from entrenar_core.errors import UsageError
 from entrenar_core.memory.report import MemoryReport
 from entrenar_core.teachers.cache.settings import KindName, Precision
@@ -176,24 +186,14 @@ def estimate(
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens of a row; `dataset.max_length` if not given.", min=2, show_default=False)
     ] = None,
-    method: Annotated[Literal["full", "lora", "qlora"], typer.Option(help="What of the student is trained.")] = "full",
-    rank: Annotated[int | None, typer.Option(help="Of adapters; 16 if not given.", min=1, show_default=False)] = None,
-    devices: Annotated[int, typer.Option(help="How many devices share the training.", min=1)] = 1,
-    strategy: Annotated[
-        Literal["ddp", "zero1", "zero2", "fsdp"], typer.Option(help="What each of several devices has of the models.")
-    ] = "ddp",
-    device: Annotated[
-        Literal["cpu", "cuda", "mps"] | None,
-        typer.Option(help="What kind of device; that of this machine if not given.", show_default=False),
-    ] = None,
-    available: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of another machine than this one: 16GB.", show_default=False),
-    ] = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option("--calibrate", help="Also take real steps, with random weights: their time and memory."),
-    ] = False,
+    method: Method = "full",
+    rank: Rank = None,
+    devices: Devices = 1,
+    strategy: StrategyName = "ddp",
+    offload: Offload = False,
+    device: DeviceName = None,
+    available: Available = None,
+    calibrate: Calibrate = False,
 ) -> MemoryReport:
     """Predict the memory of a run, and whether it fits, before anything is downloaded."""
     file = _one(config, config_option)
@@ -202,7 +202,7 @@ def estimate(
     from entrenar_distill.estimating import Wanted
     from entrenar_distill.estimating import estimate as predict
 
-    wanted = Wanted(sequence_length, method, rank, devices, strategy, device, available, calibrate)
+    wanted = Wanted(sequence_length, method, rank, devices, strategy, offload, device, available, calibrate)
     given = {
         ("training", "batch_size"): (batch_size, "--batch-size"),
         **wanted.settings_without(file, teacher, student),

@@ -1,6 +1,5 @@
 """`estimate`: the memory of a distillation before it is run, from configurations alone."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +22,6 @@ from entrenar_distill.assembly import Flags
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from entrenar_core.memory.machine import Machine
     from entrenar_core.memory.runs import Part
 
 
@@ -33,8 +31,9 @@ _RANK = 16
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is asked beside a configuration: `sequence_length` tokens of a row in place of `dataset.max_length`; what of
-    the student trains, adapters of a `rank` or all of it; over how many `devices`, and how; of what kind, and with how
-    much memory `available` (`16GB`), if not those of this machine; and whether to `calibrate`: to take real steps.
+    the student trains, adapters of a `rank` or all of it; over how many `devices`, and how, with what is kept in main
+    memory (`offload`); of what kind, and with how much memory `available` (`16GB`), if not those of this machine; and
+    whether to `calibrate`: to take real steps.
     """
 
     sequence_length: int | None = None
@@ -42,6 +41,7 @@ class Wanted:
     rank: int | None = None
     devices: int = 1
     strategy: Strategy = "ddp"
+    offload: bool = False
     device: DeviceType | None = None
     available: str | None = None
     calibrate: bool = False
@@ -68,7 +68,7 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
     Raises:
         EntrenarError: of the kind that fits.
     """
-    from entrenar_core.memory.machine import default_device, named_machine, this_machine
+    from entrenar_core.memory.machine import asked_machine, named_machine
 
     if wanted.available is not None:
         named_machine(wanted.available)  # a mistake in it is told before torch is loaded
@@ -76,17 +76,16 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
         task = progress.task("loading libraries")
         from entrenar_core.memory.reporting import report
 
-        kind = wanted.device or default_device()
-        machine = this_machine(kind) if wanted.available is None else named_machine(wanted.available, kind)
+        machine = asked_machine(wanted.available, wanted.device)
         task.end()
         task = progress.task("tracing a step")
-        parts = _parts(config, wanted, kind)
+        parts = _parts(config, wanted, machine.device)
         if wanted.adapters is not None:
             parts = [*parts[:-1], _adapted(parts[-1], wanted.adapters, quantized=wanted.method == "qlora")]
         found = report(
             parts,
             subject=subject,
-            machine=_beside_this(machine),
+            machine=machine,
             compare=True,
             words="settings",
             steps=config.training.max_steps,
@@ -94,16 +93,6 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
         )
         task.end()
     return found
-
-
-def _beside_this(machine: "Machine") -> "Machine":
-    """What a new process would find available, when this one is gone."""
-    if machine.named or machine.device != "cpu":
-        return machine
-    own = 0
-    with suppress(OSError, ValueError, IndexError):
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    return replace(machine, available_bytes=min(machine.total_bytes, machine.available_bytes + own))
 
 
 def _adapted(part: "Part", adapters: Adapters, *, quantized: bool) -> "Part":
@@ -132,7 +121,7 @@ def _parts(config: DistillationConfig, wanted: Wanted, device: DeviceType) -> "l
     for model, found in zip(teachers, of_teachers, strict=True):
         require_positions(found, tokens, str(model.reference))
     require_positions(of_student, tokens, "the student")
-    sharding = Sharding(wanted.devices, wanted.strategy)
+    sharding = Sharding(wanted.devices, wanted.strategy, wanted.offload)
     facts = RunFacts(task, of_teachers, of_student, tokens, sharding=sharding, device=device)
     return parts_of(config, facts)
 

@@ -7,6 +7,16 @@ from typing import Annotated, Literal
 import typer
 
 from entrenar_common.cli import ModelReference
+from entrenar_common.memory_options import (
+    Available,
+    Calibrate,
+    DeviceName,
+    Devices,
+    Method,
+    Offload,
+    Rank,
+    StrategyName,
+)
 from entrenar_core.memory.report import MemoryReport
 from entrenar_inspect.reports.calibration import CalibrationReport
 from entrenar_inspect.reports.comparison import Comparison
@@ -320,8 +330,8 @@ def memory(
     full_logits: Annotated[
         bool, typer.Option("--full-logits", help="All logits at once, as programs without a fused loss have them.")
     ] = False,
-    method: Annotated[Literal["full", "lora", "qlora"], typer.Option(help="What is trained.")] = "full",
-    rank: Annotated[int | None, typer.Option(help="Of adapters; 16 if not given.", min=1, show_default=False)] = None,
+    method: Method = "full",
+    rank: Rank = None,
     inference: Annotated[bool, typer.Option("--inference", help="Generate instead of training.")] = False,
     context: Annotated[
         int | None, typer.Option(help="With --inference: tokens that are kept in mind.", min=1, show_default=False)
@@ -332,22 +342,12 @@ def memory(
             help="With --inference: of keys and values; that of the weights if not given.", show_default=False
         ),
     ] = None,
-    devices: Annotated[int, typer.Option(help="How many devices share it.", min=1)] = 1,
-    strategy: Annotated[
-        Literal["ddp", "zero1", "zero2", "fsdp"], typer.Option(help="What each of several devices has of the model.")
-    ] = "ddp",
-    device: Annotated[
-        Literal["cpu", "cuda", "mps"] | None,
-        typer.Option(help="What kind of device; that of this machine if not given.", show_default=False),
-    ] = None,
-    available: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of another machine than this one: 16GB.", show_default=False),
-    ] = None,
-    calibrate_: Annotated[
-        bool,
-        typer.Option("--calibrate", help="Also take real steps, with random weights: their time and memory."),
-    ] = False,
+    devices: Devices = 1,
+    strategy: StrategyName = "ddp",
+    offload: Offload = False,
+    device: DeviceName = None,
+    available: Available = None,
+    calibrate_: Calibrate = False,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Also show what each layer adds.")] = False,
     revision: Revision = None,
 ) -> MemoryReport:
@@ -372,6 +372,7 @@ def memory(
         cache_dtype=cache_dtype,
         devices=devices,
         strategy=strategy,
+        offload=offload,
         device=device,
         available=available,
         by_layer=by_layer,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from entrenar_common.progress import Progress
 from entrenar_core.architectures.reference_sizes import reference_sizes
+from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import UsageError
 from entrenar_core.hub import fetch_config
 from entrenar_core.memory.jobs import (
@@ -15,7 +16,6 @@ from entrenar_core.memory.jobs import (
     HeldModel,
     InferenceJob,
     Job,
-    OptimizerName,
     Sharding,
     Strategy,
     TrainingJob,
@@ -54,6 +54,7 @@ class Wanted:
     cache_dtype: str | None = None
     devices: int = 1
     strategy: Strategy = "ddp"
+    offload: bool = False
     device: DeviceType | None = None
     available: str | None = None
     by_layer: bool = False
@@ -67,7 +68,7 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
         EntrenarError: of the kind that fits.
     """
     _require_sense(wanted)
-    from entrenar_core.memory.machine import default_device, named_machine, this_machine
+    from entrenar_core.memory.machine import asked_machine, named_machine
 
     if wanted.available is not None:
         named_machine(wanted.available)  # a mistake in it is told before torch is loaded
@@ -76,12 +77,11 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
         from entrenar_core.memory.reporting import report
         from entrenar_core.memory.runs import Part
 
-        kind = wanted.device or default_device()
-        machine = this_machine(kind) if wanted.available is None else named_machine(wanted.available, kind)
+        machine = asked_machine(wanted.available, wanted.device)
         task.end()
         task = progress.task("tracing a step")
         held = _held(reference, revision, wanted)
-        job = _job(held, wanted, kind)
+        job = _job(held, wanted, machine.device)
         name = "generation" if wanted.inference else "training"
         found = report(
             [Part(name, job)],
@@ -146,7 +146,7 @@ def _config(reference: str, revision: str | None) -> "PreTrainedConfig":
 def _job(held: HeldModel, wanted: Wanted, device: DeviceType) -> Job:
     from entrenar_core.memory.positions import positions_of, require_positions
 
-    sharding = Sharding(wanted.devices, wanted.strategy)
+    sharding = Sharding(wanted.devices, wanted.strategy, wanted.offload)
     most = positions_of(held.config.to_dict())
     length = (wanted.context if wanted.inference else wanted.sequence_length) or min(_LENGTH, most or _LENGTH)
     require_positions(held.config, length, held.name)

@@ -166,6 +166,9 @@ class EarlyStopping(Section):
     min_delta: NonNegative = Field(0.0, description="Smallest change of the score that counts as improvement.")
 
 
+OptimizerName = Literal["adamw", "adamw-8bit", "sgd", "adafactor"]
+
+
 class TrainingConfig(Section):
     """How the student is trained."""
 
@@ -181,8 +184,13 @@ class TrainingConfig(Section):
     )
     gradient_accumulation: Count = Field(1, description="Passes in an optimiser step.")
     eval_batch_size: Count | None = Field(None, description="Rows in an evaluation pass; `batch_size` if not given.")
-    learning_rate: Rate = Field(1e-4, description="Peak learning rate of AdamW.")
-    weight_decay: Weight = Field(0.01, description="AdamW's decay of weights; norms and biases are spared.")
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="AdamW; the same with its state in 8 bits, by bitsandbytes; SGD without momentum, which keeps no "
+        "state; Adafactor, which keeps a row and a column of each matrix.",
+    )
+    learning_rate: Rate = Field(1e-4, description="Peak learning rate.")
+    weight_decay: Weight = Field(0.01, description="The optimiser's decay of weights; norms and biases are spared.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     warmup_steps: Index = Field(0, description="Optimiser steps over which the learning rate rises from 0.")
     max_grad_norm: Positive | None = Field(1.0, description="Clip the gradient to this norm; null: do not clip.")

@@ -12,7 +12,7 @@ from entrenar_core.errors import ModelError
 from entrenar_core.memory.jobs import Adapters, LoadIn
 from entrenar_core.models.placing import linear_layers
 from entrenar_core.models.quiet import quietly
-from entrenar_core.models.teacher_rules import NO_BITSANDBYTES, has_bitsandbytes
+from entrenar_core.models.teacher_rules import has_bitsandbytes, no_bitsandbytes
 
 _BLOCK = 64
 _NESTED_BLOCK = 256
@@ -26,7 +26,7 @@ def quantize_(model: PreTrainedModel, load_in: LoadIn) -> None:
         ModelError: bitsandbytes is not installed.
     """
     if not has_bitsandbytes():
-        raise ModelError(*NO_BITSANDBYTES)
+        raise ModelError(*no_bitsandbytes("a model in 4 or 8 bits"))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it does without
     import bitsandbytes as bnb
 

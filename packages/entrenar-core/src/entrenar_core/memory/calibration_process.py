@@ -92,15 +92,16 @@ def _bound(measure: Callable[..., list[Rate]], device: DeviceType, precision: Pr
 
 
 def _training(device: DeviceType, precision: Precision, size: "Size") -> list[Rate]:
-    from entrenar_core.memory.timed_steps import Training, rounds, training_flops
+    from entrenar_core.memory.real_steps import RealTraining
+    from entrenar_core.memory.timed_steps import rounds, training_flops
 
     job = size.training(device, precision)
     flops, needed = training_flops(job)
     _require(device, needed)
-    step = Training(job)
-    found = rounds(step, least=_LEAST, most=_MOST, budget_s=_BUDGET_S)
+    training = RealTraining(job)
+    found = rounds(training.timed_parts, least=_LEAST, most=_MOST, budget_s=_BUDGET_S)
     passes, updates = zip(*found, strict=True)
-    trained = sum(one.numel() for one in step.model.parameters())
+    trained = sum(one.numel() for one in training.trained)
     return [
         Rate("training", precision, size.name, flops, passes),
         Rate("update", precision, size.name, trained, updates),
@@ -140,12 +141,13 @@ def _memory(device: DeviceType) -> dict[str, int | None]:
     import datasets  # noqa: F401 - what a run loads
 
     import entrenar_core.training.distillation  # noqa: F401
-    from entrenar_core.memory.timed_steps import TINY, Training
+    from entrenar_core.memory.real_steps import RealTraining
+    from entrenar_core.memory.timed_steps import TINY
 
-    step = Training(TINY.training(device, "fp32"))
+    training = RealTraining(TINY.training(device, "fp32"))
     for _ in range(2):
-        step()
-    del step
+        training.timed_step()
+    del training
     gc.collect()
     if device == "cuda":
         return _cuda_memory()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from entrenar_core.memory.jobs import Adapters, CachedSignals, LoadIn, OptimizerName, Sharding, TrainingJob
+from entrenar_core.memory.jobs import Adapters, CachedSignals, LoadIn, Sharding, TrainingJob
 from entrenar_core.models.heads import LANGUAGE
 from entrenar_core.models.teacher_rules import has_bitsandbytes
 
@@ -101,6 +101,10 @@ def _adapted(job: TrainingJob, load_in: LoadIn | None = None) -> TrainingJob | N
     return replace(job, adapters=job.adapters or Adapters(_RANK), student=student)
 
 
+def _optimizer_of_8_bits(job: TrainingJob) -> TrainingJob | None:
+    return replace(job, optimizer="adamw-8bit") if job.optimizer == "adamw" and has_bitsandbytes() else None
+
+
 def _shared(devices: int) -> Callable[[TrainingJob], TrainingJob | None]:
     def made(job: TrainingJob) -> TrainingJob | None:
         if job.sharding.devices > 1 or job.batch_size < devices:
@@ -135,16 +139,12 @@ CHANGES: Sequence[Change] = (
     Change(_teacher_at_16_bits, _always("teacher.dtype: bfloat16"), None),
     Change(_mixed, _always("training.mixed_precision: bf16"), _always("--precision bf16")),
     Change(_teacher_as("nf4"), _always("teacher.load_in: nf4"), None),
-    Change(lambda job: _optimizer(job, "adamw-8bit"), None, _always("--optimizer adamw-8bit"), runs=False),
+    Change(_optimizer_of_8_bits, _always("training.optimizer: adamw-8bit"), _always("--optimizer adamw-8bit")),
     Change(_adapted, *2 * (_always(f"--method lora --rank {_RANK}"),), runs=False),
     Change(lambda job: _adapted(job, "nf4"), *2 * (_always(f"--method qlora --rank {_RANK}"),), runs=False),
     Change(_shared(8), *2 * (_always("--devices 8 --strategy fsdp"),), runs=False),
 )
 """What changes no result comes first."""
-
-
-def _optimizer(job: TrainingJob, name: OptimizerName) -> TrainingJob | None:
-    return replace(job, optimizer=name) if job.optimizer == "adamw" else None
 
 
 def applicable(job: TrainingJob, words: Words, *, only_runs: bool = False) -> Iterator[tuple[Change, TrainingJob, str]]:

@@ -7,6 +7,8 @@ Models are given by their configuration alone; no weight is needed.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from entrenar_core.config.schema import OptimizerName
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 LoadIn = Literal["nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager"]
-OptimizerName = Literal["adamw", "adamw-8bit", "sgd", "adafactor"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Strategy = Literal["ddp", "zero1", "zero2", "fsdp"]
 DeviceType = Literal["cpu", "cuda", "mps"]
@@ -70,7 +71,6 @@ class Teaching:
     model: HeldModel
     batch_size: int | None = None
     cached: CachedSignals | None = None
-    average_of_student: bool = False
 
 
 @dataclass(frozen=True, slots=True)

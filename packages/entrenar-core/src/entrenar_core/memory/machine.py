@@ -5,9 +5,11 @@ leave, as containers and batch systems have them. Sources: proc_pid_status(5), D
 and cgroup-v1/memory.rst of Linux.
 """
 
+import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,25 @@ def this_machine(device: DeviceType | None = None, root: Path = Path("/")) -> Ma
     if kind == "mps":
         return _mps()
     return _cpu(root)
+
+
+def asked_machine(available: str | None, device: DeviceType | None = None) -> Machine:
+    """The machine that a command is asked about: one of so much memory, or this one as a new process would find it,
+    when the one that asks is gone.
+
+    Raises:
+        UsageError: this is no size, or has no unit; or there is no such device.
+    """
+    kind = device or default_device()
+    if available is not None:
+        return named_machine(available, kind)
+    machine = this_machine(kind)
+    if kind != "cpu":
+        return machine
+    own = 0
+    with suppress(OSError, ValueError, IndexError):
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return replace(machine, available_bytes=min(machine.total_bytes, machine.available_bytes + own))
 
 
 def named_machine(text: str, device: DeviceType = "cpu") -> Machine:

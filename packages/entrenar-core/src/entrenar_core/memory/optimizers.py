@@ -4,15 +4,17 @@ Sources: AdamW, Loshchilov & Hutter 2019; in 8 bits, Dettmers et al. 2022, with 
 its 32 bits for parameters of less than 4,096; Adafactor, Shazeer & Stern 2018, as torch has it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from entrenar_core.memory.jobs import OptimizerName
+from entrenar_core.config.schema import OptimizerName
+from entrenar_core.training.optimizer import optimizer_of
 
+RATE = 1e-4
+"""Any: it changes no memory."""
 _SMALL, _BLOCK = 4096, 256
 
 
@@ -73,26 +75,6 @@ def _moments(parameter: Tensor) -> list[Tensor]:
     return [torch.empty(size, dtype=dtype) for size, dtype in 2 * [(count, torch.uint8), (blocks, torch.float32)]]
 
 
-def _of_torch(name: OptimizerName, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    return _Torch(_TORCH[name](parameters))
-
-
-def real_optimizer(name: OptimizerName, parameters: Sequence[nn.Parameter]) -> Any:
-    """An optimiser for tensors that are there."""
-    if name == "adamw-8bit":
-        import bitsandbytes
-
-        return bitsandbytes.optim.AdamW8bit(parameters)
-    return _TORCH[name](parameters)
-
-
-_TORCH: dict[OptimizerName, Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]] = {
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, fused=True),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
-    "adafactor": torch.optim.Adafactor,
-}
-
-OPTIMIZERS: Mapping[OptimizerName, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
-    **{name: partial(_of_torch, name) for name in _TORCH},
-    "adamw-8bit": _Adam8bit,
-}
+def traced_optimizer(name: OptimizerName, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """An optimiser for parameters without data."""
+    return _Adam8bit(parameters) if name == "adamw-8bit" else _Torch(optimizer_of(name, parameters, RATE))

@@ -37,8 +37,7 @@ def predict(job: Job, granularity: int = 1) -> Estimate:
     try:
         found = _predicted(job, granularity)
     except _IMPOSSIBLE as error:
-        first = str(error).strip().partition("\n")[0]
-        found = closed_form(job, f"its operations cannot be followed without data ({type(error).__name__}: {first})")
+        found = closed_form(job, _reason(error))
     return _shared(found, job)
 
 
@@ -51,8 +50,24 @@ def _shared(estimate: Estimate, job: Job) -> Estimate:
     return replace(estimate, trace=made.trace, host_bytes=made.host_bytes, assumptions=said)
 
 
-_IMPOSSIBLE = (RuntimeError, NotImplementedError, AssertionError, AttributeError, TypeError, ValueError)
+_IMPOSSIBLE = (RuntimeError, AssertionError, AttributeError, TypeError, ValueError)
 """What tensors without data raise where an operation asks for values, or a model's own code is not made for them."""
+
+
+def _reason(error: Exception) -> str:
+    """Why a job cannot be traced.
+
+    Raises:
+        Exception: the error itself, where it is of code of entrenar, whose mistakes no formula is to hide.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    ours = place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("entrenar")
+    if ours and not isinstance(error, RuntimeError):
+        raise error
+    first = str(error).strip().partition("\n")[0]
+    return f"its operations cannot be followed without data ({type(error).__name__}: {first})"
 
 
 def _predicted(job: Job, granularity: int) -> Estimate:
@@ -76,9 +91,7 @@ def _inference(job: InferenceJob, granularity: int) -> Estimate:
         depths = dict(_depths([(0, job.model)]))
         found = _told(depths, 1, lambda layers: trace_context(job, layers[0], granularity))
     except _IMPOSSIBLE as error:
-        first = str(error).strip().partition("\n")[0]
-        reason = f"its operations cannot be followed without data ({type(error).__name__}: {first})"
-        return closed_inference(job, reason)
+        return closed_inference(job, _reason(error))
     said = (*found.assumptions, *assumptions_of(job))
     if (lengths := lengths_of(job.model.config.to_dict(), job.context)) is None:
         return replace(found, assumptions=said)

@@ -21,14 +21,15 @@ from transformers import BitsAndBytesConfig
 from entrenar_core.data.collating import Batch
 from entrenar_core.memory.adapting import adapt
 from entrenar_core.memory.fakes import class_of
-from entrenar_core.memory.jobs import SEQ2SEQ, HeldModel, TrainingJob
-from entrenar_core.memory.optimizers import real_optimizer
+from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel, TrainingJob
+from entrenar_core.memory.optimizers import RATE
 from entrenar_core.memory.steps import labels_alone
 from entrenar_core.memory.surroundings import SketchedRun
 from entrenar_core.models.quiet import quietly
 from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Now
+from entrenar_core.training.optimizer import optimizer_of
 from entrenar_core.training.step import DistillationStep
 
 _FIRST_ID = 3
@@ -81,7 +82,7 @@ class RealTraining:
             self.step = DistillationStep(self.student, objective, self.run.output_layer(model))
             self.step.layers.to(self.run.device)
         self.trained = [one for one in (self.step or self.student).parameters() if one.requires_grad]
-        self.optimizer = real_optimizer(job.optimizer, self.trained)
+        self.optimizer = optimizer_of(job.optimizer, self.trained, RATE)
 
     def _teacher(self) -> LiveTeacher | None:
         if not self.job.teachers:
@@ -93,19 +94,20 @@ class RealTraining:
 
     def timed_step(self) -> float:
         """An optimiser step, in seconds."""
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(self.job.gradient_accumulation):
-            self.loss(self.batch()).backward()  # type: ignore[no-untyped-call]
+        return sum(self.timed_parts())
+
+    def timed_parts(self) -> tuple[float, float]:
+        """How long the forward and backward passes of a step took, and the optimiser's part, in seconds."""
+        passed = sum(timed(self._pass, self.job.device) for _ in range(self.job.gradient_accumulation))
+        return passed, timed(self._update, self.job.device)
+
+    def _pass(self) -> None:
+        self.loss(self.batch()).backward()  # type: ignore[no-untyped-call]
+
+    def _update(self) -> None:
         float(get_total_norm([one.grad for one in self.trained if one.grad is not None]))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._wait()
-        return time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self.job.device != "cpu":
-            torch.get_device_module(self.job.device).synchronize()
 
     def batch(self) -> Batch:
         """Tokens drawn anew."""
@@ -182,6 +184,20 @@ def random_model(held: HeldModel, device: torch.device) -> Any:
             parameter.data = parameter.data.clone()
     set_back_peak(device.type)
     return quantised
+
+
+def timed(act: Callable[[], object], device: DeviceType) -> float:
+    """Seconds until all of it is done, on a device that works on its own too."""
+    _wait(device)
+    began = time.perf_counter()
+    act()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: DeviceType) -> None:
+    if device != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 def set_back_peak(device: str) -> int | None:

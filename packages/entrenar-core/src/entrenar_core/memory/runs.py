@@ -60,7 +60,6 @@ class RunFacts:
     student: "PreTrainedConfig"
     length: int
     mean_length: float | None = None
-    evaluation_length: int | None = None
     sharding: Sharding = _ALONE
     device: DeviceType = "cpu"
 
@@ -91,6 +90,7 @@ def _training(
         terms=terms,
         counted=_counted(config, facts),
         padded=training.batch_size > 1 or config.dataset.packing,
+        optimizer=training.optimizer,
         mixed_precision=training.mixed_precision,
         gradient_accumulation=training.gradient_accumulation,
         gradient_checkpointing=training.gradient_checkpointing,

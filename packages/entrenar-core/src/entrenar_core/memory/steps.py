@@ -21,7 +21,7 @@ from entrenar_core.memory.experts import experts_without_data
 from entrenar_core.memory.fakes import empty_model, fake_, taken_for_real
 from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel, ReadingJob, TrainingJob
 from entrenar_core.memory.ledger import Ledger
-from entrenar_core.memory.optimizers import OPTIMIZERS
+from entrenar_core.memory.optimizers import traced_optimizer
 from entrenar_core.memory.saying import saying
 from entrenar_core.memory.surroundings import SketchedRun, autocast
 from entrenar_core.memory.tracking import Tracking
@@ -30,7 +30,7 @@ from entrenar_core.models.calling import called
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.rows import read_rows
 from entrenar_core.models.sentences import vectors_of
-from entrenar_core.teachers.source import Said, TeacherSays
+from entrenar_core.teachers.source import Said
 from entrenar_core.training.evaluation import sums_of
 from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Now
@@ -127,8 +127,7 @@ class TracedTraining:
         self.rows = -(-job.batch_size // job.sharding.devices)
         self.student, self.watch, self.parameters = self.stage.model(job.student, 0, layers[0], self._prepared)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        self.teacher_parameters = 0
-        self.teacher = self._teacher(layers[1:])
+        self.teacher, self.teacher_parameters = saying(job, self.run, self.stage, layers[1:])
         self.step = self._step()
 
     def _prepared(self, model: PreTrainedModel) -> nn.Module:
@@ -144,11 +143,6 @@ class TracedTraining:
         adapted: nn.Module = adapt(model, self.job.adapters, self.job.student.name)
         adapted.train()
         return adapted
-
-    def _teacher(self, layers: Sequence[Layers | None]) -> Any:
-        self.says: TeacherSays | None = None
-        source, self.teacher_parameters = saying(self.job, self.run, self.stage, layers)
-        return source
 
     def _step(self) -> DistillationStep | None:
         if self.run.task == SEQ2SEQ:
@@ -200,7 +194,7 @@ class TracedTraining:
         """One that has its state already, as after the first step."""
         stage = self.stage
         with stage.acting():
-            optimizer = OPTIMIZERS[self.job.optimizer](self.trained)
+            optimizer = traced_optimizer(self.job.optimizer, self.trained)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
             optimizer.step()

@@ -5,25 +5,19 @@ Shapes: B rows, T tokens.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig
 
 from entrenar_core.memory.calibration import ModelName, Precision
 from entrenar_core.memory.jobs import DeviceType, HeldModel, MixedPrecision, ReadingJob, TrainingJob
-from entrenar_core.memory.steps import labels_alone, trace_reading, trace_training
-from entrenar_core.memory.surroundings import SketchedRun
+from entrenar_core.memory.real_steps import random_model, timed
+from entrenar_core.memory.steps import trace_reading, trace_training
 from entrenar_core.models.calling import called
 from entrenar_core.models.heads import CAUSAL_LM
-from entrenar_core.models.quiet import quietly
-from entrenar_core.training.losses import make_objective
-from entrenar_core.training.objective import Now
-from entrenar_core.training.step import DistillationStep
 
 DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _MIXED: dict[Precision, MixedPrecision] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -92,60 +86,12 @@ SIZES["mps"] = SIZES["cpu"]
 """The smallest first. A step of the largest takes seconds on two cores, and so much of a GPU that it is busy."""
 
 
-class _OnDevice(SketchedRun):
-    """What losses ask of a run, on tensors that are there."""
-
-    __slots__ = ()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return torch.device(self.job.device)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """In which the model computes."""
-        if self.job.mixed_precision == "no":
-            return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.job.mixed_precision]
-        return torch.autocast(self.job.device, dtype=dtype)
-
-
-class Training:
-    """Optimiser steps of a job without teachers, as the training loop makes them."""
-
-    def __init__(self, job: TrainingJob) -> None:
-        self.job, self.run = job, _OnDevice(job)
-        self.model = made(job.student, job.device).train()
-        objective = make_objective(labels_alone(), self.run, self.model, None)
-        self.step = DistillationStep(self.model, objective, self.run.output_layer(self.model))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
-
-    def __call__(self) -> tuple[float, float]:
-        """How long the forward and backward pass of a step took, and the optimiser's part, in seconds."""
-        batch = self.run.batch(self.job.batch_size)
-        batch.input_ids_BT.random_(int(self.job.student.config.vocab_size))
-        batch = batch.to(self.run.device)
-        now = tuple(Now(1.0, 2.0, batch.num_soft) for _ in self.step.objective.terms)
-        passed = timed(lambda: self._pass(batch, now), self.job.device)
-        return passed, timed(self._update, self.job.device)
-
-    def _pass(self, batch: Any, now: tuple[Now, ...]) -> None:
-        with self.run.autocast():
-            loss = self.step(batch, None, now).loss
-        loss.backward()
-
-    def _update(self) -> None:
-        float(get_total_norm([one.grad for one in self.model.parameters() if one.grad is not None]))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
 class Writing:
     """Tokens written one by one behind a context, with keys and values kept."""
 
     def __init__(self, job: ReadingJob) -> None:
         self.job = job
-        self.model = made(job.model, job.device).eval()
+        self.model = random_model(job.model, torch.device(job.device)).eval()
         self.cache = DynamicCache(config=self.model.config)
         self.next_B1 = self._read(torch.zeros(1, job.length, dtype=torch.long, device=job.device))
 
@@ -178,7 +124,7 @@ class Reading:
 
     def __init__(self, job: ReadingJob) -> None:
         self.job = job
-        self.model = made(job.model, job.device).eval()
+        self.model = random_model(job.model, torch.device(job.device)).eval()
         self.ids_BT = torch.randint(int(job.model.config.vocab_size), (job.batch_size, job.length)).to(job.device)
 
     def __call__(self) -> float:
@@ -203,24 +149,6 @@ def reading_flops(job: ReadingJob) -> tuple[int, int]:
     return trace.flops, trace.peak.total_bytes
 
 
-def made(held: HeldModel, device: DeviceType) -> PreTrainedModel:
-    """A model of random weights."""
-    with quietly():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            held.config, dtype=getattr(torch, held.dtype), attn_implementation=held.attention
-        )
-    return model.to(device)
-
-
-def timed(act: Callable[[], object], device: DeviceType) -> float:
-    """Seconds until all of it is done, on a device that works on its own too."""
-    _wait(device)
-    began = time.perf_counter()
-    act()
-    _wait(device)
-    return time.perf_counter() - began
-
-
 def rounds(act: Callable[[], Any], *, least: int, most: int, budget_s: float) -> Sequence[Any]:
     """What `act` gives again and again, the first time left out: `least` times and, until the time is over, `most`;
     once where three times as much time is over.
@@ -231,10 +159,3 @@ def rounds(act: Callable[[], Any], *, least: int, most: int, budget_s: float) ->
     while (spent := time.perf_counter() - began) < 3 * budget_s and len(found) < (most if spent < budget_s else least):
         found.append(act())
     return found
-
-
-def _wait(device: DeviceType) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.data.scratch import scratch_folder
 from entrenar_core.errors import ModelError
-from entrenar_core.models.teacher_rules import NO_BITSANDBYTES, has_bitsandbytes
+from entrenar_core.models.teacher_rules import has_bitsandbytes, no_bitsandbytes
 
 _SHOWN = 8
 _IN, _OUT = 64, 32
@@ -73,7 +73,7 @@ class Placing:
 
 def _quantization(empty: PreTrainedModel, load_in: str, dtype: torch.dtype, name: object) -> BitsAndBytesConfig:
     if not has_bitsandbytes():
-        raise ModelError(*NO_BITSANDBYTES)
+        raise ModelError(*no_bitsandbytes("`teacher.load_in`"))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every call that it casts
     layers = dict(linear_layers(empty))
     kept = [layer for layer, quantised in layers.items() if not quantised]

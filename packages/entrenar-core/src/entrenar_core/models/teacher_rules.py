@@ -11,11 +11,6 @@ from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.onnx import read_graph
 from entrenar_core.models.onnx_rules import NO_RUNTIME, SENTENCE, check_graph, has_runtime, output_of
 
-NO_BITSANDBYTES = (
-    "`teacher.load_in` needs bitsandbytes, which is not installed",
-    "install it with `pip install 'entrenar[quantized]'`, or remove the setting",
-)
-"""What is wrong where bitsandbytes is missing, and what to do."""
 _IS_ONNX = "the teacher is ONNX"
 _NO_MATTER = {
     "dtype": "has the precision that it was exported in",
@@ -30,6 +25,12 @@ def has_bitsandbytes() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
+def no_bitsandbytes(what: str) -> tuple[str, str]:
+    """What is wrong where bitsandbytes is missing, and what to do; `what` needs it."""
+    message = f"{what} needs bitsandbytes, which is not installed"
+    return message, "install it with `pip install 'entrenar[quantized]'`, or do without"
+
+
 def check_loading(
     config: OneTeacher, task: str | None, teacher: ModelArtifact | None, student: ModelArtifact | None
 ) -> list[Problem]:
@@ -38,7 +39,9 @@ def check_loading(
     """
     found: list[Problem] = []
     if config.teacher.load_in is not None and config.teacher.cache is None and not has_bitsandbytes():
-        found.append(Problem(*NO_BITSANDBYTES, "teacher.load_in"))
+        found.append(Problem(*no_bitsandbytes("`teacher.load_in`"), "teacher.load_in"))
+    if config.training.optimizer == "adamw-8bit" and not has_bitsandbytes():
+        found.append(Problem(*no_bitsandbytes("`training.optimizer: adamw-8bit`"), "training.optimizer"))
     if teacher is not None and teacher.format is WeightFormat.ONNX:
         found += _of_onnx(config)
         if teacher.weight_files:

@@ -5,7 +5,6 @@ With several processes, rank 0 alone looks and writes, and tells the others, so 
 
 import contextlib
 import fcntl
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from entrenar_core.training.checkpoints import load_tensors
 from entrenar_core.training.files import new_folder, remove_folder
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.signals import StopRequest
+from entrenar_core.user_folder import user_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,9 +37,7 @@ _HINT = "set ENTRENAR_HOME to a folder that can be written"
 
 def kept_folder() -> Path:
     """Where fitted teachers are kept: `$ENTRENAR_HOME/teachers`, or in the user's cache folder."""
-    if home := os.environ.get("ENTRENAR_HOME"):
-        return Path(home) / "teachers"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entrenar" / "teachers"
+    return user_folder() / "teachers"
 
 
 @contextlib.contextmanager

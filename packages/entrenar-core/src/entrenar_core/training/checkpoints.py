@@ -22,6 +22,8 @@ from entrenar_core.training.files import new_folder, remove_folder, write_json
 from entrenar_core.training.run_folder import complete_checkpoints, step_name
 
 _BESIDE = "beside.safetensors"
+_SHARED = ("qmap1", "qmap2")
+"""Of bitsandbytes' optimisers: the values that bytes stand for, one tensor for all parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +206,19 @@ def _named(model: nn.Module, beside: nn.Module | None) -> dict[str, nn.Parameter
 
 
 def _optimizer_tensors(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What it keeps of each parameter; a number that is no tensor, such as bitsandbytes' count of steps, as one of
+    integers, and what several parameters share, such as the values that bytes stand for, once for each.
+    """
     names = {id(parameter): name for name, parameter in parameters.items()}
     return {
-        f"{names[id(parameter)]}:{key}": value.detach().cpu().contiguous()
+        f"{names[id(parameter)]}:{key}": value.detach().cpu().clone() if key in _SHARED else _cpu(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
+
+
+def _cpu(value: Tensor | int) -> Tensor:
+    return value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
 
 
 def _load_optimizer(
@@ -218,7 +227,8 @@ def _load_optimizer(
     for name, value in tensors.items():
         parameter, key = name.rsplit(":", 1)
         owner = parameters[parameter]
-        optimizer.state[owner][key] = value if key == "step" else value.to(owner.device)
+        count = int(value) if value.dtype == torch.int64 else value
+        optimizer.state[owner][key] = count if key == "step" else value.to(owner.device)
 
 
 def random_state() -> dict[str, Any]:

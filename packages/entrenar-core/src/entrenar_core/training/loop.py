@@ -190,6 +190,7 @@ class Loop:
                 sums += torch.cat(
                     [parts.loss.detach().float().reshape(1), sums.new_tensor([known]), parts.terms.float()]
                 )
+                del batch, said, parts  # they need not be there while the teacher reads the next
         return sums
 
     def _update(self, micro_batches: list[Batch], now: tuple[Now, ...], checkpoints: Path) -> float:

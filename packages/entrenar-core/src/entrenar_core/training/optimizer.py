@@ -1,24 +1,45 @@
-"""AdamW with decay where it belongs, and the learning rate as a function of the step."""
+"""The optimiser, with decay where it belongs, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from entrenar_core.config.schema import TrainingConfig
+from entrenar_core.config.schema import OptimizerName, TrainingConfig
 
 
-def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains; vectors, that is norms and biases, are not decayed.
-
-    Fused: one pass over each weight, without tensors in between, which cost a CPU more than the pass.
-    """
+def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser of what trains; vectors, that is norms and biases, are not decayed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate, fused=True)
+    return optimizer_of(training.optimizer, [group for group in groups if group["params"]], training.learning_rate)
+
+
+def optimizer_of(
+    name: OptimizerName, parameters: Sequence[Tensor] | Sequence[dict[str, Any]], rate: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), its state in 8 bits or not (Dettmers et al. 2022), SGD without momentum, or
+    Adafactor (Shazeer & Stern 2018), over parameters or groups of them.
+
+    AdamW is fused: one pass over each weight, without tensors in between, which cost a CPU more than the pass.
+    """
+    match name:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, fused=True)
+        case "adamw-8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate)
+            return made
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=rate)
+        case "adafactor":
+            return torch.optim.Adafactor(parameters, lr=rate)
 
 
 def learning_rate(step: int, total_steps: int, training: TrainingConfig) -> float:
