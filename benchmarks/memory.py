@@ -191,6 +191,9 @@ def serve() -> None:
     """Imports, and then a process for each line that is read."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     import entrenar_core.memory.predicting
     import entrenar_core.memory.real_steps  # noqa: F401
@@ -309,7 +312,7 @@ def _quantised() -> Iterator[Spec]:
 
 def _others() -> Iterator[Spec]:
     one = {"kind": "llama", "sizes": LLAMA, "batch": 2, "length": 128}
-    for optimizer in ("sgd", "adafactor"):
+    for optimizer in ("sgd", "adafactor", "adamw-8bit"):
         yield {**one, "optimizer": optimizer}
     yield {**one, "batch": 4, "length": 256, "accumulation": 2}
     large = {"kind": "llama", "sizes": {**LLAMA, **_WIDE}}

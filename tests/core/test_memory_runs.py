@@ -15,7 +15,7 @@ from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import TrainingError
 from entrenar_core.losses.table import LOSSES
 from entrenar_core.memory.jobs import CachedSignals, ReadingJob, Sharding, TrainingJob
-from entrenar_core.memory.machine import named_machine
+from entrenar_core.memory.machine import named_machine, this_machine
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.runs import RunFacts, parts_of
 from entrenar_core.teachers.cache.settings import CacheSettings
@@ -185,7 +185,7 @@ def test_a_folder_says_what_is_kept_of_a_teacher(models: Models, kind: Any, tmp_
     given = cached_job(models, tmp_path)
     settings: dict[str, Any] = {"topk": {"top_k": 5}, "sampled": {"samples": 6}}.get(kind, {})
     built(given, tmp_path / "cache", CacheSettings(kind=kind, **settings))
-    found = run_parts(prepare(parse_config(using(given, tmp_path / "cache"))), "cpu")
+    found = run_parts(prepare(parse_config(using(given, tmp_path / "cache"))), this_machine("cpu"))
     cached = found[-1].job.teachers[0].cached  # type: ignore[union-attr]
     assert [part.name for part in found] == ["training"]
     assert cached is not None
@@ -201,7 +201,7 @@ def prepared_run(models: Models, folder: Path, **changes: Any) -> Any:
 def test_rows_are_as_long_as_they_are(models: Models, tmp_path: Path) -> None:
     prepared = prepared_run(models, tmp_path, dataset={"max_length": 60})
     lengths = list(prepared.train_tokens["length"])
-    (part,) = run_parts(prepared, "cpu")
+    (part,) = run_parts(prepared, this_machine("cpu"))
     assert isinstance(part.job, TrainingJob)
     assert part.job.length == max(lengths) < 60
     assert part.job.counted == round(max(lengths) + 7 * sum(lengths) / len(lengths))
@@ -219,7 +219,7 @@ def large_run(models: Models, folder: Path) -> tuple[Any, int]:
     """Of a student that is larger than its teacher, and what is predicted of it."""
     large = {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 512}
     prepared = prepared_run(models, folder, student={"init_from": None, **large}, training={"batch_size": 16})
-    return prepared, predict(run_parts(prepared, "cpu")[-1].job).peak_bytes
+    return prepared, predict(run_parts(prepared, this_machine("cpu"))[-1].job).peak_bytes
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would_help(models: Models, tmp_path: Path) -> None:

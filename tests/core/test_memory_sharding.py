@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from entrenar_core.config.desugaring import terms_of
+from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.errors import ModelError
 from entrenar_core.memory.estimate import Moment, Trace
 from entrenar_core.memory.fakes import empty_model
-from entrenar_core.memory.jobs import HeldModel, Sharding, Strategy, Teaching, TrainingJob
+from entrenar_core.memory.jobs import HeldModel, InferenceJob, Sharding, Spreading, Strategy, Teaching, TrainingJob
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.sharding import ShardedTrace, divided, sharded
 from entrenar_core.memory.spreading import spread
@@ -21,12 +23,17 @@ from entrenar_core.memory.units import Facts, Unit, Units, facts_of, unit_sizes
 from sharded_memory import alone, job_of, peaks
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "fsdp")
+DISTILLED = terms_of(DistillationSection.model_validate({"temperature": 2.0, "alpha": 0.5}))
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def llama(layers: int = 4, **sizes: Any) -> HeldModel:
     sizes = {**SMALL, "vocab_size": 320, "num_hidden_layers": layers, "max_position_embeddings": 64, **sizes}
     return HeldModel("small", AutoConfig.for_model("llama", pad_token_id=0, **sizes), "causal-lm")
+
+
+def whole_bytes(held: HeldModel) -> int:
+    return sum(tensor.nbytes for tensor in (*empty_model(held).parameters(), *empty_model(held).buffers()))
 
 
 def on(job: TrainingJob, trace: Trace, devices: int, strategy: Strategy, *, offload: bool = False) -> ShardedTrace:
@@ -154,24 +161,24 @@ def test_a_deep_model_told_from_few_layers_takes_what_all_of_them_take(strategy:
 
 def test_devices_take_about_as_much_and_all_of_it() -> None:
     held = llama(8)
-    found = spread(held, 2, 10**9)
-    whole = sum(tensor.nbytes for tensor in (*empty_model(held).parameters(), *empty_model(held).buffers()))
+    found = spread(held, Spreading("auto", 2, 10**9))
+    whole = whole_bytes(held)
     assert sum(found.size_bytes.values()) == whole
-    assert found.size_bytes[found.worst_device] <= 0.6 * whole
+    assert max(found.size_bytes.values()) <= 0.6 * whole
     assert found.spilled_bytes == 0
 
 
 def test_quantised_layers_are_counted_as_stored() -> None:
     pytest.importorskip("bitsandbytes")
     held = replace(llama(8), load_in="nf4")
-    found = spread(held, 2, 10**9)
+    found = spread(held, Spreading("auto", 2, 10**9))
     kept = sum(parameter.nbytes for name, parameter in empty_model(held).named_parameters() if "proj" not in name)
     numbers = sum(parameter.numel() for name, parameter in empty_model(held).named_parameters() if "proj" in name)
     layers = 8 * 7
     expected = kept + numbers // 2 + 4 * numbers // 64 + layers * 16 * 4 + 64 // 4 // 2 * 4
     assert sum(found.size_bytes.values()) == pytest.approx(expected, rel=0.001)
     with pytest.raises(ModelError, match="does not fit on 2 devices"):
-        spread(held, 2, 30_000)
+        spread(held, Spreading("auto", 2, 30_000))
 
 
 def test_what_fits_nowhere_is_where_transformers_puts_it(tmp_path: Any) -> None:
@@ -181,10 +188,42 @@ def test_what_fits_nowhere_is_where_transformers_puts_it(tmp_path: Any) -> None:
     real = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", device_map="auto", max_memory={"cpu": room}, offload_folder=tmp_path, dtype=torch.float32
     )
-    found = spread(held, 0, 0, room)
+    found = spread(held, Spreading("auto", 0, 0, room))
     assert found.modules == real.hf_device_map
     assert set(found.size_bytes) == {"cpu", "disk"}
     assert found.size_bytes["cpu"] <= room
+
+
+@pytest.mark.parametrize("how", ["auto", {"": 0}, {"": 1}, {"": "cuda:1"}, {"": "cpu"}, "cpu"])
+def test_a_teacher_is_where_it_is_said_to_be(how: Any) -> None:
+    """Beside a student whose training takes more than any part of the teacher."""
+    student, teacher = llama(4), llama(8)
+    one = TrainingJob(student, 4, 16, teachers=(Teaching(teacher),), terms=DISTILLED, device="cuda")
+    alone = predict(one)
+    spreading = Spreading(how, 2, 10**9)
+    made = predict(replace(one, teachers=(Teaching(teacher, spreading=spreading),)))
+    whole = alone.trace.moments[0].components["teacher weights"]
+    there = {0: whole, 1: 0} | {0: spread(teacher, spreading).size_bytes.get(0, 0)}
+    assert made.trace.phases["loaded"].components.get("teacher weights", 0) == there[0]
+    assert made.host_bytes == (whole if how in ("cpu", {"": "cpu"}) else 0)
+    assert alone.peak_bytes - made.peak_bytes <= whole - there[0]
+    assert "device map" in made.assumptions[-2]
+
+
+def test_a_fuller_second_device_is_the_one_that_is_told() -> None:
+    teacher = llama(8)
+    one = TrainingJob(llama(1), 1, 2, terms=DISTILLED, device="cuda")
+    made = predict(replace(one, teachers=(Teaching(teacher, spreading=Spreading({"": 1}, 2, 10**9)),)))
+    assert set(made.trace.phases) == {"teacher"}
+    assert made.trace.peak.components["teacher weights"] == whole_bytes(teacher)
+
+
+def test_a_generation_has_a_share_of_layers_and_of_what_they_keep_on_each_device() -> None:
+    job = InferenceJob(llama(8), 2, 64, device="cuda")
+    alone, spread_ = predict(job), predict(replace(job, spreading=Spreading("auto", 2, 10**9)))
+    for component in ("student weights", "KV cache"):
+        share = spread_.trace.peak.components[component] / alone.trace.peak.components[component]
+        assert 0.5 <= share <= 0.65
 
 
 RUNS = [

@@ -73,6 +73,46 @@ def test_what_does_not_fit_is_told_with_what_would(models: tuple[str, str], caps
     assert all(whole["peak_bytes"] - one["peak_bytes"] == one["saving_bytes"] for one in found["changes"])
 
 
+def test_what_fits_just_is_told(models: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, student = models
+    flags = ["--teacher", teacher, "--student", student, "--batch-size", "64", "--sequence-length", "256"]
+    flags += ["--device", "cpu", "--available"]
+    found = estimated(capsys, *flags, "80GB")
+    assert found["at_most_bytes"] == found["needed_bytes"] + round(0.2 * found["peak_bytes"])
+    assert main(["estimate", *flags, f"{(found['needed_bytes'] + 10_000_000) / 1e6:.0f}MB"]) == 0
+    assert "just: 9" in capsys.readouterr().out
+
+
+def test_a_teacher_that_is_spread_leaves_room_on_the_device(
+    models: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = models
+    flags = ["--teacher", teacher, "--student", student, "--batch-size", "8", "--sequence-length", "32"]
+    flags += ["--device", "cuda", "--available", "8GB"]
+    whole = estimated(capsys, *flags)
+    beside = estimated(capsys, *flags, "--set", "teacher.device_map=cpu")
+    assert beside["parts"][-1]["host_bytes"] == whole["parts"][-1]["components"]["teacher weights"]
+    assert whole["peak_bytes"] - beside["peak_bytes"] == beside["parts"][-1]["host_bytes"]
+    parts = estimated(capsys, *flags, "--set", "teacher.device_map=auto", "--devices", "2")
+    assert whole["peak_bytes"] > parts["peak_bytes"] > beside["peak_bytes"]
+    assert main(["estimate", *flags, "--set", "teacher.device_map={model.layer: 0}"]) == 1
+    assert "has no module model.layer" in capsys.readouterr().err
+
+
+def test_an_optimiser_of_the_configuration_reaches_the_figures(
+    models: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = models
+    flags = ["--teacher", teacher, "--student", student, "--batch-size", "1", "--sequence-length", "16"]
+    states = {}
+    for name in ("adamw", "adamw-8bit", "sgd"):
+        (part,) = estimated(capsys, *flags, "--set", f"training.optimizer={name}")["parts"]
+        states[name] = part["components"].get("optimizer", 0) / part["trainable_parameters"]
+    assert states["adamw"] == pytest.approx(8, rel=0.03)
+    assert states["adamw-8bit"] == pytest.approx(2 + 8 / 256, rel=0.1)
+    assert states["sgd"] == 0
+
+
 def test_a_teacher_alone_teaches_a_student_of_its_size(
     models: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +139,7 @@ def test_adapters_and_devices(models: tuple[str, str], capsys: pytest.CaptureFix
     [
         (["--available", "16"], 2, "`16` has no unit"),
         (["--rank", "8"], 2, "--rank is of adapters"),
+        (["--offload", "--device", "cpu"], 2, "--offload keeps weights beside a GPU"),
         (["--method", "lora", "--rank", "1000", "--sequence-length", "16"], 1, "a rank of 1000"),
         (["--sequence-length", "1000"], 2, "1,000"),
     ],

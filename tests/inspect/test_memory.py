@@ -90,6 +90,16 @@ def test_a_generation_keeps_keys_and_values(model: str, capsys: pytest.CaptureFi
     assert max(one.get("KV cache", 0) for one in phases.values()) >= 2 * 2 * 2 * 16 * 2 * 2 * 128
 
 
+def test_what_is_kept_in_main_memory_or_elsewhere_leaves_room(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    on_a_gpu = [model, "--device", "cuda", "--available", "8GB"]
+    whole, offloaded = (told(capsys, *on_a_gpu, *flags) for flags in ([], ["--offload"]))
+    assert offloaded["parts"][0]["host_bytes"] >= 12 * PARAMETERS
+    assert offloaded["peak_bytes"] < whole["peak_bytes"]
+    one, two = (told(capsys, *on_a_gpu, "--inference", *flags) for flags in ([], ["--device-map", "--devices", "2"]))
+    shares = [found["parts"][0]["components"]["student weights"] for found in (one, two)]
+    assert 0.4 < shares[1] / shares[0] < 0.9
+
+
 def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = BertConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, num_hidden_layers=2)
     config.save_pretrained(tmp_path)
@@ -106,6 +116,9 @@ def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--inference", "--sequence-length", "8"], 2, "--sequence-length is of a training"),
         (["--rank", "8"], 2, "--rank is of adapters"),
         (["--inference", "--by-layer"], 2, "--by-layer"),
+        (["--device-map"], 2, "--device-map spreads a model that is only read"),
+        (["--inference", "--device-map", "--device", "cpu"], 2, "--device-map puts parts of a model beside a GPU"),
+        (["--offload", "--device", "cpu"], 2, "--offload puts parts of a model beside a GPU"),
         (["--method", "lora", "--rank", "1000"], 1, "a rank of 1000"),
         (["--sequence-length", "1000"], 2, "1,000"),
         (["--inference", "--context", "1000"], 2, "1,000"),

@@ -76,6 +76,8 @@ def _tried(tried: Tried) -> Cell:
 def _fits(report: MemoryReport) -> str:
     assert report.available_bytes is not None, "of a machine"
     share = percent(report.needed_bytes / max(report.available_bytes, 1), 0)
+    if report.tight:
+        return f"just: {share} of it, and up to {size(report.at_most_bytes)} if the allocator keeps what is freed"
     if report.fits:
         return f"yes, {share} of it"
     return f"no: {size(report.needed_bytes)} are needed, {share} of it"

@@ -22,6 +22,7 @@ from entrenar_distill.assembly import Flags
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from entrenar_core.memory.machine import Machine
     from entrenar_core.memory.runs import Part
 
 
@@ -78,8 +79,10 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
 
         machine = asked_machine(wanted.available, wanted.device)
         task.end()
+        if wanted.offload and machine.device == "cpu":
+            raise UsageError("--offload keeps weights beside a GPU, and cpu is asked about", "add --device cuda")
         task = progress.task("tracing a step")
-        parts = _parts(config, wanted, machine.device)
+        parts = _parts(config, wanted, machine)
         if wanted.adapters is not None:
             parts = [*parts[:-1], _adapted(parts[-1], wanted.adapters, quantized=wanted.method == "qlora")]
         found = report(
@@ -102,7 +105,7 @@ def _adapted(part: "Part", adapters: Adapters, *, quantized: bool) -> "Part":
     return replace(part, job=replace(job, adapters=adapters, student=student))
 
 
-def _parts(config: DistillationConfig, wanted: Wanted, device: DeviceType) -> "list[Part]":
+def _parts(config: DistillationConfig, wanted: Wanted, machine: "Machine") -> "list[Part]":
     from entrenar_core.memory.positions import require_positions
     from entrenar_core.memory.runs import RunFacts, parts_of
     from entrenar_core.models.student_settings import planned_config
@@ -121,8 +124,17 @@ def _parts(config: DistillationConfig, wanted: Wanted, device: DeviceType) -> "l
     for model, found in zip(teachers, of_teachers, strict=True):
         require_positions(found, tokens, str(model.reference))
     require_positions(of_student, tokens, "the student")
-    sharding = Sharding(wanted.devices, wanted.strategy, wanted.offload)
-    facts = RunFacts(task, of_teachers, of_student, tokens, sharding=sharding, device=device)
+    spread = any(one.teacher.device_map is not None for one in sections)
+    facts = RunFacts(
+        task,
+        of_teachers,
+        of_student,
+        tokens,
+        sharding=Sharding() if spread else Sharding(wanted.devices, wanted.strategy, wanted.offload),
+        device=machine.device,
+        gpus=max(wanted.devices, machine.devices),
+        room_bytes=machine.available_bytes,
+    )
     return parts_of(config, facts)
 
 

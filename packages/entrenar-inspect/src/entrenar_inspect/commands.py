@@ -345,6 +345,10 @@ def memory(
     devices: Devices = 1,
     strategy: StrategyName = "ddp",
     offload: Offload = False,
+    device_map: Annotated[
+        bool,
+        typer.Option("--device-map", help="With --inference: layers spread over the devices, and over main memory."),
+    ] = False,
     device: DeviceName = None,
     available: Available = None,
     calibrate_: Calibrate = False,
@@ -373,6 +377,7 @@ def memory(
         devices=devices,
         strategy=strategy,
         offload=offload,
+        device_map=device_map,
         device=device,
         available=available,
         by_layer=by_layer,

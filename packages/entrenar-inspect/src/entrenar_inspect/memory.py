@@ -17,6 +17,7 @@ from entrenar_core.memory.jobs import (
     InferenceJob,
     Job,
     Sharding,
+    Spreading,
     Strategy,
     TrainingJob,
 )
@@ -26,6 +27,8 @@ from entrenar_core.references import parse_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from entrenar_core.memory.machine import Machine
 
 _LENGTH = 2048
 _RANK = 16
@@ -55,6 +58,7 @@ class Wanted:
     devices: int = 1
     strategy: Strategy = "ddp"
     offload: bool = False
+    device_map: bool = False
     device: DeviceType | None = None
     available: str | None = None
     by_layer: bool = False
@@ -80,8 +84,9 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
         machine = asked_machine(wanted.available, wanted.device)
         task.end()
         task = progress.task("tracing a step")
+        _require_place(wanted, machine)
         held = _held(reference, revision, wanted)
-        job = _job(held, wanted, machine.device)
+        job = _job(held, wanted, machine)
         name = "generation" if wanted.inference else "training"
         found = report(
             [Part(name, job)],
@@ -105,8 +110,19 @@ def _require_sense(wanted: Wanted) -> None:
         raise UsageError("--sequence-length is of a training", "say --context, the tokens that are read and written")
     if wanted.rank is not None and wanted.method == "full":
         raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
+    if wanted.device_map and not wanted.inference:
+        raise UsageError("--device-map spreads a model that is only read", "add --inference, or take --strategy fsdp")
+    if wanted.device_map and wanted.offload:
+        raise UsageError("--device-map puts what fits no device into main memory", "leave out --offload")
     if wanted.by_layer and wanted.inference:
         raise UsageError("--by-layer tells the layers of a training", "leave out --inference")
+
+
+def _require_place(wanted: Wanted, machine: "Machine") -> None:
+    """Main memory has no other place beside it."""
+    for asked, flag in ((wanted.device_map, "--device-map"), (wanted.offload, "--offload")):
+        if asked and machine.device == "cpu":
+            raise UsageError(f"{flag} puts parts of a model beside a GPU, and cpu is asked about", "add --device cuda")
 
 
 def _held(reference: str, revision: str | None, wanted: Wanted) -> HeldModel:
@@ -143,9 +159,10 @@ def _config(reference: str, revision: str | None) -> "PreTrainedConfig":
     return read_config(folder, name=reference)
 
 
-def _job(held: HeldModel, wanted: Wanted, device: DeviceType) -> Job:
+def _job(held: HeldModel, wanted: Wanted, machine: "Machine") -> Job:
     from entrenar_core.memory.positions import positions_of, require_positions
 
+    device = machine.device
     sharding = Sharding(wanted.devices, wanted.strategy, wanted.offload)
     most = positions_of(held.config.to_dict())
     length = (wanted.context if wanted.inference else wanted.sequence_length) or min(_LENGTH, most or _LENGTH)
@@ -155,6 +172,9 @@ def _job(held: HeldModel, wanted: Wanted, device: DeviceType) -> Job:
             from entrenar_core.memory.stored import stored_weight_bytes
 
             held = replace(held, stored_bytes=stored_weight_bytes(held.name)[0])
+        if wanted.device_map:
+            spreading = Spreading("auto", max(wanted.devices, machine.devices), machine.available_bytes)
+            return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, spreading=spreading)
         return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, sharding)
     adapters = None if wanted.method == "full" else Adapters(wanted.rank or _RANK)
     student = replace(held, load_in="nf4", double_quantized=True) if wanted.method == "qlora" else held

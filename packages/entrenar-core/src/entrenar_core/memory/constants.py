@@ -25,14 +25,16 @@ class DeviceConstants:
     """Of one device: what a tensor's bytes are rounded up to, what the process takes of its memory, and what libraries
     take while they multiply.
 
-    Where a calibration of this machine was laid over them, it is `calibrated`, with the date and the version of torch;
-    `notes` are about calibrations that do not hold here.
+    `kept_share` is what the allocator may keep of memory that was freed, as a share of the peak of tensors. Where a
+    calibration of this machine was laid over them, it is `calibrated`, with the date and the version of torch; `notes`
+    are about calibrations that do not hold here.
     """
 
     device: DeviceType
     rounding: Constant
     process: Constant
     workspace: Constant
+    kept_share: float = 0.0
     calibrated: bool = False
     calibrated_at: str | None = None
     torch_version: str | None = None
@@ -62,9 +64,9 @@ def constants_of(device: DeviceType) -> DeviceConstants:
 
 def constants_with(device: DeviceType, calibration: Calibration | None, notes: tuple[str, ...] = ()) -> DeviceConstants:
     """The constants of a device, and over them those of a calibration."""
-    table = _table()[device]
+    table, kept = _table()[device], _kept_shares().get(device, 0.0)
     if calibration is None:
-        return DeviceConstants(device, table["rounding"], table["process"], table["workspace"], notes=notes)
+        return DeviceConstants(device, table["rounding"], table["process"], table["workspace"], kept, notes=notes)
     source = f"measured here on {calibration.day}, with torch {calibration.setting.torch_version}"
 
     def over(name: str, size_bytes: int | None) -> Constant:
@@ -75,6 +77,7 @@ def constants_with(device: DeviceType, calibration: Calibration | None, notes: t
         over("rounding", calibration.rounding_bytes),
         over("process", calibration.process_bytes),
         over("workspace", calibration.workspace_bytes),
+        kept,
         calibrated=True,
         calibrated_at=calibration.measured_at,
         torch_version=calibration.setting.torch_version,
@@ -84,8 +87,18 @@ def constants_with(device: DeviceType, calibration: Calibration | None, notes: t
 
 @cache
 def _table() -> dict[str, dict[str, Constant]]:
-    rows: dict[str, dict[str, Any]] = tomllib.loads(files(__package__).joinpath("constants.toml").read_text("utf-8"))
     return {
-        device: {name: Constant(row["bytes"], row["source"], row["measured"]) for name, row in one.items()}
-        for device, one in rows.items()
+        device: {
+            name: Constant(row["bytes"], row["source"], row["measured"]) for name, row in one.items() if "bytes" in row
+        }
+        for device, one in _rows().items()
     }
+
+
+def _kept_shares() -> dict[str, float]:
+    return {device: one["kept"]["share"] for device, one in _rows().items() if "kept" in one}
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files(__package__).joinpath("constants.toml").read_text("utf-8"))

@@ -4,6 +4,7 @@ A job is data. Whoever asks (a configuration, a command line, a planner of adapt
 Models are given by their configuration alone; no weight is needed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -65,12 +66,28 @@ class CachedSignals:
 
 
 @dataclass(frozen=True, slots=True)
+class Spreading:
+    """How the weights of a model that is only read lie on several devices of one process: `how` is `auto`, `balanced`,
+    `sequential`, `cpu` (where it then computes) or a table of modules; each of `devices` has `room_bytes` for them, and
+    `host_bytes` are in main memory, without a limit if not given.
+    """
+
+    how: str | Mapping[str, int | str]
+    devices: int
+    room_bytes: int
+    host_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Teaching:
-    """A teacher: its model, live unless `cached`, and how many rows it reads at once."""
+    """A teacher: its model, live unless `cached`, how many rows it reads at once, and where its parts lie, if not all
+    beside the student.
+    """
 
     model: HeldModel
     batch_size: int | None = None
     cached: CachedSignals | None = None
+    spreading: Spreading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +142,7 @@ class InferenceJob:
     cache_dtype: str | None = None
     device: DeviceType = "cpu"
     sharding: Sharding = Sharding()
+    spreading: Spreading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +155,7 @@ class ReadingJob:
     mixed_precision: MixedPrecision = "no"
     padded: bool = True
     device: DeviceType = "cpu"
+    spreading: Spreading | None = None
 
 
 Job = TrainingJob | ReadingJob | InferenceJob

@@ -15,6 +15,7 @@ from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, ReadingJob, 
 from entrenar_core.memory.lengths import lengths_of, trace_context
 from entrenar_core.memory.positions import require_positions
 from entrenar_core.memory.sharding import sharded
+from entrenar_core.memory.spread_jobs import is_spread, spread_trace
 from entrenar_core.memory.steps import Layers, trace_reading, trace_training
 from entrenar_core.memory.units import facts_of
 
@@ -43,9 +44,12 @@ def predict(job: Job, granularity: int = 1) -> Estimate:
 
 def _shared(estimate: Estimate, job: Job) -> Estimate:
     """Of each of several devices, where there are several."""
-    if isinstance(job, ReadingJob) or job.sharding == Sharding():
+    if is_spread(job):
+        made = spread_trace(estimate.trace, job)
+    elif isinstance(job, ReadingJob) or job.sharding == Sharding():
         return estimate
-    made = sharded(estimate.trace, facts_of(job), job.sharding)
+    else:
+        made = sharded(estimate.trace, facts_of(job), job.sharding)
     said = (*estimate.assumptions, *made.assumptions)
     return replace(estimate, trace=made.trace, host_bytes=made.host_bytes, assumptions=said)
 

@@ -73,8 +73,9 @@ class MemoryReport:
     """The memory of a job or a run on a device, as predicted.
 
     `peak_bytes` is that of the largest part; `process_bytes` is what a process takes before any model, `needed_bytes`
-    both together. `available_bytes` is what `machine` has, None where nobody asked. `changes` are single changes in the
-    order of what they save; `enough` names those that together make it fit.
+    both together, `at_most_bytes` also what an allocator may keep of what was freed. `available_bytes` is what
+    `machine` has, None where nobody asked. `changes` are single changes in the order of what they save; `enough` names
+    those that together make it fit.
     """
 
     subject: str
@@ -84,6 +85,7 @@ class MemoryReport:
     peak_bytes: int
     process_bytes: int
     needed_bytes: int
+    at_most_bytes: int
     machine: str | None
     available_bytes: int | None
     fits: bool | None
@@ -100,6 +102,11 @@ class MemoryReport:
     def largest(self) -> PartMemory:
         """The part that decides."""
         return max(self.parts, key=lambda part: part.peak_bytes)
+
+    @property
+    def tight(self) -> bool:
+        """Whether it fits, but may not where an allocator keeps what was freed."""
+        return bool(self.fits) and self.available_bytes is not None and self.at_most_bytes > self.available_bytes
 
     @property
     def exit_status(self) -> int:

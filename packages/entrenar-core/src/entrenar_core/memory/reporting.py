@@ -71,6 +71,7 @@ def report(
         peak_bytes=largest.peak_bytes,
         process_bytes=beside,
         needed_bytes=largest.peak_bytes + beside,
+        at_most_bytes=largest.peak_bytes + beside + round(largest.peak_bytes * constants.kept_share),
         machine=None if machine is None else machine.name,
         available_bytes=None if machine is None else machine.available_bytes,
         fits=fits,

@@ -25,6 +25,7 @@ from entrenar_core.memory.jobs import (
     Job,
     ReadingJob,
     Sharding,
+    Spreading,
     Teaching,
     TrainingJob,
 )
@@ -52,7 +53,8 @@ class RunFacts:
     """What a configuration does not say by itself.
 
     `teachers` and `student` are the configurations of the models, `length` the tokens of the longest row and
-    `mean_length` of one on average, where rows were looked at; `classes` how many a classifier tells apart.
+    `mean_length` of one on average, where rows were looked at; `gpus` how many a teacher may be spread over, each with
+    `room_bytes` for its weights.
     """
 
     task: str
@@ -62,6 +64,8 @@ class RunFacts:
     mean_length: float | None = None
     sharding: Sharding = _ALONE
     device: DeviceType = "cpu"
+    gpus: int = 1
+    room_bytes: int = 0
 
 
 def parts_of(config: DistillationConfig, facts: RunFacts) -> list[Part]:
@@ -134,7 +138,12 @@ def _teaching(config: DistillationConfig, section: OneTeacher, found: "PreTraine
     if isinstance(config.teacher, MovingAverageTeacher):
         return Teaching(replace(model, config=facts.student, dtype="float32", load_in=None))
     cached = _cached(section, facts)
-    return Teaching(model, batch_size=section.teacher.batch_size, cached=cached)
+    return Teaching(model, batch_size=section.teacher.batch_size, cached=cached, spreading=_spreading(section, facts))
+
+
+def _spreading(section: OneTeacher, facts: RunFacts) -> Spreading | None:
+    how = section.teacher.device_map
+    return None if how is None else Spreading(how, facts.gpus, facts.room_bytes)
 
 
 def _cached(section: OneTeacher, facts: RunFacts) -> CachedSignals | None:
@@ -175,5 +184,13 @@ def _before(
     rows = teacher.batch_size or training.evaluation_batch_size
     yield Part(
         f"{name} reads all rows",
-        ReadingJob(model, rows, facts.length, training.mixed_precision, rows > 1, facts.device),
+        ReadingJob(
+            model,
+            rows,
+            facts.length,
+            training.mixed_precision,
+            rows > 1,
+            facts.device,
+            _spreading(section, facts),
+        ),
     )

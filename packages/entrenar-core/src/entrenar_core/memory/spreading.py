@@ -19,7 +19,8 @@ from transformers.integrations import accelerate as placing
 from entrenar_core.errors import ModelError
 from entrenar_core.memory.adapting import fake_quantized_, quantize_, quantized_tensors
 from entrenar_core.memory.fakes import empty_model, fake_
-from entrenar_core.memory.jobs import HeldModel
+from entrenar_core.memory.jobs import HeldModel, Spreading
+from entrenar_core.models.placing import check_table
 from entrenar_core.models.quiet import quietly
 
 Place = int | str
@@ -31,59 +32,86 @@ _LEFT_FREE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where modules of a model lie, and the bytes of weights and buffers in each place, those on disk as in memory."""
+    """Where modules of a model lie, and the bytes of weights and buffers in each place, by dtype, those on disk as in
+    memory; `brought_bytes` are of the largest part that a device borrows from elsewhere to compute it.
+    """
 
     modules: Mapping[str, Place]
-    size_bytes: Mapping[Place, int]
+    sizes: Mapping[tuple[Place, str], int]
+    brought_bytes: int = 0
 
     @property
-    def worst_device(self) -> int:
-        """The device that has most; of equal ones the first. 0 where none has anything."""
-        devices = [place for place in self.size_bytes if isinstance(place, int)]
-        return max(devices, key=lambda place: self.size_bytes[place], default=0)
+    def size_bytes(self) -> dict[Place, int]:
+        """In each place."""
+        found: Counter[Place] = Counter()
+        for (place, _), size in self.sizes.items():
+            found[place] += size
+        return dict(found)
 
     @property
     def spilled_bytes(self) -> int:
         """What lies on no device."""
         return sum(size for place, size in self.size_bytes.items() if not isinstance(place, int))
 
+    def elsewhere(self, device: int) -> dict[str, int]:
+        """What does not lie on a device, by dtype."""
+        found: Counter[str] = Counter()
+        for (place, dtype), size in self.sizes.items():
+            found[dtype] += 0 if place == device else size
+        return dict(found)
 
-def spread(held: HeldModel, devices: int, per_device_bytes: int, main_memory_bytes: int | None = None) -> Spread:
-    """Where the parts of a model lie on some devices of which each has so many bytes for weights.
+    def layers_on(self, device: int) -> float:
+        """The share of the numbered layers that compute on a device; what lies on none computes on the first."""
+        numbered = [place for name, place in self.modules.items() if any(part.isdecimal() for part in name.split("."))]
+        there = [device == (place if isinstance(place, int) else 0) for place in numbered]
+        return sum(there) / len(there) if there else float(self.modules.get("", 0) == device)
 
-    Args:
-        devices: how many, which may be none.
-        per_device_bytes: what each has for weights, without what computing with them takes.
-        main_memory_bytes: what is there for parts that no device takes; without a limit if not given.
+
+def spread(held: HeldModel, asked: Spreading) -> Spread:
+    """Where the parts of a model lie.
 
     Raises:
         ModelError: transformers cannot make the model; or bitsandbytes is not installed, or would have to leave
-            quantised layers in main memory or on disk.
+            quantised layers in main memory or on disk; or a table names no module, or leaves one out.
     """
     model = empty_model(held)
     if held.load_in is not None:
         quantize_(model, held.load_in)
-    host = 1 << 62 if main_memory_bytes is None else main_memory_bytes
-    modules = _modules(model, held, {**dict.fromkeys(range(devices), per_device_bytes), "cpu": host})
+    modules = _modules(model, held, asked)
     places = set(modules.values())
-    if held.load_in is not None and devices and not places <= set(range(devices)):
+    if held.load_in is not None and asked.devices and not places <= set(range(asked.devices)):
         raise ModelError(
-            f"{held.name} in {held.load_in} does not fit on {devices} devices: bitsandbytes keeps all of it there",
+            f"{held.name} in {held.load_in} does not fit on {asked.devices} devices, and bitsandbytes keeps all there",
             "take more or larger devices",
         )
-    return Spread(modules, _sizes(model, held, modules))
+    sizes, brought = _sizes(model, held, modules)
+    return Spread(modules, sizes, 0 if asked.how == "cpu" else brought)
 
 
-def _modules(model: PreTrainedModel, held: HeldModel, room: dict[Place, int]) -> dict[str, Place]:
-    """By transformers' own search."""
+def _modules(model: PreTrainedModel, held: HeldModel, asked: Spreading) -> dict[str, Place]:
+    """By transformers' own search, unless they are said."""
+    if isinstance(asked.how, Mapping):
+        check_table(model, asked.how, held.name)
+        return {name: _numbered(place) for name, place in asked.how.items()}
+    if asked.how == "cpu":
+        return {"": "cpu"}
+    host = 1 << 62 if asked.host_bytes is None else asked.host_bytes
+    room: dict[Place, int] = {**dict.fromkeys(range(asked.devices), asked.room_bytes), "cpu": host}
     quantizer: Any = None if held.load_in is None else _Quantized(_STORED[held.load_in])
     if quantizer is not None:
         room = {place: int(size * _LEFT_FREE) for place, size in room.items()}
     settings: dict[str, Any] = {"no_split_module_classes": model._no_split_modules, "hf_quantizer": quantizer}
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells that this machine does not have these devices
     with quietly():
-        balanced = placing.get_balanced_memory(model, max_memory=room, **settings)
-        return dict(placing.infer_auto_device_map(model, max_memory=balanced, **settings))
+        if asked.how != "sequential":
+            room = placing.get_balanced_memory(model, max_memory=room, **settings)
+        return dict(placing.infer_auto_device_map(model, max_memory=room, **settings))
+
+
+def _numbered(place: Place) -> Place:
+    """Of `cuda:1` the number."""
+    kind, _, number = str(place).partition(":")
+    return int(number or 0) if kind in ("cuda", "xpu") else place
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +127,30 @@ class _Quantized:
         return self.item_bytes if quantised else parameter.element_size()
 
 
-def _sizes(model: PreTrainedModel, held: HeldModel, modules: Mapping[str, Place]) -> dict[Place, int]:
-    """What lies in each place, where quantised weights have their scales."""
+def _sizes(
+    model: PreTrainedModel, held: HeldModel, modules: Mapping[str, Place]
+) -> tuple[dict[tuple[Place, str], int], int]:
+    """What lies in each place, where quantised weights have their scales; and the largest module that lies on no
+    device.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake_(model, mode)
     if held.load_in is not None:
         fake_quantized_(model, mode, held.load_in, double_quantized=held.double_quantized)
-    sizes: Counter[Place] = Counter()
+    sizes: Counter[tuple[Place, str]] = Counter()
+    spilled: Counter[str] = Counter()
     seen: set[int] = set()
     for name, tensor in _tensors(model):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            sizes[_place(name, modules)] += tensor.numel() * tensor.itemsize
-    return {place: sizes[place] for place in sorted(sizes, key=str)}
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        module = _module_of(name, modules)
+        place, size = modules.get(module, 0), tensor.numel() * tensor.itemsize
+        sizes[place, str(tensor.dtype).removeprefix("torch.")] += size
+        if not isinstance(place, int):
+            spilled[module] += size
+    ordered = sorted(sizes, key=lambda key: (str(key[0]), key[1]))
+    return {key: sizes[key] for key in ordered}, max(spilled.values(), default=0)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -124,8 +163,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{own}{number}", tensor
 
 
-def _place(name: str, modules: Mapping[str, Place]) -> Place:
-    """Of a weight: that of the closest module around it that has one."""
-    while name not in modules:
+def _module_of(name: str, modules: Mapping[str, Place]) -> str:
+    """The closest module around a weight that has a place."""
+    while name not in modules and name:
         name = name.rpartition(".")[0]
-    return modules[name]
+    return name

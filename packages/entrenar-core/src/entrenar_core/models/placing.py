@@ -43,7 +43,9 @@ class Placing:
         logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells that parts are where they should be
         given: dict[str, Any] = {"device_map": self.device_map or {"": self.device}}
         if isinstance(self.device_map, Mapping):
-            _check_table(empty, self.device_map, name)
+            check_table(empty, self.device_map, name)
+            for device in self.device_map.values():
+                _require_device(device)
             given["device_map"] = dict(_apart(empty, self.device_map))
         if self.device_map == "cpu":
             given["device_map"] = {"": "cpu"}
@@ -100,8 +102,12 @@ def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, bool]]:
             yield name, id(module) in inside and reads % _IN == 0 and gives % _OUT == 0
 
 
-def _check_table(empty: nn.Module, table: Mapping[str, int | str], name: object) -> None:
-    """Every weight has a place, every place is of a module, and every device is there."""
+def check_table(empty: nn.Module, table: Mapping[str, int | str], name: object) -> None:
+    """Every weight has a place, and every place is of a module.
+
+    Raises:
+        ModelError: a table does not fit the model.
+    """
     modules = {place for place, _ in empty.named_modules()}
     if unknown := [place for place in table if place not in modules]:
         inside = ", ".join(sorted(modules - {""}, key=lambda place: (place.count("."), place))[:_SHOWN])
@@ -114,8 +120,6 @@ def _check_table(empty: nn.Module, table: Mapping[str, int | str], name: object)
             f"`teacher.device_map` says no place for {lost[0]} of {name}{more}",
             'name the modules that hold them; the empty name "" stands for all that is not named',
         )
-    for device in table.values():
-        _require_device(device)
 
 
 def _place(weight: str, table: Mapping[str, int | str]) -> str | None:

@@ -42,7 +42,7 @@ def require_memory(
         TrainingError: the run cannot fit, and is not forced to.
     """
     machine = machine or this_machine(device)
-    parts = run_parts(prepared, device, processes)
+    parts = run_parts(prepared, machine, processes)
     together = processes if device == "cpu" else 1
     if _at_first_sight(parts) * together < _SMALL * machine.available_bytes:
         return None
@@ -86,7 +86,7 @@ def _at_first_sight(parts: Sequence[Part]) -> int:
     )
 
 
-def run_parts(prepared: Preparation, device: DeviceType, processes: int = 1) -> list[Part]:
+def run_parts(prepared: Preparation, machine: Machine, processes: int = 1) -> list[Part]:
     """The jobs of a run, with the lengths of its rows."""
     members = prepared.members or (prepared,)
     teachers = [load_config(one.teacher, trust_remote_code=one.config.teacher.trust_remote_code) for one in members]
@@ -104,6 +104,8 @@ def run_parts(prepared: Preparation, device: DeviceType, processes: int = 1) -> 
         length=max(lengths) if lengths and not prepared.config.dataset.packing else most,
         mean_length=sum(lengths) / len(lengths) if lengths else None,
         sharding=Sharding(processes),
-        device=device,
+        device=machine.device,
+        gpus=machine.devices,
+        room_bytes=machine.available_bytes,
     )
     return parts_of(prepared.given, facts)
