@@ -100,45 +100,11 @@ def job_of(spec: Spec, *, tiny: bool = False) -> Any:
     )
 
 
-class Kept:
-    """A cache that says something of every batch: what it says is random, and has the shapes that a cache gives."""
-
-    def __init__(self, cached: Any, config: Any, run: Any) -> None:
-        import torch
-
-        from entrenar_core.losses.head import Head
-        from entrenar_core.teachers.signals import Signals, Whole
-
-        self.cached, self.width, self.vocabulary = cached, config.hidden_size, run.vocabulary
-        self.head = Head(torch.randn(config.vocab_size, self.width)) if cached.kind == "hidden" else None
-        self.signals = Signals("the cache", Whole(), None, True, "any", "float32", "")
-
-    def listening(self, _wants: Any) -> Any:
-        """What it says in training."""
-        import torch
-
-        from entrenar_core.losses.sparse import TopKRows
-        from entrenar_core.losses.targets import HeadRows
-        from entrenar_core.teachers.source import Said
-
-        def says(batch: Any) -> Any:
-            rows = batch.num_soft
-            if self.head is not None:
-                return Said(HeadRows(torch.randn(rows, self.width), self.head, self.vocabulary))
-            tokens = torch.randint(0, self.vocabulary, (rows, self.cached.count), dtype=torch.int32)
-            log_p = torch.full((rows, self.cached.count), -5.0)
-            return Said(TopKRows(tokens, log_p, torch.zeros(rows, 1) - 3, (0.5,), self.vocabulary))
-
-        return says
-
-
 def training(job: Any) -> Any:
     """Real tensors."""
     from entrenar_core.memory.real_steps import RealTraining
 
-    cached = job.teachers[0].cached if job.teachers else None
-    config = job.teachers[0].model.config if job.teachers else None
-    return RealTraining(job, None if cached is None else lambda run: Kept(cached, config, run))
+    return RealTraining(job)
 
 
 def measure(spec: Spec) -> None:

@@ -231,6 +231,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_help(models: Models, t
     assert "would make it fit; --force tries it as it is" in hint
 
 
+@pytest.mark.nightly
 def test_what_nothing_makes_fit_is_refused_with_other_ways(models: Models, tmp_path: Path) -> None:
     prepared, machine = prepared_run(models, tmp_path), named_machine("100KB")
     with pytest.raises(TrainingError) as found:

@@ -43,7 +43,7 @@ def test_a_training_in_every_mode(model: str, check_output: Callable[..., dict[s
         main,
         ["memory", model, "--batch-size", "2", "--sequence-length", "32", "--available", "80GB", "--device", "cpu"],
         values={"fits": True, "device": "cpu"},
-        shows=["student weights", "optimizer", "QLoRA, rank 16", "backward"],
+        shows=["weights", "optimizer", "QLoRA, rank 16", "backward"],
     )
     (part,) = found["parts"]
     assert part["parameters"] == PARAMETERS
@@ -100,6 +100,21 @@ def test_what_is_kept_in_main_memory_or_elsewhere_leaves_room(model: str, capsys
     assert 0.4 < shares[1] / shares[0] < 0.9
 
 
+def test_layers_that_bitsandbytes_stored_are_counted_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    for name, settings in (("plain", None), ("nf4", stored), ("gptq", {"quant_method": "gptq", "bits": 4})):
+        LLAMA.save_pretrained(tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        more = {} if settings is None else {"quantization_config": settings}
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **more}))
+    found = {name: told(capsys, str(tmp_path / name), "--inference", "--context", "16") for name in ("plain", "nf4")}
+    weights = {name: one["parts"][0]["phases"][0]["components"]["student weights"] for name, one in found.items()}
+    linear = 2 * (64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert weights["plain"] - weights["nf4"] == pytest.approx(linear * (2 - 0.5 - 4 / 64), rel=0.02)
+    other = told(capsys, str(tmp_path / "gptq"), "--inference", "--context", "16")
+    assert [one for one in other["assumptions"] if "is stored as gptq has it" in one]
+
+
 def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = BertConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, num_hidden_layers=2)
     config.save_pretrained(tmp_path)
@@ -116,7 +131,14 @@ def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--inference", "--sequence-length", "8"], 2, "--sequence-length is of a training"),
         (["--rank", "8"], 2, "--rank is of adapters"),
         (["--inference", "--by-layer"], 2, "--by-layer"),
-        (["--device-map"], 2, "--device-map spreads a model that is only read"),
+        (["--inference", "--optimizer", "sgd"], 2, "--optimizer is of a training"),
+        (["--inference", "--method", "lora"], 2, "--method is of a training"),
+        (["--inference", "--calibrate"], 2, "--calibrate is of a training"),
+        (["--cache-dtype", "float16"], 2, "--cache-dtype is of a model that generates"),
+        (["--strategy", "fsdp"], 2, "--strategy fsdp divides models over devices"),
+        (["--devices", "3"], 2, "3 devices cannot share 1 row"),
+        (["--calibrate", "--available", "64GB"], 2, "--calibrate takes real steps on this machine"),
+        (["--device-map"], 2, "--device-map is of a model that generates"),
         (["--inference", "--device-map", "--device", "cpu"], 2, "--device-map puts parts of a model beside a GPU"),
         (["--offload", "--device", "cpu"], 2, "--offload puts parts of a model beside a GPU"),
         (["--method", "lora", "--rank", "1000"], 1, "a rank of 1000"),

@@ -39,21 +39,25 @@ def _verdict(report: MemoryReport) -> Table:
     if report.process_bytes:
         facts["the process beside it"] = bytes_cell(report.process_bytes)
     if report.devices > 1:
-        facts["devices"] = f"{report.devices}, each with this"
+        shared = ", which share its memory" if report.device == "cpu" else ""
+        facts["devices"] = f"{report.devices}, each with this{shared}"
     if part.host_bytes:
         facts["in main memory beside"] = bytes_cell(part.host_bytes)
     if report.available_bytes is not None:
         facts["available"] = Amount(report.available_bytes, f"{size(report.available_bytes)}, {report.machine}")
         facts["fits"] = _fits(report)
-    facts["parameters"] = _parameters(part)
-    if part.flops:
-        facts["operations of a step"] = Amount(part.flops, f"{count(part.flops)} floating-point operations")
+    last = report.parts[-1]
+    facts["parameters"] = _parameters(last)
+    if last.flops:
+        facts["operations of a step"] = Amount(last.flops, f"{count(last.flops)} floating-point operations")
     if report.step_time is not None:
         facts["time of a step"] = _time(report.step_time)
     if report.run_time is not None and report.run_time.known:
         facts["time of the run"] = _time(replace(report.run_time, how="without evaluations"))
     if report.tried is not None and report.tried.peak_bytes is not None:
         facts["peak, measured"] = _tried(report.tried)
+    if report.batch:
+        facts["batch"] = report.batch
     facts["how"] = _METHODS[part.method]
     return key_values(f"Memory: {report.subject}", facts, tuple(_notes(report)))
 
@@ -84,7 +88,7 @@ def _fits(report: MemoryReport) -> str:
 
 
 def _when(report: MemoryReport, part: PartMemory) -> str:
-    where = "" if part.layer is None else f", layer {part.layer}"
+    where = "" if part.layer is None else ", behind the layers" if part.behind else f", layer {part.layer}"
     name = f"{part.name}: " if len(report.parts) > 1 else ""
     return f"{name}{part.phase}{where}"
 
@@ -102,32 +106,45 @@ def _parameters(part: PartMemory) -> str:
 def _notes(report: MemoryReport) -> Iterator[str]:
     if report.enough:
         yield f"it would fit with {' and '.join(report.enough)}"
-    elif report.fits is False and report.changes:
+    elif report.fits is False:
         yield "no few changes make it fit: take a smaller model, or a larger machine"
     yield "predictions: see `--json` for all that they assume"
 
 
 def _components(report: MemoryReport) -> Table:
     part = report.largest
-    rows = [(name, bytes_cell(held), percent(held / part.peak_bytes)) for name, held in part.components.items()]
+    alone = all(not one.teacher_parameters for one in report.parts)
+    rows = [
+        (_named(name, alone), bytes_cell(held), percent(held / part.peak_bytes))
+        for name, held in part.components.items()
+    ]
     dtypes = ", ".join(f"{name} {size(held)}" for name, held in part.dtypes.items() if held >= part.peak_bytes / 1000)
     columns = ("", Column("bytes", "right"), Column("share", "right"))
     return Table("At the peak", columns, tuple(rows), (f"by precision: {dtypes}",))
 
 
+def _named(component: str, alone: bool) -> str:
+    """Of a model that nobody teaches."""
+    return "weights" if alone and component == "student weights" else component
+
+
 def _phases(report: MemoryReport) -> Table:
-    several = len(report.parts) > 1
+    several, alone = len(report.parts) > 1, all(not part.teacher_parameters for part in report.parts)
     rows = [
-        (f"{part.name}: {phase.phase}" if several else phase.phase, bytes_cell(phase.peak_bytes), _largest(phase))
+        (
+            f"{part.name}: {phase.phase}" if several else phase.phase,
+            bytes_cell(phase.peak_bytes),
+            _largest(phase, alone),
+        )
         for part in report.parts
         for phase in part.phases
     ]
     return Table("The most in each phase", ("", Column("bytes", "right"), "mostly"), tuple(rows))
 
 
-def _largest(phase: PhasePeak) -> str:
+def _largest(phase: PhasePeak, alone: bool) -> str:
     ordered = sorted(phase.components.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{name} {size(held)}" for name, held in ordered)
+    return ", ".join(f"{_named(name, alone)} {size(held)}" for name, held in ordered)
 
 
 def _layers(report: MemoryReport) -> Table:

@@ -130,12 +130,18 @@ def _parts(config: DistillationConfig, wanted: Wanted, machine: "Machine") -> "l
         of_teachers,
         of_student,
         tokens,
-        sharding=Sharding() if spread else Sharding(wanted.devices, wanted.strategy, wanted.offload),
+        sharding=Sharding() if spread else _sharding(config, wanted),
         device=machine.device,
         gpus=max(wanted.devices, machine.devices),
         room_bytes=machine.available_bytes,
     )
     return parts_of(config, facts)
+
+
+def _sharding(config: DistillationConfig, wanted: Wanted) -> Sharding:
+    from entrenar_core.memory.asking import sharding_of
+
+    return sharding_of(wanted.devices, wanted.strategy, config.training.batch_size, offload=wanted.offload)
 
 
 def _described(source: ModelSource, model_id: str) -> ModelArtifact:

@@ -1,6 +1,7 @@
 """`memory`: what a model takes to be trained, or to generate, from its configuration alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from entrenar_common.progress import Progress
@@ -103,19 +104,46 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
     return found
 
 
+_OF_TRAININGS: dict[str, str] = {
+    "sequence_length": "--sequence-length",
+    "method": "--method",
+    "rank": "--rank",
+    "optimizer": "--optimizer",
+    "precision": "--precision",
+    "checkpointing": "--gradient-checkpointing",
+    "accumulation": "--gradient-accumulation",
+    "all_logits": "--full-logits",
+    "calibrate": "--calibrate",
+    "by_layer": "--by-layer",
+}
+_OF_GENERATIONS = {"context": "--context", "cache_dtype": "--cache-dtype", "device_map": "--device-map"}
+_INSTEAD = {
+    "sequence_length": "say --context, the tokens that are read and written",
+    "precision": "say --weights, in which a generation computes",
+}
+
+
 def _require_sense(wanted: Wanted) -> None:
-    if wanted.context is not None and not wanted.inference:
-        raise UsageError("--context is of a model that generates", "add --inference, or say --sequence-length")
-    if wanted.sequence_length is not None and wanted.inference:
-        raise UsageError("--sequence-length is of a training", "say --context, the tokens that are read and written")
+    """Every option that is given means something.
+
+    Raises:
+        UsageError: one does not.
+    """
+    given = {one.name for one in fields(wanted) if getattr(wanted, one.name) != one.default}
+    for name, flag in (_OF_TRAININGS if wanted.inference else _OF_GENERATIONS).items():
+        if name in given:
+            what = "of a training" if wanted.inference else "of a model that generates"
+            raise UsageError(f"{flag} is {what}", _INSTEAD.get(name, f"{_other(wanted)}, or leave {flag} out"))
     if wanted.rank is not None and wanted.method == "full":
         raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
-    if wanted.device_map and not wanted.inference:
-        raise UsageError("--device-map spreads a model that is only read", "add --inference, or take --strategy fsdp")
+    if wanted.by_layer and wanted.devices > 1:
+        raise UsageError("--by-layer tells the layers of one device", "leave out --devices")
     if wanted.device_map and wanted.offload:
         raise UsageError("--device-map puts what fits no device into main memory", "leave out --offload")
-    if wanted.by_layer and wanted.inference:
-        raise UsageError("--by-layer tells the layers of a training", "leave out --inference")
+
+
+def _other(wanted: Wanted) -> str:
+    return "leave out --inference" if wanted.inference else "add --inference"
 
 
 def _require_place(wanted: Wanted, machine: "Machine") -> None:
@@ -126,14 +154,23 @@ def _require_place(wanted: Wanted, machine: "Machine") -> None:
 
 
 def _held(reference: str, revision: str | None, wanted: Wanted) -> HeldModel:
-    config = _config(reference, revision)
+    from entrenar_core.memory.stored import quantized_as_stored
+
+    config, gguf = _config(reference, revision)
     named = task_named(getattr(config, "architectures", None) or ())
     task = SEQ2SEQ if config.is_encoder_decoder else named or _by_kind(config)
     dtype = DTYPES[wanted.weights] if wanted.weights else "float32"
     if wanted.inference and wanted.weights is None:
         stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
         dtype = stored if stored in DTYPES.values() else "float32"
-    return HeldModel(reference, config, task, dtype=dtype, attention=wanted.attention)
+    held = HeldModel(reference, config, task, dtype=dtype, attention=wanted.attention)
+    if gguf is not None and wanted.inference:
+        if wanted.weights is not None:
+            raise UsageError(f"{reference} is held as it is stored", "leave out --weights")
+        from entrenar_core.memory.stored import stored_weight_bytes
+
+        return replace(held, stored_bytes=stored_weight_bytes(str(gguf))[0])
+    return quantized_as_stored(held)
 
 
 def _by_kind(config: "PreTrainedConfig") -> str:
@@ -145,33 +182,32 @@ def _by_kind(config: "PreTrainedConfig") -> str:
     return MASKED_LM if family is not None and family.kind == "encoder" else CAUSAL_LM
 
 
-def _config(reference: str, revision: str | None) -> "PreTrainedConfig":
-    """Of a known architecture, else of a model."""
+def _config(reference: str, revision: str | None) -> "tuple[PreTrainedConfig, Path | None]":
+    """Of a known architecture, else of a model; with the file, where that is a GGUF."""
     if known := reference_sizes().get(reference):
         if revision is not None:
             raise UsageError(f"{reference} is a known architecture, which has no revisions", "leave --revision out")
         from entrenar_core.models.student_settings import known_config
 
-        return known_config(known)
+        return known_config(known), None
     folder = fetch_config(parse_reference(reference, revision=revision))
     from entrenar_core.models.loading import read_config
 
-    return read_config(folder, name=reference)
+    return read_config(folder, name=reference), folder if folder.is_file() else None
 
 
 def _job(held: HeldModel, wanted: Wanted, machine: "Machine") -> Job:
+    from entrenar_core.memory.asking import sharding_of
     from entrenar_core.memory.positions import positions_of, require_positions
 
     device = machine.device
-    sharding = Sharding(wanted.devices, wanted.strategy, wanted.offload)
+    sharding = Sharding()
+    if not wanted.device_map:
+        sharding = sharding_of(wanted.devices, wanted.strategy, wanted.batch_size, offload=wanted.offload)
     most = positions_of(held.config.to_dict())
     length = (wanted.context if wanted.inference else wanted.sequence_length) or min(_LENGTH, most or _LENGTH)
     require_positions(held.config, length, held.name)
     if wanted.inference:
-        if held.name.endswith(".gguf"):
-            from entrenar_core.memory.stored import stored_weight_bytes
-
-            held = replace(held, stored_bytes=stored_weight_bytes(held.name)[0])
         if wanted.device_map:
             spreading = Spreading("auto", max(wanted.devices, machine.devices), machine.available_bytes)
             return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, spreading=spreading)

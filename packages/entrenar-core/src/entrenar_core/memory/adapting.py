@@ -1,17 +1,18 @@
 """LoRA adapters and quantised layers in models on `meta`, as peft and bitsandbytes make them, and their tensors."""
 
-import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.errors import ModelError
-from entrenar_core.memory.jobs import Adapters, LoadIn
+from entrenar_core.memory.jobs import Adapters, HeldModel, LoadIn
 from entrenar_core.models.placing import linear_layers
-from entrenar_core.models.quiet import quietly
+from entrenar_core.models.quiet import mute_bitsandbytes, quietly
 from entrenar_core.models.teacher_rules import has_bitsandbytes, no_bitsandbytes
 
 _BLOCK = 64
@@ -27,7 +28,7 @@ def quantize_(model: PreTrainedModel, load_in: LoadIn) -> None:
     """
     if not has_bitsandbytes():
         raise ModelError(*no_bitsandbytes("a model in 4 or 8 bits"))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it does without
+    mute_bitsandbytes()
     import bitsandbytes as bnb
 
     dtype = next(model.parameters()).dtype
@@ -108,11 +109,13 @@ def adapt(model: PreTrainedModel, adapters: Adapters, name: str) -> nn.Module:
         ModelError: peft knows no layers of this family, the model has none of those named, or a rank is larger than a
             matrix.
     """
+    mute_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
+    _require_some_rank(model, adapters.rank, name)
     settings = LoraConfig(
         r=adapters.rank,
-        target_modules=list(adapters.targets) if adapters.targets else None,
+        target_modules=list(adapters.targets) if adapters.targets else _known(model.config) or "all-linear",
         lora_dropout=adapters.dropout,
     )
     try:
@@ -124,6 +127,34 @@ def adapt(model: PreTrainedModel, adapters: Adapters, name: str) -> nn.Module:
         ) from None
     _require_ranks(adapted, adapters.rank, name)
     return adapted
+
+
+def targets_of(held: HeldModel, adapters: Adapters) -> list[str]:
+    """What the adapters of a model are on: names of linear layers, or how they are chosen."""
+    return list(adapters.targets or _known(held.config) or ["all linear layers but the head"])
+
+
+def _known(config: PreTrainedConfig) -> list[str] | None:
+    """What peft takes for a family; None of one that it does not know."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    found = KNOWN.get(config.model_type)
+    return None if found is None else list(found)
+
+
+def _require_some_rank(model: PreTrainedModel, rank: int, name: str) -> None:
+    """Before matrices of this rank are made: peft would try it with any."""
+    most = max((min(module.weight.shape[:2]) for module in _matrices(model)), default=0)
+    if most == 0:
+        raise ModelError(f"{name} takes no adapters: it has no linear layers", "train all of it")
+    if rank > most:
+        raise ModelError(
+            f"a rank of {rank} is more than any matrix of {name} can have", f"take a rank of at most {most}"
+        )
+
+
+def _matrices(model: PreTrainedModel) -> Iterator[Any]:
+    return (module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module.weight.ndim == 2)
 
 
 def _require_ranks(model: nn.Module, rank: int, name: str) -> None:

@@ -6,9 +6,9 @@ with. Others are there for other machines that share the folder; they are not us
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,8 @@ ModelName = Literal["tiny", "small", "medium"]
 UNITS: dict[Kind, str] = {"training": "FLOP", "update": "parameters", "reading": "FLOP", "decoding": "bytes"}
 
 _FORMAT = 1
+_MOST, _ROUNDED = 1 << 60, 1 << 30
+"""No operations, seconds or bytes of a step are as many, and no allocator rounds to more; beyond it is damage."""
 _AGAIN = "calibrate again: `entrenar-inspect calibrate`"
 
 
@@ -56,8 +58,8 @@ class Rate:
     seconds: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.amount <= 0 or not self.seconds or not all(0 < one < math.inf for one in self.seconds):
-            raise ValueError(f"the rate of {self.kind} is of no amount or no time")
+        if not 0 < self.amount < _MOST or not self.seconds or not all(0 < one < _MOST for one in self.seconds):
+            raise ValueError(f"the rate of {self.kind} is of no amount or no time that can be")
 
     @property
     def per_second(self) -> float:
@@ -88,8 +90,10 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.process_bytes < 0 or (self.workspace_bytes or 0) < 0 or (self.rounding_bytes or 1) < 1:
-            raise ValueError("a number of bytes is negative")
+        held = (self.process_bytes, self.workspace_bytes or 0)
+        if not all(0 <= size_bytes < _MOST for size_bytes in held) or not 1 <= (self.rounding_bytes or 1) <= _ROUNDED:
+            raise ValueError("a number of bytes is none that can be")
+        datetime.fromisoformat(self.measured_at)
 
     @property
     def day(self) -> str:

@@ -8,20 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from entrenar_core.memory.jobs import Adapters, CachedSignals, LoadIn, Sharding, TrainingJob
+from entrenar_core.memory.jobs import Adapters, CachedSignals, Job, LoadIn, ReadingJob, Sharding, TrainingJob
 from entrenar_core.models.heads import LANGUAGE
 from entrenar_core.models.teacher_rules import has_bitsandbytes
 
 _RANK = 16
 
 
+Jobs = Sequence[Job]
+"""What a run does one after the other, the training last."""
 Words = Literal["settings", "flags"]
 """How changes are told: as settings of a configuration, or as flags of a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change to a job: `made` gives the changed one, None where it does not apply.
+    """A change to a job: `made` gives the changed one, None where it does not apply; `reading` changes what a teacher
+    reads before the training, where it is of that too.
 
     `setting` and `flag` tell how to ask for it, with the changed job at hand, where that can be done. `runs` says
     whether a run of `entrenar-distill` can do it now. Of the changes of the `batch` one can be made.
@@ -32,6 +35,21 @@ class Change:
     flag: Callable[[TrainingJob], str] | None
     runs: bool = True
     batch: bool = False
+    reading: Callable[[ReadingJob], ReadingJob] | None = None
+
+    def on(self, jobs: Jobs) -> Jobs | None:
+        """All jobs of a run, of which the last trains; None where nothing changes."""
+        *before, last = jobs
+        assert isinstance(last, TrainingJob), "what a run ends with"
+        changed = tuple(self._read(job) if isinstance(job, ReadingJob) else job for job in before)
+        made = self.made(last)
+        if self.reading is not None and not _live(last) and changed == tuple(before):
+            return None  # of a teacher that is not there
+        found = (*changed, last if made is None else made)
+        return None if found == tuple(jobs) else found
+
+    def _read(self, job: ReadingJob) -> ReadingJob:
+        return job if self.reading is None else self.reading(job)
 
     def told(self, made: TrainingJob, words: Words) -> str | None:
         """What to do; None where these words have nothing for it."""
@@ -72,11 +90,45 @@ def _teacher_as(load_in: LoadIn) -> Callable[[TrainingJob], TrainingJob | None]:
     return made
 
 
+def _read_as(load_in: LoadIn) -> Callable[[ReadingJob], ReadingJob]:
+    def made(job: ReadingJob) -> ReadingJob:
+        if not has_bitsandbytes() or job.model.load_in is not None:
+            return job
+        return replace(job, model=replace(job.model, load_in=load_in))
+
+    return made
+
+
+def _teacher_rows(job: TrainingJob) -> TrainingJob | None:
+    if not job.teachers or _rows_of(job) == 1:
+        return None
+    rows = max(1, _rows_of(job) // 4)
+    return replace(job, teachers=tuple(replace(one, batch_size=rows) for one in job.teachers))
+
+
+def _rows_of(job: TrainingJob) -> int:
+    """That a teacher reads at once."""
+    return job.teachers[0].batch_size or job.evaluation_rows or job.batch_size
+
+
+def _read_rows(job: ReadingJob) -> ReadingJob:
+    return replace(job, batch_size=max(1, job.batch_size // 4))
+
+
+def _evaluation_rows(job: TrainingJob) -> TrainingJob | None:
+    rows = job.evaluation_rows or 1
+    return None if rows <= job.batch_size or rows == 1 else replace(job, evaluation_rows=max(1, rows // 4))
+
+
 def _teacher_at_16_bits(job: TrainingJob) -> TrainingJob | None:
     if not _live(job) or all(one.model.dtype != "float32" for one in job.teachers):
         return None
     teachers = (replace(one, model=replace(one.model, dtype="bfloat16")) for one in job.teachers)
     return replace(job, teachers=tuple(teachers))
+
+
+def _read_at_16_bits(job: ReadingJob) -> ReadingJob:
+    return replace(job, model=replace(job.model, dtype="bfloat16")) if job.model.dtype == "float32" else job
 
 
 def _teacher_cached(job: TrainingJob) -> TrainingJob | None:
@@ -105,6 +157,13 @@ def _optimizer_of_8_bits(job: TrainingJob) -> TrainingJob | None:
     return replace(job, optimizer="adamw-8bit") if job.optimizer == "adamw" and has_bitsandbytes() else None
 
 
+def _frozen_at_16_bits(job: TrainingJob) -> TrainingJob | None:
+    """Of a student whose weights do not train."""
+    if job.adapters is None or job.student.dtype != "float32":
+        return None
+    return replace(job, student=replace(job.student, dtype="bfloat16"))
+
+
 def _shared(devices: int) -> Callable[[TrainingJob], TrainingJob | None]:
     def made(job: TrainingJob) -> TrainingJob | None:
         if job.sharding.devices > 1 or job.batch_size < devices:
@@ -117,6 +176,11 @@ def _shared(devices: int) -> Callable[[TrainingJob], TrainingJob | None]:
 
 def _always(text: str) -> Callable[[TrainingJob], str]:
     return lambda _: text
+
+
+def _estimated(flags: str) -> tuple[Callable[[TrainingJob], str], Callable[[TrainingJob], str]]:
+    """What a run cannot do yet."""
+    return _always(f"{flags} (not in `run`)"), _always(flags)
 
 
 def _batch(divisor: int) -> Change:
@@ -135,57 +199,75 @@ CHANGES: Sequence[Change] = (
     _batch(4),
     _batch(16),
     Change(_checkpointed, _always("training.gradient_checkpointing: true"), _always("--gradient-checkpointing")),
+    Change(_teacher_rows, lambda job: f"teacher.batch_size: {job.teachers[0].batch_size}", None, reading=_read_rows),
+    Change(_evaluation_rows, lambda job: f"training.eval_batch_size: {job.evaluation_rows}", None),
     Change(_teacher_cached, _always("teacher.cache, made by `entrenar-distill cache build`"), None),
-    Change(_teacher_at_16_bits, _always("teacher.dtype: bfloat16"), None),
+    Change(_teacher_at_16_bits, _always("teacher.dtype: bfloat16"), None, reading=_read_at_16_bits),
     Change(_mixed, _always("training.mixed_precision: bf16"), _always("--precision bf16")),
-    Change(_teacher_as("nf4"), _always("teacher.load_in: nf4"), None),
+    Change(_teacher_as("nf4"), _always("teacher.load_in: nf4"), None, reading=_read_as("nf4")),
     Change(_optimizer_of_8_bits, _always("training.optimizer: adamw-8bit"), _always("--optimizer adamw-8bit")),
-    Change(_adapted, *2 * (_always(f"--method lora --rank {_RANK}"),), runs=False),
-    Change(lambda job: _adapted(job, "nf4"), *2 * (_always(f"--method qlora --rank {_RANK}"),), runs=False),
-    Change(_shared(8), *2 * (_always("--devices 8 --strategy fsdp"),), runs=False),
+    Change(_frozen_at_16_bits, None, _always("--weights bf16")),
+    Change(_adapted, *_estimated(f"--method lora --rank {_RANK}"), runs=False),
+    Change(lambda job: _adapted(job, "nf4"), *_estimated(f"--method qlora --rank {_RANK}"), runs=False),
+    Change(_shared(8), *_estimated("--devices 8 --strategy fsdp"), runs=False),
 )
 """What changes no result comes first."""
 
 
-def applicable(job: TrainingJob, words: Words, *, only_runs: bool = False) -> Iterator[tuple[Change, TrainingJob, str]]:
-    """The changes that change a job, each with the changed one and how to ask for it."""
+def applicable(jobs: Jobs, words: Words, *, only_runs: bool = False) -> Iterator[tuple[Change, Jobs, str]]:
+    """The changes that change a run, each with its changed jobs and how to ask for it."""
     for change in CHANGES:
-        made = change.made(job) if change.runs or not only_runs else None
-        told = None if made is None else change.told(made, words)
-        if made is not None and told is not None and made != job:
+        made = change.on(jobs) if change.runs or not only_runs else None
+        told = None if made is None else change.told(_last(made), words)
+        if made is not None and told is not None:
             yield change, made, told
 
 
-def enough(job: TrainingJob, fits: Callable[[TrainingJob], bool], words: Words, *, only_runs: bool) -> tuple[str, ...]:
-    """How to ask for the first change that makes a job fit by itself; else for the fewest of the first ones that do so
+def enough(jobs: Jobs, fits: Callable[[Jobs], bool], words: Words, *, only_runs: bool) -> tuple[str, ...]:
+    """How to ask for the first change that makes a run fit by itself; else for the fewest of the first ones that do so
     together; nothing where all of them do not.
     """
-    found = list(applicable(job, words, only_runs=only_runs))
+    found = list(applicable(jobs, words, only_runs=only_runs))
     for _, made, told in found:
         if fits(made):
             return (told,)
     batches = [change for change, *_ in found if change.batch]
     others = [change for change, *_ in found if not change.batch]
-    if not others or not fits(_with(job, [*others, *batches[-1:]])):
+    if not others or not fits(_with(jobs, [*others, *batches[-1:]])):
         return ()
     for count in range(1, len(others) + 1):
         for batch in ([], *([one] for one in batches)):
             taken = [*others[:count], *batch]
-            if fits(_with(job, taken)):
-                return _told(job, taken, words)
+            if fits(_with(jobs, taken)):
+                return _told(jobs, _needed(jobs, taken, fits), words)
     return ()
 
 
-def _with(job: TrainingJob, changes: Sequence[Change]) -> TrainingJob:
+def _needed(jobs: Jobs, taken: Sequence[Change], fits: Callable[[Jobs], bool]) -> list[Change]:
+    """Without those that it fits without."""
+    needed = list(taken)
+    for change in taken[:-1]:
+        if fits(_with(jobs, fewer := [one for one in needed if one is not change])):
+            needed = fewer
+    return needed
+
+
+def _last(jobs: Jobs) -> TrainingJob:
+    last = jobs[-1]
+    assert isinstance(last, TrainingJob), "what a run ends with"
+    return last
+
+
+def _with(jobs: Jobs, changes: Sequence[Change]) -> Jobs:
     for change in changes:
-        job = change.made(job) or job
-    return job
+        jobs = change.on(jobs) or jobs
+    return jobs
 
 
-def _told(job: TrainingJob, changes: Sequence[Change], words: Words) -> tuple[str, ...]:
+def _told(jobs: Jobs, changes: Sequence[Change], words: Words) -> tuple[str, ...]:
     found = []
     for change in changes:
-        if (made := change.made(job)) is not None:
-            job = made
-            found.append(change.told(made, words) or "")
+        if (made := change.on(jobs)) is not None:
+            jobs = made
+            found.append(change.told(_last(made), words) or "")
     return tuple(found)

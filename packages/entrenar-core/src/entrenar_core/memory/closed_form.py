@@ -3,15 +3,18 @@
 Weights, gradients and the optimiser's state are counted. Activations are those of a transformer layer with its linear
 layers, norms and attention: per token 16 numbers for each of the width and 4 for each neuron of the feed-forward part,
 and, where scores are all there at once, 3 for each head and key. It is about twice what checkpoints and fused
-operations leave, and seldom less than what is needed.
+operations leave. Losses between layers are taken to look at the states and scores of all of them.
 
 Source: the way of counting is that of Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
 Models", section 4.1, for numbers of the dtype that activations have.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entrenar_core.architectures import Architecture, architecture_of
+from entrenar_core.config.desugaring import Term
+from entrenar_core.config.losses import ExitLoss, compares_layers
 from entrenar_core.memory.estimate import Estimate, Moment, Phase, Trace
 from entrenar_core.memory.jobs import HeldModel, InferenceJob, ReadingJob, TrainingJob
 from entrenar_core.models.heads import LANGUAGE
@@ -25,6 +28,13 @@ _DOUBLY = 0.5 + 1 / 64 + 4 / 64 / 256
 _TILE_BYTES = 256 * 2**20
 _LOGITS = 4
 """Copies of logits: they, their logarithms, their gradient and what is in between."""
+
+
+_ASSUMED = (
+    f"formulas take {_OF_WIDTH} numbers for each of the width and {_OF_NEURONS} for each neuron of a token and layer, "
+    f"{_LOGITS} copies of logits at most, sizes that a configuration does not tell as usual (12 layers, a width of "
+    "1,024, 4 times as many neurons), and adapters on two matrices of the width in each layer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class _Sizes:
 
 def closed_form(job: TrainingJob | ReadingJob | InferenceJob, reason: str) -> Estimate:
     """What a job takes by formulas; `reason` says why it is not traced."""
-    said = (f"by formulas: {reason}",)
+    said = (f"by formulas: {reason}", _ASSUMED)
     if isinstance(job, TrainingJob):
         return Estimate(_training(job), "closed form", assumptions=said)
     rows, length = (job.batch_size, job.length) if isinstance(job, ReadingJob) else (job.batch_size, job.context)
@@ -97,6 +107,8 @@ def _training(job: TrainingJob) -> Trace:
     kept = _activations(job.student, rows, job.length, layers=layers, mixed=mixed)
     if job.gradient_checkpointing:
         kept += sizes.layers * rows * job.length * sizes.hidden * _DTYPE_BYTES[dtype]
+    if looks_inside(job.terms or ()):
+        kept += _looked_at(job, rows)
     positions = rows * job.length
     logits = _LOGITS * positions * sizes.vocabulary * 4 if job.student.task in LANGUAGE else 0
     if not job.all_logits:
@@ -110,12 +122,39 @@ def _training(job: TrainingJob) -> Trace:
         ("activations", dtype): kept,
         ("logits and loss", "float32"): logits,
     }
+    if cached := sum(one.cached.held_bytes for one in job.teachers if one.cached is not None):
+        held["cache", "uint8"] = cached
+    moments = [Moment("backward", None, held)]
+    if job.evaluation_rows is not None:
+        moments.append(_evaluation(job, held, job.evaluation_rows))
     tokens = positions * parameters * 6
-    return Trace((Moment("backward", None, held),), tokens, parameters, trained, sum(count for _, count in of_teachers))
+    return Trace(tuple(moments), tokens, parameters, trained, sum(count for _, count in of_teachers))
+
+
+def _evaluation(job: TrainingJob, held: dict[tuple[str, str], int], rows: int) -> Moment:
+    """Without gradients, a layer at a time, and the larger of the models that read it."""
+    models = [job.student, *(one.model for one in job.teachers if one.cached is None)]
+    left = {key: size for key, size in held.items() if key[0] not in ("gradients", "activations")}
+    left["activations", job.student.dtype] = max(_activations(one, rows, job.length, layers=1) for one in models)
+    return Moment("evaluation", None, left)
+
+
+def looks_inside(terms: Sequence[Term]) -> bool:
+    """Whether losses look at single layers, so that none can be left out."""
+    return any(compares_layers(term.entry) or isinstance(term.entry, ExitLoss) for term in terms)
+
+
+def _looked_at(job: TrainingJob, rows: int) -> int:
+    """States and scores of every layer of the models, and what is computed of them."""
+    models = [job.student, *(one.model for one in job.teachers if one.cached is None)]
+    return sum(
+        sizes.layers * rows * job.length * 4 * (4 * sizes.hidden + _OF_SCORES * sizes.heads * job.length)
+        for sizes in map(_Sizes.of, models)
+    )
 
 
 def _adapter_parameters(job: TrainingJob) -> int:
-    """Of a rank on four matrices of the width in each layer, about."""
+    """Of a rank on two matrices of the width in each layer, as peft takes them of Llamas, about."""
     assert job.adapters is not None
     sizes = _Sizes.of(job.student)
-    return sizes.layers * 4 * 2 * sizes.hidden * job.adapters.rank
+    return sizes.layers * 2 * 2 * sizes.hidden * job.adapters.rank

@@ -20,6 +20,7 @@ from entrenar_core.units import parse_size, size
 _UNLIMITED_BYTES = 1 << 60
 """A limit of version 1 that is as large is none: it is the largest number of whole pages."""
 _KB = 1024
+_ELSEWHERE = "say how much memory the one that is meant has, as `--available 80GB`, or name another device, such as cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _cuda() -> Machine:
     import torch
 
     if not torch.cuda.is_available():
-        raise UsageError("torch finds no CUDA device here", "name another device, such as cpu")
+        raise UsageError("torch finds no CUDA device here", _ELSEWHERE)
     count = torch.cuda.device_count()
     free, total = zip(*(torch.cuda.mem_get_info(number) for number in range(count)), strict=True)
     return Machine("cuda", torch.cuda.get_device_name(0), min(total), min(free), devices=count)
@@ -115,7 +116,7 @@ def _mps() -> Machine:
     import torch
 
     if not torch.backends.mps.is_available():
-        raise UsageError("torch finds no MPS device here", "name another device, such as cpu")
+        raise UsageError("torch finds no MPS device here", _ELSEWHERE)
     most = int(torch.mps.recommended_max_memory())
     free = max(0, most - int(torch.mps.driver_allocated_memory()))
     return Machine("mps", processor_name(), most, free, limit="what Metal recommends as the most")

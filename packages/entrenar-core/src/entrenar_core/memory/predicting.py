@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from entrenar_core.config.desugaring import Term
-from entrenar_core.config.losses import ExitLoss, compares_layers
-from entrenar_core.memory.closed_form import closed_form
+from entrenar_core.memory.closed_form import closed_form, looks_inside
 from entrenar_core.memory.closed_inference import assumptions_of, closed_inference
 from entrenar_core.memory.depth import Depths, depths_of, extrapolated
 from entrenar_core.memory.estimate import Estimate, Trace
@@ -79,7 +77,7 @@ def _predicted(job: Job, granularity: int) -> Estimate:
         case TrainingJob():
             models: list[tuple[int, HeldModel]] = [(0, job.student)]
             models += [(number, one.model) for number, one in enumerate(job.teachers, start=1) if one.cached is None]
-            depths = {} if _looks_inside(job.terms or ()) else dict(_depths(models))
+            depths = {} if looks_inside(job.terms or ()) else dict(_depths(models))
             return _told(depths, 1 + len(job.teachers), lambda layers: trace_training(job, layers, granularity))
         case ReadingJob():
             depths = dict(_depths([(1, job.model)]))
@@ -116,11 +114,6 @@ def _told(depths: Mapping[int, Depths], models: int, trace: Tracer) -> Estimate:
         longer[number] = trace(layers)
     traced = {number: (one.short, one.short + one.period) for number, one in depths.items()}
     return Estimate(extrapolated(base, longer, depths), "extrapolated", traced)
-
-
-def _looks_inside(terms: tuple[Term, ...]) -> bool:
-    """Whether losses look at single layers, so that none can be left out."""
-    return any(compares_layers(term.entry) or isinstance(term.entry, ExitLoss) for term in terms)
 
 
 def _depths(models: Sequence[tuple[int, HeldModel]]) -> Iterator[tuple[int, Depths]]:

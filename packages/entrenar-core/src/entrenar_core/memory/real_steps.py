@@ -8,9 +8,10 @@ import gc
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,14 +20,15 @@ from torch.nn.utils import get_total_norm
 from transformers import BitsAndBytesConfig
 
 from entrenar_core.data.collating import Batch
+from entrenar_core.data.labels import IGNORED
 from entrenar_core.memory.adapting import adapt
 from entrenar_core.memory.fakes import class_of
 from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel, TrainingJob
 from entrenar_core.memory.optimizers import RATE
+from entrenar_core.memory.saying import saying
 from entrenar_core.memory.steps import labels_alone
 from entrenar_core.memory.surroundings import SketchedRun
 from entrenar_core.models.quiet import quietly
-from entrenar_core.teachers.live import LiveTeacher
 from entrenar_core.training.losses import make_objective
 from entrenar_core.training.objective import Now
 from entrenar_core.training.optimizer import optimizer_of
@@ -61,10 +63,26 @@ def measure(job: TrainingJob, steps: int = 4) -> Measured:
     return Measured(tuple(took[1:]), None if peak is None or before is None else peak - before)
 
 
-class RealTraining:
-    """A training of a job with one teacher at most, on real tensors."""
+class _Stage:
+    """Where models have data: what `saying` asks of one."""
 
-    def __init__(self, job: TrainingJob, teacher: Callable[[SketchedRun], Any] | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.mode, self.tracking, self.device = device, self, device
+
+    def note(self, tensor: Tensor, component: str) -> None:
+        """Nobody watches."""
+
+    def model(self, held: HeldModel, number: int, layers: int | None, prepare: Any) -> tuple[Any, Any, int]:
+        """One of random weights."""
+        del number, layers  # of models that are watched, or have few of their layers
+        made = prepare(random_model(held, self.device))
+        return made, SimpleNamespace(), sum(one.numel() for one in made.parameters())
+
+
+class RealTraining:
+    """A training of a job on real tensors."""
+
+    def __init__(self, job: TrainingJob) -> None:
         self.job, self.run = job, _OnDevice(job)
         model = random_model(job.student, self.run.device)
         if job.gradient_checkpointing:
@@ -75,7 +93,8 @@ class RealTraining:
             if job.gradient_checkpointing:
                 model.enable_input_require_grads()
             self.student = adapt(model, job.adapters, job.student.name).train()
-        self.teacher = self._teacher() if teacher is None else teacher(self.run)
+        stage: Any = _Stage(self.run.device)
+        self.teacher, _ = saying(job, self.run, stage, [None] * len(job.teachers))
         self.step: DistillationStep | None = None
         if job.student.task != SEQ2SEQ:
             objective = make_objective(job.terms or labels_alone(), self.run, model, self.teacher)
@@ -83,14 +102,6 @@ class RealTraining:
             self.step.layers.to(self.run.device)
         self.trained = [one for one in (self.step or self.student).parameters() if one.requires_grad]
         self.optimizer = optimizer_of(job.optimizer, self.trained, RATE)
-
-    def _teacher(self) -> LiveTeacher | None:
-        if not self.job.teachers:
-            return None
-        model = random_model(self.job.teachers[0].model, self.run.device)
-        return LiveTeacher(
-            model, self.run, self.run.counting, self.run.output_layer(model), self.job.teachers[0].batch_size
-        )
 
     def timed_step(self) -> float:
         """An optimiser step, in seconds."""
@@ -116,7 +127,15 @@ class RealTraining:
         batch.input_ids_BT.random_(min(_FIRST_ID, vocabulary - 1), vocabulary)
         if self.job.padded:
             batch.attention_mask_BT[-1, -1] = 0
-        return batch.to(self.run.device)
+        return self._counted(batch).to(self.run.device)
+
+    def _counted(self, batch: Batch) -> Batch:
+        """With as many positions that losses count as the job has."""
+        targets = batch.targets.clone()
+        places = targets.flatten().nonzero().flatten()
+        targets.view(-1)[places[self.run.counted(len(batch.rows_B)) :]] = False
+        labels = batch.labels if batch.labels.shape != targets.shape else batch.labels.where(targets, IGNORED)
+        return replace(batch, targets=targets, labels=labels)
 
     def loss(self, batch: Batch) -> Tensor:
         """Of one forward pass."""
@@ -129,7 +148,8 @@ class RealTraining:
         now = tuple(Now(1.0, 2.0, batch.num_soft) for _ in objective.terms)
         said = None
         if self.teacher is not None and objective.needs_teacher():
-            said = self.teacher.listening(objective.wants(1))(batch)
+            with self.run.device:  # what a cache would have read is made there
+                said = self.teacher.listening(objective.wants(1))(batch)
         with self.run.autocast():
             loss: Tensor = self.step(batch, said, now).loss
         return loss

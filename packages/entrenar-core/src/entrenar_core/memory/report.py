@@ -31,6 +31,7 @@ class PartMemory:
 
     `method` is how it was found: every layer `traced`, some of them and the others `extrapolated`, or `closed form`.
     `flops` are the floating-point operations of a step of one device. `host_bytes` lie in main memory beside a device.
+    The peak is `behind` the layers where `layer` is none of them: at the head and the loss.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PartMemory:
     flops: int
     method: Method
     host_bytes: int = 0
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,10 @@ class MemoryReport:
     """The memory of a job or a run on a device, as predicted.
 
     `peak_bytes` is that of the largest part; `process_bytes` is what a process takes before any model, `needed_bytes`
-    both together, `at_most_bytes` also what an allocator may keep of what was freed. `available_bytes` is what
-    `machine` has, None where nobody asked. `changes` are single changes in the order of what they save; `enough` names
-    those that together make it fit.
+    both together, `at_most_bytes` also what an allocator may keep of what was freed; processes that share the memory of
+    a machine are counted together. `available_bytes` is what `machine` has, None where nobody asked. `batch` tells the
+    rows of a pass. `changes` are single changes in the order of what they save; `enough` names those that together make
+    it fit.
     """
 
     subject: str
@@ -89,6 +92,7 @@ class MemoryReport:
     machine: str | None
     available_bytes: int | None
     fits: bool | None
+    batch: str = ""
     alternatives: tuple[Alternative, ...] = ()
     changes: tuple[Alternative, ...] = ()
     enough: tuple[str, ...] = ()

@@ -3,17 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from entrenar_core.errors import ModelError, UsageError
+from entrenar_core.memory.assumptions import assumptions_of
 from entrenar_core.memory.calibration import kept_calibration
-from entrenar_core.memory.changing import Words, applicable, enough
+from entrenar_core.memory.changing import Jobs, Words, applicable, enough
 from entrenar_core.memory.constants import DeviceConstants, constants_of
 from entrenar_core.memory.estimate import Estimate
-from entrenar_core.memory.jobs import Adapters, DeviceType, InferenceJob, Job, ReadingJob, TrainingJob
-from entrenar_core.memory.machine import Machine
+from entrenar_core.memory.jobs import Adapters, InferenceJob, Job, ReadingJob, Sharding, TrainingJob
+from entrenar_core.memory.machine import Machine, this_machine
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.report import Alternative, MemoryReport, PartMemory, PhasePeak, Tried
 from entrenar_core.memory.runs import Part
 from entrenar_core.memory.timing import StepTime, precision_of, time_of
 from entrenar_core.models.teacher_rules import has_bitsandbytes
+from entrenar_core.units import size
 
 _RANK = 16
 
@@ -47,42 +50,60 @@ def report(
     Raises:
         EntrenarError: of the kind that fits; a model cannot be made, or a loss does not fit.
     """
-    device = _device(parts[0].job)
+    device = parts[0].job.device
     constants = constants_of(device)
     estimates = [(part, predict(part.job, constants.rounding.size_bytes)) for part in parts]
-    told = tuple(_part(part.name, estimate) for part, estimate in estimates)
+    told = tuple(_part(part, estimate) for part, estimate in estimates)
     beside = constants.beside_bytes if own_bytes is None else own_bytes
-    asked = _Asked(machine, beside, constants)
+    last = parts[-1].job
+    devices = 1 if isinstance(last, ReadingJob) else last.sharding.devices
+    asked = _Asked(machine, beside, constants, devices if device == "cpu" else 1)
     asked.known += [(part.job, estimate) for part, estimate in estimates]
     largest = max(told, key=lambda part: part.peak_bytes)
-    last = parts[-1].job
-    fits = asked.fits(largest.peak_bytes)
-    timed = _timed(last, told[-1], machine, calibrate=calibrate) if isinstance(last, TrainingJob) else _Timed()
+    jobs = tuple(part.job for part in parts)
+    fits = asked.fits(jobs)
+    timed = _timed(last, told[-1], machine, fits=fits, calibrate=calibrate)
     changes: tuple[Alternative, ...] = ()
     together: tuple[str, ...] = ()
     if fits is False and isinstance(last, TrainingJob):
-        changes = tuple(asked.changes(last, told[-1], words, only_runs=only_runs))
-        together = enough(last, asked.would_fit, words, only_runs=only_runs)
+        changes = tuple(asked.changes(jobs, words, only_runs=only_runs))
+        run_alone = only_runs or words == "settings"
+        together = enough(jobs, asked.would_fit, words, only_runs=run_alone)
+        if not together and run_alone != only_runs:
+            together = enough(jobs, asked.would_fit, words, only_runs=only_runs)
+    alternatives = tuple(asked.alternatives(jobs)) if compare and isinstance(last, TrainingJob) else ()
     return MemoryReport(
         subject=subject,
         device=device,
-        devices=1 if isinstance(last, ReadingJob) else last.sharding.devices,
+        devices=devices,
         parts=told,
         peak_bytes=largest.peak_bytes,
         process_bytes=beside,
-        needed_bytes=largest.peak_bytes + beside,
-        at_most_bytes=largest.peak_bytes + beside + round(largest.peak_bytes * constants.kept_share),
+        needed_bytes=asked.needed(largest.peak_bytes),
+        at_most_bytes=asked.needed(largest.peak_bytes + round(largest.peak_bytes * constants.kept_share)),
         machine=None if machine is None else machine.name,
         available_bytes=None if machine is None else machine.available_bytes,
         fits=fits,
-        alternatives=tuple(asked.alternatives(last)) if compare and isinstance(last, TrainingJob) else (),
+        batch=_batch(last),
+        alternatives=alternatives,
         changes=changes,
         enough=together,
         step_time=timed.step,
         run_time=None if timed.step is None or steps is None else timed.step.times(steps),
         tried=timed.tried,
-        assumptions=tuple(_assumptions([job.job for job in parts], [one for _, one in estimates], constants)),
+        assumptions=(
+            *assumptions_of(jobs, [one for _, one in estimates], constants),
+            *asked.left_out,
+            *_of(machine, told),
+        ),
     )
+
+
+def _of(machine: Machine | None, parts: Sequence[PartMemory]) -> Iterator[str]:
+    """What cannot be known of a machine of which only the memory is said."""
+    host_bytes = max(part.host_bytes for part in parts)
+    if machine is not None and machine.named and host_bytes:
+        yield f"its main memory holds the {size(host_bytes)} that are beside the device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +112,29 @@ class _Timed:
     tried: Tried | None = None
 
 
-def _timed(job: TrainingJob, part: PartMemory, machine: Machine | None, *, calibrate: bool) -> _Timed:
-    """The time of a step: of real ones, or from its operations and what this machine was measured to do."""
+def _timed(job: Job, part: PartMemory, machine: Machine | None, *, fits: bool | None, calibrate: bool) -> _Timed:
+    """The time of a step: of real ones, or from its operations and what this machine was measured to do.
+
+    Raises:
+        UsageError: real steps are asked for, and cannot be taken here.
+    """
     here = machine if machine is not None and not machine.named else None
-    passes = job.gradient_accumulation
-    kept = None if here is None else kept_calibration(job.device)
     seconds: tuple[float, ...] = ()
     tried = None
     if calibrate:
+        job = _that_can_be_taken(job, here, fits=fits)
         from entrenar_core.memory.real_steps import measure
 
         found = measure(job)
         seconds = found.steps_s
-        error = None if found.peak_bytes is None else part.peak_bytes / max(found.peak_bytes, 1) - 1
+        of_steps = max(phase.peak_bytes for phase in part.phases if phase.phase != "evaluation")
+        error = None if found.peak_bytes is None else of_steps / max(found.peak_bytes, 1) - 1
         tried = Tried(len(seconds), found.peak_bytes, error)
-    if here is None:
+    if here is None or not isinstance(job, TrainingJob):
         return _Timed(None, tried)
+    kept = kept_calibration(job.device)
     step = time_of(
-        part.flops * passes,
+        part.flops * job.gradient_accumulation,
         precision_of(job),
         here,
         None if kept is None else kept.calibration,
@@ -118,18 +144,46 @@ def _timed(job: TrainingJob, part: PartMemory, machine: Machine | None, *, calib
     return _Timed(step, tried)
 
 
+def _that_can_be_taken(job: Job, here: Machine | None, *, fits: bool | None) -> TrainingJob:
+    if here is None:
+        raise UsageError("--calibrate takes real steps on this machine", "leave out --available")
+    if not isinstance(job, TrainingJob) or job.sharding != Sharding():
+        raise UsageError(
+            "--calibrate takes real steps of a training on one device", "leave out --inference, --devices and --offload"
+        )
+    if any(one.spreading is not None for one in job.teachers):
+        raise UsageError("--calibrate takes real steps on one device", "leave `teacher.device_map` out")
+    if not fits:
+        raise UsageError("--calibrate takes real steps, and they do not fit", "see what would, without --calibrate")
+    return job
+
+
 class _Asked:
-    """Whether something fits a machine, and what else would."""
+    """Whether a run fits a machine, and what else would. On a processor `together` processes share its memory."""
 
-    def __init__(self, machine: Machine | None, beside: int, constants: DeviceConstants) -> None:
-        self.machine, self.beside, self.constants = machine, beside, constants
+    def __init__(self, machine: Machine | None, beside: int, constants: DeviceConstants, together: int) -> None:
+        self.machine, self.beside, self.constants, self.together = machine, beside, constants, together
         self.known: list[tuple[Job, Estimate]] = []
+        self.left_out: list[str] = []
 
-    def fits(self, peak_bytes: int) -> bool | None:
+    def needed(self, peak_bytes: int) -> int:
+        """With the processes."""
+        return (peak_bytes + self.beside) * self.together
+
+    def fits(self, jobs: Jobs) -> bool | None:
         """None where no machine is asked about."""
-        return None if self.machine is None else peak_bytes + self.beside <= self.machine.available_bytes
+        if self.machine is None:
+            return None
+        host_bytes = max(self.predicted(job).host_bytes for job in jobs)
+        if host_bytes and not self.machine.named and host_bytes > this_machine("cpu").available_bytes:
+            return False
+        return self.needed(self.peak(jobs)) <= self.machine.available_bytes
 
-    def predicted(self, job: TrainingJob) -> Estimate:
+    def peak(self, jobs: Jobs) -> int:
+        """Of the largest part."""
+        return max(self.predicted(job).peak_bytes for job in jobs)
+
+    def predicted(self, job: Job) -> Estimate:
         """Of each job once."""
         for other, estimate in self.known:
             if other == job:
@@ -137,47 +191,60 @@ class _Asked:
         self.known.append((job, predict(job, self.constants.rounding.size_bytes)))
         return self.known[-1][1]
 
-    def would_fit(self, job: TrainingJob) -> bool:
-        return self.fits(self.predicted(job).peak_bytes) is True
+    def would_fit(self, jobs: Jobs) -> bool:
+        """Whether it can be, and fits."""
+        try:
+            return self.fits(jobs) is True
+        except ModelError:
+            return False
 
-    def alternative(self, name: str, job: TrainingJob, than: int) -> Alternative:
-        found = self.predicted(job)
-        peak = found.peak_bytes
-        return Alternative(name, peak, than - peak, found.trace.trainable_parameters, self.fits(peak))
+    def alternative(self, name: str, jobs: Jobs, than: int) -> Alternative | None:
+        """None where a model does not take it; then it is said."""
+        try:
+            peak = self.peak(jobs)
+        except ModelError as error:
+            self.left_out.append(f"{name} is left out: {error.message}")
+            return None
+        trained = self.predicted(jobs[-1]).trace.trainable_parameters
+        return Alternative(name, peak, than - peak, trained, self.fits(jobs))
 
-    def alternatives(self, job: TrainingJob) -> Iterator[Alternative]:
+    def alternatives(self, jobs: Jobs) -> Iterator[Alternative]:
         """Full training, LoRA and QLoRA of the same student."""
-        full = replace(job, adapters=None, student=replace(job.student, load_in=None))
+        *before, job = jobs
+        assert isinstance(job, TrainingJob), "what a run ends with"
         adapters = job.adapters or Adapters(_RANK)
-        rank = adapters.rank
         quantised = replace(job.student, load_in="nf4", double_quantized=True)
-        base = self.predicted(full).peak_bytes
-        yield self.alternative("full", full, base)
-        yield self.alternative(f"LoRA, rank {rank}", replace(full, adapters=adapters), base)
+        full = replace(job, adapters=None, student=replace(job.student, load_in=None))
+        ways = {"full": full, f"LoRA, rank {adapters.rank}": replace(full, adapters=adapters)}
         if has_bitsandbytes():
-            yield self.alternative(f"QLoRA, rank {rank}", replace(full, adapters=adapters, student=quantised), base)
+            ways[f"QLoRA, rank {adapters.rank}"] = replace(full, adapters=adapters, student=quantised)
+        base = self.peak((*before, full))
+        for name, made in ways.items():
+            if (found := self.alternative(name, (*before, made), base)) is not None:
+                yield found
 
-    def changes(self, job: TrainingJob, part: PartMemory, words: Words, *, only_runs: bool) -> list[Alternative]:
+    def changes(self, jobs: Jobs, words: Words, *, only_runs: bool) -> list[Alternative]:
         """Single changes, those that save most first."""
-        found = [
-            self.alternative(told, made, part.peak_bytes)
-            for _, made, told in applicable(job, words, only_runs=only_runs)
-        ]
-        return sorted((one for one in found if one.saving_bytes > 0), key=lambda one: -one.saving_bytes)
+        than = self.peak(jobs)
+        found = [self.alternative(told, made, than) for _, made, told in applicable(jobs, words, only_runs=only_runs)]
+        savings = [one for one in found if one is not None and one.saving_bytes > 0]
+        return sorted(savings, key=lambda one: -one.saving_bytes)
 
 
-def _device(job: Job) -> DeviceType:
-    return job.device
+def _batch(job: Job) -> str:
+    if isinstance(job, InferenceJob):
+        return f"{job.batch_size:,} rows of {job.context:,} tokens"
+    return f"{job.batch_size:,} rows, the longest of {job.length:,} tokens"
 
 
-def _part(name: str, estimate: Estimate) -> PartMemory:
+def _part(part: Part, estimate: Estimate) -> PartMemory:
     peak = estimate.trace.peak
     phases = (
         PhasePeak(phase, moment.total_bytes, moment.layer, moment.components)
         for phase, moment in estimate.trace.phases.items()
     )
     return PartMemory(
-        name=name,
+        name=part.name,
         peak_bytes=peak.total_bytes,
         phase=peak.phase,
         layer=peak.layer,
@@ -190,30 +257,11 @@ def _part(name: str, estimate: Estimate) -> PartMemory:
         flops=estimate.trace.flops,
         method=estimate.method,
         host_bytes=estimate.host_bytes,
+        behind=peak.layer is not None and peak.layer >= _layers(part.job, peak.model),
     )
 
 
-def _assumptions(jobs: Sequence[Job], estimates: Sequence[Estimate], constants: DeviceConstants) -> Iterator[str]:
-    """All that was taken for granted."""
-    for job in jobs:
-        if isinstance(job, TrainingJob):
-            yield from _of_training(job)
-        elif isinstance(job, InferenceJob):
-            yield f"{job.batch_size:,} rows of {job.context:,} tokens"
-    for estimate in estimates:
-        yield from estimate.assumptions
-        for number, (short, long) in estimate.traced_layers.items():
-            whose = "the student" if number == 0 else "a teacher"
-            yield f"{whose}: {short} and {long} layers were traced, and the others follow from these"
-    if constants.device != "cpu":
-        yield "operations are those of a CPU, but for what is known to differ: rounding, tiles, attention with dropout"
-    yield from constants.assumptions
-
-
-def _of_training(job: TrainingJob) -> Iterator[str]:
-    rows = -(-job.batch_size // job.sharding.devices)
-    yield f"batches of {rows:,} rows of {job.length:,} tokens" + (", some of them padded" if job.padded else "")
-    if job.counted is not None:
-        yield f"losses count {job.counted:,} positions of a batch"
-    yield f"attention: {job.student.attention}; optimizer: {job.optimizer}; mixed precision: {job.mixed_precision}"
-    yield "logits are all there at once" if job.all_logits else "logits are made in tiles, as entrenar trains"
+def _layers(job: Job, model: int) -> int:
+    """How many a model has, as its configuration says."""
+    held = (job.student, *(one.model for one in job.teachers))[model] if isinstance(job, TrainingJob) else job.model
+    return int(getattr(held.config.get_text_config(), "num_hidden_layers", None) or 1 << 30)

@@ -1,4 +1,5 @@
-"""Teachers without data: live ones, which read the batch, and caches, which say what a teacher would have said.
+"""Teachers: live ones, which read the batch, and caches, which say as much as they would. What they say has the shapes
+and dtypes of what is read from a cache, and any values: a stage decides whether there are values at all.
 
 Shapes: B rows, T positions, N positions that count, K teacher's width, V vocabulary.
 """
@@ -40,7 +41,7 @@ def saying(job: TrainingJob, run: SketchedRun, stage: "Stage", layers: Sequence[
     if len(made) < 2:
         return (made[0][0] if made else None), parameters
     with stage.mode:
-        weights_M = torch.empty(len(made))
+        weights_M = torch.ones(len(made)) / len(made)
     sources = [source for source, _ in made]
     return AveragedTeachers(sources, weights_M, run.vocabulary, confidence=False), parameters
 
@@ -78,10 +79,10 @@ class CachedSays:
         self.head: Head | None = None
         with stage.mode:
             if cached.kind == "hidden" and run.vocabulary is not None:
-                self.head = Head(torch.empty(int(config.vocab_size), self.width))
+                self.head = Head(torch.ones(int(config.vocab_size), self.width))
                 stage.tracking.note(self.head.weight_VH, "cache")
             if cached.held_bytes:
-                self.held = torch.empty(cached.held_bytes, dtype=torch.uint8)
+                self.held = torch.ones(cached.held_bytes, dtype=torch.uint8)
                 stage.tracking.note(self.held, "cache")
             self.judged_NK = torch.empty(1, self.width)
 
@@ -97,24 +98,25 @@ class CachedSays:
         vocabulary = self.run.vocabulary or int(self.run.job.student.config.num_labels)
         kept = self.cached.count
         if self.head is not None:
-            return HeadRows(torch.empty(positions, self.width), self.head, vocabulary)
+            return HeadRows(torch.ones(positions, self.width), self.head, vocabulary)
         if self.cached.kind == "topk":
-            tokens_NK = torch.empty(positions, kept, dtype=torch.int32)
-            return TopKRows(tokens_NK, torch.empty(positions, kept), torch.empty(positions, 1), (0.5,), vocabulary)
+            tokens_NK = torch.zeros(positions, kept, dtype=torch.int32)
+            log_p_NK = torch.full((positions, kept), -5.0)
+            return TopKRows(tokens_NK, log_p_NK, torch.full((positions, 1), -3.0), (0.5,), vocabulary)
         if self.cached.kind == "sampled":
-            tokens_NK = torch.empty(positions, kept, dtype=torch.int32)
-            drawn = torch.empty(positions, kept), torch.empty(positions), torch.empty(positions, dtype=torch.int32)
+            tokens_NK = torch.zeros(positions, kept, dtype=torch.int32)
+            drawn = torch.ones(positions, kept), torch.ones(positions), torch.ones(positions, dtype=torch.int32)
             return SampledRows(tokens_NK, *drawn, 2.0, vocabulary)
-        return Logits(torch.empty(positions, vocabulary))
+        return Logits(torch.ones(positions, vocabulary))
 
     def listening(self, wants: Wants) -> TeacherSays:
         """What it says in training."""
 
         def says(batch: Batch) -> Said:
             shape = *batch.input_ids_BT.shape, self.width
-            record = Record({layer: torch.empty(shape) for layer in wants.hidden if layer >= 0})
+            record = Record({layer: torch.ones(shape) for layer in wants.hidden if layer >= 0})
             if self.run.task == EMBEDDING:
-                return Said(None, record, torch.empty(len(batch.rows_B), self.width))
+                return Said(None, record, torch.ones(len(batch.rows_B), self.width))
             return Said(self.rows(batch), record)
 
         return says

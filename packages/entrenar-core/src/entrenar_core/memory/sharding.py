@@ -196,6 +196,8 @@ def _assumptions(facts: Facts, sharding: Sharding) -> Iterator[str]:
             if sharding.strategy == "fsdp"
             else "every device holds all of the teachers"
         )
+    if sharding.strategy == "fsdp" and facts.quantized:
+        yield "layers in 4 or 8 bits are whole on every device, as accelerate leaves them"
     if sharding.strategy == "fsdp" and facts.gradient_accumulation > 1:
         yield "gradients are added over the devices after every backward pass, accumulated or not"
     if sharding.strategy == "fsdp" and facts.mixed_precision != "no":

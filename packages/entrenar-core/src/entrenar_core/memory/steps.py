@@ -207,13 +207,15 @@ class TracedTraining:
         return optimizer
 
     def _batch(self, rows: int) -> Batch:
-        """A batch without data."""
-        real = self.run.batch(rows)
+        """A batch without data, which a row tells the shape of: one with data could be as large as the memory."""
+        real = self.run.batch(1)
         made = copy.copy(real)
+        for name in ("num_soft", "num_hard"):
+            object.__setattr__(made, name, rows * getattr(real, name))
         for name in ("input_ids_BT", "attention_mask_BT", "labels", "targets", "rows_B"):
             tensor: Tensor = getattr(real, name)
             with self.stage.mode:
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                fake = torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
             self.stage.tracking.note(fake, "activations")
             object.__setattr__(made, name, fake)
         self.stage.tracking.counted[id(made.targets.untyped_storage())] = self.run.counted(rows)

@@ -4,6 +4,7 @@ Every operation of a step passes through here, those of the backward pass too, a
 and autocast. A tensor's bytes are held until the last reference to its storage is gone, as in a real run.
 """
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 MOST_OPERATIONS = 150_000
 """A step that has more, such as a recurrence that is computed token by token, would take minutes to follow."""
+MOST_S, _LOOKS = 120, 1000
+"""Seconds, for those whose operations take long by themselves; and after how many of them the clock is looked at."""
 
 
 class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,7 +43,7 @@ class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.component = "activations"
         self.counted: dict[int, int] = {}
         self.goes_back = False
-        self.operations = 0
+        self.operations, self.began = 0, time.monotonic()
         self.flops = 0
         self._known: dict[int, tuple[weakref.ref[Any], Key, int]] = {}
 
@@ -78,6 +81,8 @@ class Tracking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations += 1
         if self.operations > MOST_OPERATIONS:
             raise RuntimeError(f"more than {MOST_OPERATIONS:,} operations")
+        if self.operations % _LOOKS == 0 and time.monotonic() - self.began > MOST_S:
+            raise RuntimeError(f"it takes more than {MOST_S} s")
         if func is _aten._local_scalar_dense.default:
             return self._value(args[0])
         if func is _aten.add.Tensor and self.goes_back and _summed_in_place(args):

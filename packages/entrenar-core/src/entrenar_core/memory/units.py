@@ -67,7 +67,8 @@ class Units:
 class Facts:
     """What the division of a job over devices has to know of it: the units of the models (None for a teacher that is
     cached); in which precision and how they are computed; whether the loss makes the gradients of the head by itself,
-    as entrenar's does for language models; and whether the devices are processors, which talk by gloo.
+    as entrenar's does for language models; whether the devices are processors, which talk by gloo; and whether some
+    layers are `quantized`.
     """
 
     student: Units
@@ -77,6 +78,7 @@ class Facts:
     gradient_accumulation: int = 1
     fused_loss: bool = False
     gloo: bool = False
+    quantized: bool = False
 
 
 def added(sizes: Iterable[Sizes]) -> Sizes:
@@ -139,6 +141,7 @@ def facts_of(job: Job) -> Facts:
         job.gradient_accumulation,
         job.student.task in LANGUAGE and not job.all_logits,
         gloo,
+        job.student.load_in is not None or any(one.model.load_in is not None for one in job.teachers),
     )
 
 

@@ -43,7 +43,8 @@ def hidden_of(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor)
 def called(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, packed: Packed | None = None) -> Any:
     """Whatever a model gives, with a head or without; without keys and values as above."""
     settings: dict[str, Any] = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
-    if _takes(type(model).forward, "use_cache"):
+    adapted: Any = getattr(model, "get_base_model", None)  # peft's wrapper takes whatever the model in it takes
+    if _takes(type(adapted() if adapted else model).forward, "use_cache"):
         settings["use_cache"] = False
     if packed is None:
         return model(**settings)

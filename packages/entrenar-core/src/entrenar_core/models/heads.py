@@ -94,7 +94,8 @@ def _task_of(artifact: ModelArtifact) -> str | None:
 
 def task_named(classes: Iterable[str]) -> str | None:
     """The task that the names of classes in a configuration say, such as `LlamaForCausalLM`."""
-    return next((task for name in classes for end, task in _TASKS.items() if name.endswith(end)), None)
+    named = [name for name in classes if isinstance(name, str)]  # a file may hold anything
+    return next((task for name in named for end, task in _TASKS.items() if name.endswith(end)), None)
 
 
 def _is_encoder(metadata: Mapping[str, Any]) -> bool:

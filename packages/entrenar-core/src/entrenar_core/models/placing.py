@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.data.scratch import scratch_folder
 from entrenar_core.errors import ModelError
+from entrenar_core.models.quiet import mute_bitsandbytes
 from entrenar_core.models.teacher_rules import has_bitsandbytes, no_bitsandbytes
 
 _SHOWN = 8
@@ -76,7 +77,7 @@ class Placing:
 def _quantization(empty: PreTrainedModel, load_in: str, dtype: torch.dtype, name: object) -> BitsAndBytesConfig:
     if not has_bitsandbytes():
         raise ModelError(*no_bitsandbytes("`teacher.load_in`"))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every call that it casts
+    mute_bitsandbytes()
     layers = dict(linear_layers(empty))
     kept = [layer for layer, quantised in layers.items() if not quantised]
     if len(kept) == len(layers):

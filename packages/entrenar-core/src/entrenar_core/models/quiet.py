@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from logging import ERROR, getLogger
 
 import transformers
 from huggingface_hub import errors
@@ -92,3 +93,8 @@ def _hint(error: BaseException, hint: str) -> str:
             f"transformers {transformers.__version__} has no such model for this task; take another or a newer version"
         )
     return hint
+
+
+def mute_bitsandbytes() -> None:
+    """It tells of kernels that it does without as it is imported, and of every call that it casts."""
+    getLogger("bitsandbytes").setLevel(ERROR)

@@ -47,7 +47,7 @@ def require_memory(
     if _at_first_sight(parts) * together < _SMALL * machine.available_bytes:
         return None
     found = report(parts, subject="the run", machine=machine, words="settings", only_runs=True, own_bytes=0)
-    needed = found.peak_bytes * together
+    needed = found.needed_bytes
     if needed * (1 - ERROR) > machine.available_bytes and not force:
         raise TrainingError(
             f"the run needs about {size(needed)} of memory, and {size(machine.available_bytes)} are available on "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import OptimizerName, TrainingConfig
+from entrenar_core.models.quiet import mute_bitsandbytes
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -32,6 +33,7 @@ def optimizer_of(
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, fused=True)
         case "adamw-8bit":
+            mute_bitsandbytes()
             from bitsandbytes.optim import AdamW8bit
 
             made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate)
