@@ -297,6 +297,12 @@ def test_layers_that_a_model_lacks_are_refused() -> None:
         predict(tiny(adapters=Adapters(2, ("c_attn",))))
 
 
+def test_more_layers_than_any_model_has_are_a_mistake() -> None:
+    config = LlamaConfig(**{**held("llama").config.to_dict(), "num_hidden_layers": 100_000})
+    with pytest.raises(ModelError, match="says that it has 100,000 layers"):
+        predict(TrainingJob(HeldModel("deep", config, "causal-lm"), 1, 8))
+
+
 def test_a_model_that_transformers_does_not_know_is_refused() -> None:
     from transformers import PreTrainedConfig
 

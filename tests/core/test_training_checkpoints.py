@@ -339,6 +339,18 @@ def test_a_run_of_other_settings_is_not_resumed_and_the_setting_is_named(tmp_pat
         harmless.close()
 
 
+def test_what_a_deletion_left_that_was_killed_is_gone_after_a_resume(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open(MANIFEST, resume=False, force=False)
+    save(tmp_path / "checkpoints", 3)
+    folder.finish("interrupted")
+    (tmp_path / "checkpoints" / ".step-00000002.deleted" / "half").mkdir(parents=True)
+    again = RunFolder(tmp_path)
+    again.open(MANIFEST, resume=True, force=False)
+    again.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
 def test_force_replaces_a_run_and_touches_nothing_else(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.open(MANIFEST, resume=False, force=False)

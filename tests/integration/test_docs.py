@@ -109,6 +109,7 @@ LONGEST = (
     "language-models.md",
     "losses.md",
     "masked-tokens-and-tagged-words.md",
+    "memory.md",
     "quickstart.md",  # what is in the README, told at length
     "resuming.md",
     "sentence-encoders.md",

@@ -169,7 +169,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.real_models
-@pytest.mark.parametrize("kind", ["q4_k_m", "q6_k"])
+@pytest.mark.parametrize("kind", [pytest.param("q4_k_m", marks=pytest.mark.nightly), "q6_k"])
 def test_k_quants_of_a_trained_model_keep_its_perplexity(kind: str, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     settings = ExportSettings(WeightFormat.GGUF, quantize=kind, verify=True)

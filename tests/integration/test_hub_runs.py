@@ -111,7 +111,7 @@ def test_validation_skips_what_a_hub_that_is_down_would_tell(served: HubServer, 
     assert checks["teacher"] == "skipped"
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("command", [pytest.param("run", marks=pytest.mark.nightly), "validate"])
 def test_a_name_that_the_hub_does_not_know_is_told(
     served: HubServer, config: Path, tmp_path: Path, command: str
 ) -> None:

@@ -29,6 +29,7 @@ def test_the_temperature_changes_the_soft_loss_alone(tiny: Models, tmp_path: Pat
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_what_is_compared_changes_the_soft_loss_alone(tiny: Models, tmp_path: Path) -> None:
     ways: list[dict[str, Any]] = [
         *({"divergence": name} for name in DIVERGENCES),
@@ -89,7 +90,7 @@ def test_schedules_are_followed_and_told(tiny: Models, tmp_path: Path) -> None:
     assert [line["schedules"] for line in lines if "schedules" in line] == told
 
 
-@pytest.mark.parametrize("thought", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("thought", [0.0, pytest.param(0.5, marks=pytest.mark.nightly), 1.0])
 def test_a_reasoning_counts_as_much_as_it_is_weighted(tiny: Models, tmp_path: Path, thought: float) -> None:
     """The loss is linear in the weights, and what it is divided by does not depend on them."""
     rows = [{"q": f"open {i}: ", "r": "the dog jumps over the file. ", "a": "so the river"} for i in range(40)]
@@ -122,6 +123,7 @@ SHORT: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.long
+@pytest.mark.nightly
 def test_short_spellings_ask_for_losses_between_layers(tiny: Models, tmp_path: Path) -> None:
     values: list[float] = []
     for name, settings in SHORT:

@@ -181,7 +181,7 @@ def estimate(
     student: Student = None,
     settings: Settings = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows of a pass; replaces `training.batch_size`.", min=1)
+        int | None, typer.Option(help="Rows of a pass; replaces `training.batch_size`.", min=1, max=10**9)
     ] = None,
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens of a row; `dataset.max_length` if not given.", min=2, show_default=False)

@@ -307,7 +307,7 @@ def memory(
             help="org/name, a folder, a .gguf file, pkg://package/path, or a known size: tinyllama-1.1b.",
         ),
     ],
-    batch_size: Annotated[int, typer.Option(help="Rows of a pass, over all devices together.", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Rows of a pass, over all devices together.", min=1, max=10**9)] = 1,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row; 2,048 or the model's positions if not given.", min=2, show_default=False),

@@ -17,10 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import import_utils
 
+from entrenar_core.errors import ModelError
 from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel
 from entrenar_core.models.heads import EMBEDDING
 from entrenar_core.models.loading import drop_pooler, model_class
 from entrenar_core.models.quiet import explaining, quietly
+
+MOST_LAYERS = 2000
+"""More than any model has; to make them would take minutes, on `meta` too."""
 
 
 @contextmanager
@@ -52,6 +56,7 @@ def empty_model(held: HeldModel, layers: int | None = None) -> PreTrainedModel:
     """
     kind = class_of(held)
     config = copy.deepcopy(held.config)
+    _require_few(config, held.name)
     if layers is not None:
         for one in _configs(config):
             _cut(one, layers)
@@ -129,6 +134,15 @@ def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         trains = isinstance(tensor, nn.Parameter)
         return nn.Parameter(empty, requires_grad=tensor.requires_grad) if trains else empty
+
+
+def _require_few(config: PreTrainedConfig, name: str) -> None:
+    for one in _configs(config):
+        found = getattr(one, "num_hidden_layers", None)
+        if isinstance(found, int) and found > MOST_LAYERS:
+            raise ModelError(
+                f"{name} says that it has {found:,} layers", f"check its config.json: {MOST_LAYERS:,} are the most"
+            )
 
 
 def _configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:

@@ -84,15 +84,24 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+_DELETED = ".deleted"
+
+
 def remove_folder(path: Path) -> None:
     """Deletes a folder so that a half-deleted one is not taken for a whole one."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
-    doomed = path.with_name(f".{path.name}.deleted")
+    doomed = path.with_name(f".{path.name}{_DELETED}")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def forget_deleted(folder: Path) -> None:
+    """Takes away what is left below a folder of deletions that were stopped in the middle."""
+    for left in folder.rglob(f".*{_DELETED}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

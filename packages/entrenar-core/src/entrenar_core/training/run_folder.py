@@ -12,7 +12,7 @@ from typing import IO, Any
 from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import OutputError, Problem, UsageError
-from entrenar_core.training.files import remove_folder, write_json, writing
+from entrenar_core.training.files import forget_deleted, remove_folder, write_json, writing
 
 MANIFEST = "run.json"
 DISCARDING = "discarding"
@@ -86,6 +86,7 @@ class RunFolder:
         if before is not None and resume and before["status"] != DISCARDING:
             require_same(before, manifest, self.path)
             self._replaced = None
+            forget_deleted(self.path)
         self.manifest = {**manifest, "status": "running"}
         if self._replaced is None:
             self.begin()
