@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,14 @@ def _others() -> Iterator[Spec]:
     for optimizer in ("sgd", "adafactor", "adamw-8bit"):
         yield {**one, "optimizer": optimizer}
     yield {**one, "batch": 4, "length": 256, "accumulation": 2}
+    yield {
+        "kind": "llama",
+        "sizes": {**LLAMA, **_NARROW, "num_hidden_layers": 4, "vocab_size": 8000},
+        "batch": 2,
+        "length": 64,
+    }
     large = {"kind": "llama", "sizes": {**LLAMA, **_WIDE}}
+    yield {"kind": "llama", "sizes": {**LLAMA, **_WIDE, "num_hidden_layers": 8}, "batch": 1, "length": 512}
     yield {**large, "batch": 1, "length": 512}
     yield {**large, "batch": 4, "length": 512, "checkpointing": True}
 
@@ -337,12 +344,45 @@ def main() -> None:
     for number, spec in chosen:
         results.append(compared(number, spec, runs))
         if given.output:
-            given.output.write_text(json.dumps(results, indent=1) + "\n")
+            said = {"setting": setting(given.default), **summary(results), "runs": results}
+            given.output.write_text(json.dumps(said, indent=1) + "\n")
     runs.close()
+    found = summary(results)
+    print(f"{len(results)} runs: mean {found['mean']:.1%}, worst {found['worst']:.1%} off")
+    print(f"accelerate: mean {found['accelerate_mean']:.1%}, worst {found['accelerate_worst']:.1%} off")
+    if not given.default and (found["mean"] > MEAN_ERROR or found["worst"] > WORST_ERROR):
+        raise SystemExit(f"a mean of {MEAN_ERROR:.0%} and {WORST_ERROR:.0%} at worst are the bounds")
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How far off predictions are, and accelerate's estimates."""
     errors = [abs(one["error"]) for one in results]
     others = [abs(one["accelerate"] / one["measured"]["peak"] - 1) for one in results]
-    print(f"{len(errors)} runs: mean {statistics.mean(errors):.1%}, worst {max(errors):.1%} off")
-    print(f"accelerate: mean {statistics.mean(others):.1%}, worst {max(others):.1%} off")
+    return {
+        "mean": statistics.mean(errors),
+        "worst": max(errors),
+        "accelerate_mean": statistics.mean(others),
+        "accelerate_worst": max(others),
+    }
+
+
+def setting(default: bool) -> dict[str, Any]:
+    """On what it was measured."""
+    import platform
+    from datetime import date
+    from importlib.metadata import version
+
+    from entrenar_core.memory.machine import processor_name
+
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    return {
+        "date": date.today().isoformat(),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "environment": DEFAULT if default else FIXED,
+        "versions": {name: version(name) for name in packages},
+    }
 
 
 if __name__ == "__main__":

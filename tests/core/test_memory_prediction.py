@@ -21,6 +21,7 @@ from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import EntrenarError, ModelError
 from entrenar_core.memory.estimate import Estimate
+from entrenar_core.memory.fakes import empty_model
 from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, Teaching, TrainingJob
 from entrenar_core.memory.optimizers import traced_optimizer
 from entrenar_core.memory.predicting import predict
@@ -160,6 +161,19 @@ def test_states_of_8_bits_are_those_of_bitsandbytes() -> None:
         if isinstance(value, Tensor)
     }
     assert _bytes(traced_optimizer("adamw-8bit", parameters).states()) == _bytes(kept.values())
+
+
+def test_a_step_of_8_bits_needs_five_copies_of_a_parameter_at_a_time_on_a_cpu() -> None:
+    """Of the largest, as bitsandbytes' backend for CPUs has them; the kernels of GPUs need none."""
+    model = held("llama", vocab_size=4096)
+    largest = max(one.numel() for one in empty_model(model).parameters())
+    job = TrainingJob(model, 1, 4, optimizer="adamw-8bit")
+    needed = {}
+    for device in ("cpu", "cuda"):
+        moment = predict(replace(job, device=device)).trace.phases["optimizer"]  # type: ignore[arg-type]
+        needed[device] = moment.components.get("workspace", 0)
+    assert needed["cpu"] == 5 * 4 * largest
+    assert needed["cuda"] < largest
 
 
 SIZES = st.integers(1, 4)

@@ -43,7 +43,7 @@ def _of_training(job: TrainingJob) -> Iterator[str]:
     if job.evaluation_rows is not None:
         yield f"evaluations of {job.evaluation_rows:,} rows of {job.length:,} tokens, with the optimiser's state there"
     yield f"task: {job.student.task}; attention: {job.student.attention}; mixed precision: {job.mixed_precision}"
-    yield f"optimizer: {job.optimizer}" + (_EIGHT_BITS if job.optimizer == "adamw-8bit" else "")
+    yield f"optimizer: {job.optimizer}" + (_EIGHT_BITS if job.optimizer == "adamw-8bit" and job.device != "cpu" else "")
     yield "activations are computed anew in the backward pass" if job.gradient_checkpointing else "activations are kept"
     yield "logits are all there at once" if job.all_logits else "logits are made in tiles, as entrenar trains"
     yield from _of_model(job.student)

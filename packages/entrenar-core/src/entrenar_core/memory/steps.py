@@ -194,7 +194,7 @@ class TracedTraining:
         """One that has its state already, as after the first step."""
         stage = self.stage
         with stage.acting():
-            optimizer = traced_optimizer(self.job.optimizer, self.trained)
+            optimizer = traced_optimizer(self.job.optimizer, self.trained, self.job.device)
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
             optimizer.step()
