@@ -114,6 +114,27 @@ def test_an_optimiser_of_the_configuration_reaches_the_figures(
     assert states["sgd"] == 0
 
 
+def test_the_time_of_a_run_is_that_of_its_steps(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 rows, of which 2 are for evaluation: 5 passes, 3 steps an epoch."""
+    teacher, student = models
+    rows = "".join(json.dumps({"text": f"line {number}"}) + "\n" for number in range(12))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = {
+        "task": "causal-lm",
+        "teacher": {"model_id": teacher},
+        "student": {"model_id": student},
+        "dataset": {"path": str(tmp_path / "rows.jsonl"), "eval_rows": 2, "max_length": 16},
+        "training": {"epochs": 4, "batch_size": 2, "gradient_accumulation": 2},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    found = estimated(capsys, str(tmp_path / "run.yaml"), "--calibrate")
+    assert found["run_time"]["seconds"] == pytest.approx(12 * found["step_time"]["seconds"])
+    assert found["step_time"]["how"] == "measured on 3 steps"
+
+
 def test_a_teacher_alone_teaches_a_student_of_its_size(
     models: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

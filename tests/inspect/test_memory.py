@@ -115,6 +115,28 @@ def test_layers_that_bitsandbytes_stored_are_counted_so(tmp_path: Path, capsys: 
     assert [one for one in other["assumptions"] if "is stored as gptq has it" in one]
 
 
+def test_layers_of_a_generation_keep_keys_and_values(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, model, "--inference", "--context", "64", "--by-layer", "--weights", "fp32")
+    kept = 2 * 2 * 16 * 64 * 4  # keys and values of 2 heads of 16 for 64 tokens
+    assert [layer["components"]["KV cache"] for layer in found["layers"]] == [kept, kept]
+    of_layers = sum(layer["components"]["student weights"] for layer in found["layers"])
+    assert of_layers == 4 * (PARAMETERS - 2 * 64 * 512 - 64)
+
+
+def test_a_generation_that_does_not_fit_is_told_what_would_help(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [model, "--inference", "--context", "256", "--batch-size", "64", "--device", "cpu", "--available"]
+    whole = told(capsys, *flags, "8GB")
+    less = f"{(whole['needed_bytes'] - 3_000_000) / 1e6:.0f}MB"
+    found = told(capsys, *flags, less, status=1)
+    names = {one["name"] for one in found["changes"]}
+    assert {"--batch-size 32", "--context 128"} <= names
+    (way,) = found["enough"]
+    changed = [*flags[:1], "--inference", "--context", "256", "--batch-size", "64", "--device", "cpu", *way.split()]
+    again = told(capsys, *changed, "--available", less)
+    assert again["fits"] is True
+    assert again["peak_bytes"] == next(one["peak_bytes"] for one in found["changes"] if one["name"] == way)
+
+
 def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = BertConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, num_hidden_layers=2)
     config.save_pretrained(tmp_path)
@@ -130,7 +152,6 @@ def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--context", "8"], 2, "--context is of a model that generates"),
         (["--inference", "--sequence-length", "8"], 2, "--sequence-length is of a training"),
         (["--rank", "8"], 2, "--rank is of adapters"),
-        (["--inference", "--by-layer"], 2, "--by-layer"),
         (["--inference", "--optimizer", "sgd"], 2, "--optimizer is of a training"),
         (["--inference", "--method", "lora"], 2, "--method is of a training"),
         (["--inference", "--calibrate"], 2, "--calibrate is of a training"),

@@ -208,7 +208,8 @@ def estimate(
         **wanted.settings_without(file, teacher, student),
     }
     loaded = _assembled(file, teacher, student, None, settings, given)
-    return predict(loaded.config, wanted, "the command line" if file is None else str(file))
+    subject = "the command line" if file is None else str(file)
+    return predict(loaded.config, wanted, subject, rows=file is not None)
 
 
 @app.command(epilog=DIAGNOSE_EXAMPLES)

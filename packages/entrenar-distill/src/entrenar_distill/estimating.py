@@ -1,5 +1,6 @@
 """`estimate`: the memory of a distillation before it is run, from configurations alone."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +11,8 @@ from entrenar_core.artifact import ModelArtifact, inspect_folder
 from entrenar_core.config import DistillationConfig
 from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.teachers import ModelSource
-from entrenar_core.errors import UsageError
+from entrenar_core.data.columns import source_of
+from entrenar_core.errors import EntrenarError, UsageError
 from entrenar_core.formats import WeightFormat, read_json
 from entrenar_core.hub import fetch_config
 from entrenar_core.memory.jobs import Adapters, DeviceType, Sharding, Strategy, TrainingJob
@@ -22,6 +24,7 @@ from entrenar_distill.assembly import Flags
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from entrenar_core.memory.jobs import Job
     from entrenar_core.memory.machine import Machine
     from entrenar_core.memory.runs import Part
 
@@ -63,8 +66,8 @@ class Wanted:
         return {("dataset", "name"): ("stdlib-docstrings", "--teacher"), **as_large}
 
 
-def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> MemoryReport:
-    """What a distillation takes. `subject` is what it is called.
+def estimate(config: DistillationConfig, wanted: Wanted, subject: str, *, rows: bool = True) -> MemoryReport:
+    """What a distillation takes. `subject` is what it is called; `rows` says whether its data are meant, or any.
 
     Raises:
         EntrenarError: of the kind that fits.
@@ -91,11 +94,28 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str) -> Memory
             machine=machine,
             compare=True,
             words="settings",
-            steps=config.training.max_steps,
+            steps=_steps(config, parts[-1].job, machine, rows=rows),
             calibrate=wanted.calibrate,
         )
         task.end()
     return found
+
+
+def _steps(config: DistillationConfig, job: "Job", machine: "Machine", *, rows: bool) -> int | None:
+    """How many a run takes; None where nobody could tell their time, or data would have to be fetched."""
+    training, data = config.training, config.dataset
+    if training.max_steps is not None or machine.named:
+        return training.max_steps
+    if not rows or data.streaming or data.packing or source_of(data) == "huggingface" or not isinstance(job, TrainingJob):
+        return None
+    from entrenar_core.data.sources import load_rows
+
+    try:
+        found = load_rows(data, task=job.student.task, seed=training.seed)
+    except EntrenarError:  # which a run would tell
+        return None
+    passes = math.ceil(found.num_train_rows / training.batch_size)
+    return training.epochs * math.ceil(passes / training.gradient_accumulation)
 
 
 def _adapted(part: "Part", adapters: Adapters, *, quantized: bool) -> "Part":

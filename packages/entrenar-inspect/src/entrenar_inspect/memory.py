@@ -17,6 +17,7 @@ from entrenar_core.memory.jobs import (
     HeldModel,
     InferenceJob,
     Job,
+    ReadingJob,
     Sharding,
     Spreading,
     Strategy,
@@ -96,9 +97,10 @@ def memory(reference: str, wanted: Wanted, revision: str | None = None) -> Memor
             compare=not wanted.inference,
             calibrate=wanted.calibrate,
         )
-        if wanted.by_layer and isinstance(job, TrainingJob):
+        if wanted.by_layer:
             from entrenar_core.memory.by_layer import layers_of
 
+            assert not isinstance(job, ReadingJob), "it trains or generates"
             found = replace(found, layers=layers_of(job))
         task.end()
     return found
@@ -114,7 +116,6 @@ _OF_TRAININGS: dict[str, str] = {
     "accumulation": "--gradient-accumulation",
     "all_logits": "--full-logits",
     "calibrate": "--calibrate",
-    "by_layer": "--by-layer",
 }
 _OF_GENERATIONS = {"context": "--context", "cache_dtype": "--cache-dtype", "device_map": "--device-map"}
 _INSTEAD = {

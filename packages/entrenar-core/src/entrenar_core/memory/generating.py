@@ -55,10 +55,12 @@ def trace_inference(
     """
     require_positions(job.model.config, job.context, job.model.name)
     with quietly():
-        return _Generation(job, layers, granularity, followed).trace()
+        return Generation(job, layers, granularity, followed).trace()
 
 
-class _Generation:
+class Generation:
+    """A generation that can be traced once."""
+
     def __init__(self, job: InferenceJob, layers: Layers | None, granularity: int, followed: int | None = None) -> None:
         self.job, self.read = job, followed or job.context
         self.stage = Stage(granularity, padded=False, device=job.device)
@@ -67,6 +69,7 @@ class _Generation:
         self.model, self.watch, self.parameters = self.stage.model(job.model, 0, layers, _frozen)
 
     def trace(self) -> Trace:
+        """Lets it read, and write a token."""
         with torch.no_grad(), self.stage.acting():
             if self.job.model.task in (CAUSAL_LM, SEQ2SEQ):
                 self._write()

@@ -7,6 +7,7 @@ from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.memory.assumptions import assumptions_of
 from entrenar_core.memory.calibration import kept_calibration
 from entrenar_core.memory.changing import Jobs, Words, applicable, enough
+from entrenar_core.memory.changing_generations import changed_generations
 from entrenar_core.memory.constants import DeviceConstants, constants_of
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.jobs import Adapters, InferenceJob, Job, ReadingJob, Sharding, TrainingJob
@@ -65,6 +66,9 @@ def report(
     timed = _timed(last, told[-1], machine, fits=fits, calibrate=calibrate)
     changes: tuple[Alternative, ...] = ()
     together: tuple[str, ...] = ()
+    if fits is False and isinstance(last, InferenceJob):
+        changes = tuple(asked.of_generation(last))
+        together = next(((one.name,) for one in changes if one.fits), ())
     if fits is False and isinstance(last, TrainingJob):
         changes = tuple(asked.changes(jobs, words, only_runs=only_runs))
         run_alone = only_runs or words == "settings"
@@ -202,7 +206,7 @@ class _Asked:
         """None where a model does not take it; then it is said."""
         try:
             peak = self.peak(jobs)
-        except ModelError as error:
+        except (ModelError, UsageError) as error:
             self.left_out.append(f"{name} is left out: {error.message}")
             return None
         trained = self.predicted(jobs[-1]).trace.trainable_parameters
@@ -223,12 +227,22 @@ class _Asked:
             if (found := self.alternative(name, (*before, made), base)) is not None:
                 yield found
 
+    def of_generation(self, job: InferenceJob) -> list[Alternative]:
+        """Single changes, those that save most first."""
+        than = self.peak((job,))
+        found = [self.alternative(name, (made,), than) for name, made in changed_generations(job)]
+        return _by_saving(found)
+
     def changes(self, jobs: Jobs, words: Words, *, only_runs: bool) -> list[Alternative]:
         """Single changes, those that save most first."""
         than = self.peak(jobs)
         found = [self.alternative(told, made, than) for _, made, told in applicable(jobs, words, only_runs=only_runs)]
-        savings = [one for one in found if one is not None and one.saving_bytes > 0]
-        return sorted(savings, key=lambda one: -one.saving_bytes)
+        return _by_saving(found)
+
+
+def _by_saving(found: Sequence[Alternative | None]) -> list[Alternative]:
+    savings = [one for one in found if one is not None and one.saving_bytes > 0]
+    return sorted(savings, key=lambda one: -one.saving_bytes)
 
 
 def _batch(job: Job) -> str:
