@@ -106,7 +106,13 @@ def _steps(config: DistillationConfig, job: "Job", machine: "Machine", *, rows: 
     training, data = config.training, config.dataset
     if training.max_steps is not None or machine.named:
         return training.max_steps
-    if not rows or data.streaming or data.packing or source_of(data) == "huggingface" or not isinstance(job, TrainingJob):
+    if (
+        not rows
+        or data.streaming
+        or data.packing
+        or source_of(data) == "huggingface"
+        or not isinstance(job, TrainingJob)
+    ):
         return None
     from entrenar_core.data.sources import load_rows
 
