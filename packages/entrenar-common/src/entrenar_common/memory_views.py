@@ -47,7 +47,7 @@ def _verdict(report: MemoryReport) -> Table:
         facts["available"] = Amount(report.available_bytes, f"{size(report.available_bytes)}, {report.machine}")
         facts["fits"] = _fits(report)
     last = report.parts[-1]
-    facts["parameters"] = _parameters(last)
+    facts["parameters"] = _parameters(last, max(one.teacher_parameters for one in report.parts))
     if last.flops:
         facts["operations of a step"] = Amount(last.flops, f"{count(last.flops)} floating-point operations")
     if report.step_time is not None:
@@ -93,13 +93,13 @@ def _when(report: MemoryReport, part: PartMemory) -> str:
     return f"{name}{part.phase}{where}"
 
 
-def _parameters(part: PartMemory) -> str:
+def _parameters(part: PartMemory, of_teacher: int) -> str:
     said = [f"{count(part.parameters)}"] if part.parameters else []
     if part.trainable_parameters and part.trainable_parameters != part.parameters:
         share = percent(part.trainable_parameters / part.parameters, 2)
         said.append(f"{count(part.trainable_parameters)} of them trained ({share})")
-    if part.teacher_parameters:
-        said.append(f"teacher {count(part.teacher_parameters)}")
+    if of_teacher:
+        said.append(f"teacher {count(of_teacher)}")
     return ", ".join(said)
 
 

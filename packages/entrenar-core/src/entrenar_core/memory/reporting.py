@@ -153,8 +153,12 @@ def _that_can_be_taken(job: Job, here: Machine | None, *, fits: bool | None) -> 
 
 def _batch(job: Job) -> str:
     if isinstance(job, InferenceJob):
-        return f"{job.batch_size:,} rows of {job.context:,} tokens"
-    return f"{job.batch_size:,} rows, the longest of {job.length:,} tokens"
+        return f"{_rows(job.batch_size)} of {job.context:,} tokens"
+    return f"{_rows(job.batch_size)} of at most {job.length:,} tokens"
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'s' * (number != 1)}"
 
 
 def _part(part: Part, estimate: Estimate) -> PartMemory:
