@@ -177,6 +177,7 @@ def test_a_step_of_8_bits_needs_five_copies_of_a_parameter_at_a_time_on_a_cpu() 
 
 
 SIZES = st.integers(1, 4)
+SEVERAL = max(2, min(50, settings.default.max_examples // 50))  # a prediction takes half a second
 
 
 def peak(job: TrainingJob) -> int:
@@ -187,26 +188,26 @@ def tiny(layers: int = 2, **changes: Any) -> TrainingJob:
     return replace(TrainingJob(held("llama", num_hidden_layers=layers), 2, 12), **changes)
 
 
-@settings(max_examples=2)
+@settings(max_examples=SEVERAL)
 @given(batch=SIZES, more=SIZES, length=st.integers(4, 40))
 def test_more_rows_take_more(batch: int, more: int, length: int) -> None:
     job = tiny(batch_size=batch, length=length)
     assert peak(job) < peak(replace(job, batch_size=batch + more))
 
 
-@settings(max_examples=2)
+@settings(max_examples=SEVERAL)
 @given(length=st.integers(2, 60), more=st.integers(1, 60))
 def test_longer_rows_take_more(length: int, more: int) -> None:
     assert peak(tiny(length=length)) < peak(tiny(length=length + more))
 
 
-@settings(max_examples=2)
+@settings(max_examples=SEVERAL)
 @given(rank=st.integers(1, 8), more=SIZES)
 def test_a_larger_rank_takes_more(rank: int, more: int) -> None:
     assert peak(tiny(adapters=Adapters(rank))) < peak(tiny(adapters=Adapters(rank + more)))
 
 
-@settings(max_examples=2)
+@settings(max_examples=SEVERAL)
 @given(layers=st.integers(1, 9), more=SIZES)
 def test_more_layers_take_more(layers: int, more: int) -> None:
     assert peak(tiny(layers)) < peak(tiny(layers + more))

@@ -127,6 +127,7 @@ SHOWN_BY = {
     "training.batch_size": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
     "training.gradient_accumulation": f"{TRAINING}::test_rows_epochs_and_batches_make_the_steps",
     "training.eval_batch_size": f"{TRAINING}::test_evaluation_has_batches_of_its_own",
+    "training.optimizer": f"{TRAINING}::test_the_optimiser_decides_what_is_kept_of_each_parameter",
     "training.learning_rate": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",
     "training.schedule": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",
     "training.warmup_steps": f"{TRAINING}::test_the_learning_rate_follows_its_schedule",

@@ -1,11 +1,13 @@
 """The settings of training and output: each changes what happens."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tiny_jobs import Models, classification, language
 from watched_runs import calls_of, run, weights
@@ -70,6 +72,20 @@ def test_weight_decay_shrinks_weights_and_spares_norms(tiny: Models, tmp_path: P
         norms.append(tensors[f"{name}.dense.weight"].norm())
         assert tensors[f"{name}.LayerNorm.weight"].min() > 0.9
     assert norms[1] < 0.9 * norms[0]
+
+
+def test_the_optimiser_decides_what_is_kept_of_each_parameter(tiny: Models, tmp_path: Path) -> None:
+    kept, results = {}, []
+    for name in ("adamw", "adamw-8bit", "sgd", "adafactor"):
+        run(classification(tiny, tmp_path, training={"optimizer": name, "max_steps": 2}))
+        (last,) = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))[-1:]
+        kept[name] = {tensor.rsplit(":", 1)[1] for tensor in load_file(last / "optimizer.safetensors")}
+        results.append(weights(tmp_path)["bert.encoder.layer.0.output.dense.weight"])
+    assert kept["adamw"] == {"step", "exp_avg", "exp_avg_sq"}
+    assert {"step", "state1", "state2"} <= kept["adamw-8bit"]
+    assert kept["sgd"] == set()
+    assert {"row_var", "col_var"} <= kept["adafactor"]
+    assert not any(one.equal(other) for one, other in itertools.combinations((results[0], *results[2:]), 2))
 
 
 def test_a_clipped_gradient_moves_less(tiny: Models, tmp_path: Path) -> None:
