@@ -62,7 +62,7 @@ def really_traced(job: InferenceJob, monkeypatch: pytest.MonkeyPatch) -> Trace:
         patched.setattr(steps, "Tracking", RealTracking)
         patched.setattr(steps, "experts_without_data", nullcontext)
         patched.setattr(steps, "taken_for_real", lambda _: nullcontext())
-        generation = generating._Generation(job, None, 1)
+        generation = generating.Generation(job, None, 1)
         torch.manual_seed(0)
         with torch.no_grad():
             for weight in generation.model.parameters():
