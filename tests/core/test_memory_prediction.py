@@ -22,7 +22,7 @@ from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import EntrenarError, ModelError
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.fakes import empty_model
-from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, Teaching, TrainingJob
+from entrenar_core.memory.jobs import Adapters, CachedSignals, DeviceType, HeldModel, Teaching, TrainingJob
 from entrenar_core.memory.optimizers import traced_optimizer
 from entrenar_core.memory.predicting import predict
 from memory_twins import held
@@ -169,8 +169,9 @@ def test_a_step_of_8_bits_needs_five_copies_of_a_parameter_at_a_time_on_a_cpu() 
     largest = max(one.numel() for one in empty_model(model).parameters())
     job = TrainingJob(model, 1, 4, optimizer="adamw-8bit")
     needed = {}
-    for device in ("cpu", "cuda"):
-        moment = predict(replace(job, device=device)).trace.phases["optimizer"]  # type: ignore[arg-type]
+    devices: tuple[DeviceType, ...] = ("cpu", "cuda")
+    for device in devices:
+        moment = predict(replace(job, device=device)).trace.phases["optimizer"]
         needed[device] = moment.components.get("workspace", 0)
     assert needed["cpu"] == 5 * 4 * largest
     assert needed["cuda"] < largest

@@ -165,7 +165,7 @@ def test_devices_take_about_as_much_and_all_of_it() -> None:
     whole = whole_bytes(held)
     assert sum(found.size_bytes.values()) == whole
     assert max(found.size_bytes.values()) <= 0.6 * whole
-    assert found.spilled_bytes == 0
+    assert set(found.size_bytes) == {0, 1}
 
 
 def test_quantised_layers_are_counted_as_stored() -> None:

@@ -15,7 +15,7 @@ from entrenar_core.data.columns import source_of
 from entrenar_core.errors import EntrenarError, UsageError
 from entrenar_core.formats import WeightFormat, read_json
 from entrenar_core.hub import fetch_config
-from entrenar_core.memory.jobs import Adapters, DeviceType, Sharding, Strategy, TrainingJob
+from entrenar_core.memory.jobs import USUAL_RANK, Adapters, DeviceType, Sharding, Strategy, TrainingJob
 from entrenar_core.memory.report import MemoryReport
 from entrenar_core.models.heads import CLASSIFICATION, UNTOLD, infer_task
 from entrenar_core.references import HubReference, parse_reference
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from entrenar_core.memory.jobs import Job
     from entrenar_core.memory.machine import Machine
     from entrenar_core.memory.runs import Part
-
-
-_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class Wanted:
     @property
     def adapters(self) -> Adapters | None:
         """What trains of the student, if not all of it."""
-        return None if self.method == "full" else Adapters(self.rank or _RANK)
+        return None if self.method == "full" else Adapters(self.rank or USUAL_RANK)
 
     @staticmethod
     def settings_without(file: Path | None, teacher: str | None, student: str | None) -> Flags:

@@ -11,6 +11,7 @@ from entrenar_core.errors import UsageError
 from entrenar_core.hub import fetch_config
 from entrenar_core.memory.jobs import (
     SEQ2SEQ,
+    USUAL_RANK,
     Adapters,
     Attention,
     DeviceType,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from entrenar_core.memory.machine import Machine
 
 _LENGTH = 2048
-_RANK = 16
 Precision = Literal["fp32", "bf16", "fp16"]
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -213,7 +213,7 @@ def _job(held: HeldModel, wanted: Wanted, machine: "Machine") -> Job:
             spreading = Spreading("auto", max(wanted.devices, machine.devices), machine.available_bytes)
             return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, spreading=spreading)
         return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, sharding)
-    adapters = None if wanted.method == "full" else Adapters(wanted.rank or _RANK)
+    adapters = None if wanted.method == "full" else Adapters(wanted.rank or USUAL_RANK)
     student = replace(held, load_in="nf4", double_quantized=True) if wanted.method == "qlora" else held
     return TrainingJob(
         student,

@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from entrenar_core.memory.jobs import Adapters, CachedSignals, Job, LoadIn, ReadingJob, Sharding, TrainingJob
+from entrenar_core.memory.jobs import (
+    USUAL_RANK,
+    Adapters,
+    CachedSignals,
+    Job,
+    LoadIn,
+    ReadingJob,
+    Sharding,
+    TrainingJob,
+)
 from entrenar_core.models.heads import LANGUAGE
 from entrenar_core.models.teacher_rules import has_bitsandbytes
-
-_RANK = 16
-
 
 Jobs = Sequence[Job]
 """What a run does one after the other, the training last."""
@@ -150,7 +156,7 @@ def _adapted(job: TrainingJob, load_in: LoadIn | None = None) -> TrainingJob | N
     if job.adapters is not None and (load_in is None or job.student.load_in is not None):
         return None
     student = job.student if load_in is None else replace(job.student, load_in=load_in, double_quantized=True)
-    return replace(job, adapters=job.adapters or Adapters(_RANK), student=student)
+    return replace(job, adapters=job.adapters or Adapters(USUAL_RANK), student=student)
 
 
 def _optimizer_of_8_bits(job: TrainingJob) -> TrainingJob | None:
@@ -207,8 +213,8 @@ CHANGES: Sequence[Change] = (
     Change(_teacher_as("nf4"), _always("teacher.load_in: nf4"), None, reading=_read_as("nf4")),
     Change(_optimizer_of_8_bits, _always("training.optimizer: adamw-8bit"), _always("--optimizer adamw-8bit")),
     Change(_frozen_at_16_bits, None, _always("--weights bf16")),
-    Change(_adapted, *_estimated(f"--method lora --rank {_RANK}"), runs=False),
-    Change(lambda job: _adapted(job, "nf4"), *_estimated(f"--method qlora --rank {_RANK}"), runs=False),
+    Change(_adapted, *_estimated(f"--method lora --rank {USUAL_RANK}"), runs=False),
+    Change(lambda job: _adapted(job, "nf4"), *_estimated(f"--method qlora --rank {USUAL_RANK}"), runs=False),
     Change(_shared(8), *_estimated("--devices 8 --strategy fsdp"), runs=False),
 )
 """What changes no result comes first."""

@@ -22,6 +22,8 @@ Strategy = Literal["ddp", "zero1", "zero2", "fsdp"]
 DeviceType = Literal["cpu", "cuda", "mps"]
 CacheKind = Literal["hidden", "topk", "sampled", "logits"]
 
+USUAL_RANK = 16
+"""Of adapters, where none is said."""
 SEQ2SEQ = "seq2seq-lm"
 """The task of an encoder with a decoder, which entrenar does not train, but whose memory can be told."""
 

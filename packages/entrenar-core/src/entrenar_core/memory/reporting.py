@@ -18,8 +18,6 @@ from entrenar_core.memory.runs import Part
 from entrenar_core.memory.timing import StepTime, precision_of, time_of
 from entrenar_core.units import size
 
-_RANK = 16
-
 
 def report(
     parts: Sequence[Part],

@@ -48,11 +48,6 @@ class Spread:
             found[place] += size
         return dict(found)
 
-    @property
-    def spilled_bytes(self) -> int:
-        """What lies on no device."""
-        return sum(size for place, size in self.size_bytes.items() if not isinstance(place, int))
-
     def elsewhere(self, device: int) -> dict[str, int]:
         """What does not lie on a device, by dtype."""
         found: Counter[str] = Counter()
