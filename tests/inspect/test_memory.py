@@ -130,10 +130,14 @@ def test_a_generation_that_does_not_fit_is_told_what_would_help(model: str, caps
     found = told(capsys, *flags, less, status=1)
     names = {one["name"] for one in found["changes"]}
     assert {"--batch-size 32", "--context 128"} <= names
+    assert "--weights nf4" in names
     (way,) = found["enough"]
     changed = [*flags[:1], "--inference", "--context", "256", "--batch-size", "64", "--device", "cpu", *way.split()]
     again = told(capsys, *changed, "--available", less)
     assert again["fits"] is True
+    quantised = told(capsys, *flags, "8GB", "--weights", "nf4")
+    peaks = {one["name"]: one["peak_bytes"] for one in found["changes"]}
+    assert quantised["peak_bytes"] == peaks["--weights nf4"]
     assert again["peak_bytes"] == next(one["peak_bytes"] for one in found["changes"] if one["name"] == way)
 
 
@@ -155,6 +159,7 @@ def test_an_encoder_and_a_known_size(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--inference", "--optimizer", "sgd"], 2, "--optimizer is of a training"),
         (["--inference", "--method", "lora"], 2, "--method is of a training"),
         (["--inference", "--calibrate"], 2, "--calibrate is of a training"),
+        (["--weights", "nf4"], 2, "--weights nf4 is of a model that generates"),
         (["--cache-dtype", "float16"], 2, "--cache-dtype is of a model that generates"),
         (["--strategy", "fsdp"], 2, "--strategy fsdp divides models over devices"),
         (["--devices", "3"], 2, "3 devices cannot share 1 row"),

@@ -319,8 +319,11 @@ def memory(
         Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the computation: mixed, but for fp32.")
     ] = "fp32",
     weights: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Of the weights; fp32, and to generate as they are stored.", show_default=False),
+        Literal["fp32", "bf16", "fp16", "nf4", "int8"] | None,
+        typer.Option(
+            help="Of the weights; fp32, and to generate as they are stored. nf4, int8: as bitsandbytes has them.",
+            show_default=False,
+        ),
     ] = None,
     attention: Annotated[Literal["sdpa", "eager"], typer.Option(help="Fused, or with all scores at once.")] = "sdpa",
     checkpointing: Annotated[

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _LENGTH = 2048
 Precision = Literal["fp32", "bf16", "fp16"]
+Weights = Literal["fp32", "bf16", "fp16", "nf4", "int8"]
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -47,7 +48,7 @@ class Wanted:
     sequence_length: int | None = None
     optimizer: OptimizerName = "adamw"
     precision: Precision = "fp32"
-    weights: Precision | None = None
+    weights: Weights | None = None
     attention: Attention = "sdpa"
     checkpointing: bool = False
     accumulation: int = 1
@@ -135,6 +136,10 @@ def _require_sense(wanted: Wanted) -> None:
         if name in given:
             what = "of a training" if wanted.inference else "of a model that generates"
             raise UsageError(f"{flag} is {what}", _INSTEAD.get(name, f"{_other(wanted)}, or leave {flag} out"))
+    if wanted.weights in ("nf4", "int8") and not wanted.inference:
+        raise UsageError(
+            f"--weights {wanted.weights} is of a model that generates", "add --inference, or --method qlora"
+        )
     if wanted.rank is not None and wanted.method == "full":
         raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
     if wanted.by_layer and wanted.devices > 1:
@@ -160,8 +165,8 @@ def _held(reference: str, revision: str | None, wanted: Wanted) -> HeldModel:
     config, gguf = _config(reference, revision)
     named = task_named(getattr(config, "architectures", None) or ())
     task = SEQ2SEQ if config.is_encoder_decoder else named or _by_kind(config)
-    dtype = DTYPES[wanted.weights] if wanted.weights else "float32"
-    if wanted.inference and wanted.weights is None:
+    dtype = DTYPES.get(wanted.weights or "fp32", "float32")
+    if wanted.inference and wanted.weights not in DTYPES:
         stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
         dtype = stored if stored in DTYPES.values() else "float32"
     held = HeldModel(reference, config, task, dtype=dtype, attention=wanted.attention)
@@ -171,6 +176,8 @@ def _held(reference: str, revision: str | None, wanted: Wanted) -> HeldModel:
         from entrenar_core.memory.stored import stored_weight_bytes
 
         return replace(held, stored_bytes=stored_weight_bytes(str(gguf))[0])
+    if wanted.weights in ("nf4", "int8"):
+        return replace(held, load_in=wanted.weights, double_quantized=wanted.weights == "nf4")
     return quantized_as_stored(held)
 
 

@@ -24,4 +24,4 @@ def changed_generations(job: InferenceJob) -> Iterator[tuple[str, InferenceJob]]
         yield "--weights bf16", replace(job, model=replace(job.model, dtype="bfloat16"))
     if has_bitsandbytes():
         quantised = replace(job.model, load_in="nf4", double_quantized=True)
-        yield "its weights in NF4, as bitsandbytes has them", replace(job, model=quantised)
+        yield "--weights nf4", replace(job, model=quantised)
