@@ -136,6 +136,11 @@ def _require_sense(wanted: Wanted) -> None:
         if name in given:
             what = "of a training" if wanted.inference else "of a model that generates"
             raise UsageError(f"{flag} is {what}", _INSTEAD.get(name, f"{_other(wanted)}, or leave {flag} out"))
+    _require_together(wanted)
+
+
+def _require_together(wanted: Wanted) -> None:
+    """Options that exclude each other, or need one another."""
     if wanted.weights in ("nf4", "int8") and not wanted.inference:
         raise UsageError(
             f"--weights {wanted.weights} is of a model that generates", "add --inference, or --method qlora"
