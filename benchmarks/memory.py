@@ -72,9 +72,10 @@ def held(spec: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
 
 def job_of(spec: Spec, *, tiny: bool = False) -> Any:
     """The job of a spec; a tiny one for warming up."""
+    from entrenar_core.config.adapters import LoraAdapter
     from entrenar_core.config.desugaring import terms_of
     from entrenar_core.config.distillation import DistillationSection
-    from entrenar_core.memory.jobs import Adapters, CachedSignals, Teaching, TrainingJob
+    from entrenar_core.memory.jobs import CachedSignals, Teaching, TrainingJob
 
     smaller = TINY[spec["kind"]] if tiny else {}
     teachers: tuple[Any, ...] = ()
@@ -90,7 +91,7 @@ def job_of(spec: Spec, *, tiny: bool = False) -> Any:
         length=16 if tiny else spec["length"],
         teachers=teachers,
         terms=terms,
-        adapters=Adapters(spec["lora"]) if "lora" in spec else None,
+        adapters=LoraAdapter(rank=spec["lora"]) if "lora" in spec else None,
         optimizer=spec.get("optimizer", "adamw"),
         mixed_precision=spec.get("precision", "no"),
         gradient_accumulation=spec.get("accumulation", 1),

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from entrenar_core.config.adapters import LoraAdapter
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.memory import steps
-from entrenar_core.memory.jobs import Adapters, HeldModel, Teaching, TrainingJob
+from entrenar_core.memory.jobs import HeldModel, Teaching, TrainingJob
 from memory_twins import RealTraining, UnwatchedStage, Zeros, counted, held
 
 FIXED = {
@@ -38,7 +39,7 @@ def jobs() -> dict[str, TrainingJob]:
     return {
         "llama": TrainingJob(llama(), 2, 128),
         "bert": TrainingJob(bert, 4, 128),
-        "adapters": TrainingJob(llama(), 4, 256, adapters=Adapters(8)),
+        "adapters": TrainingJob(llama(), 4, 256, adapters=LoraAdapter(rank=8)),
         "checkpoints": TrainingJob(llama(), 4, 256, gradient_checkpointing=True),
         "distillation": TrainingJob(llama(num_hidden_layers=3), 4, 128, (Teaching(llama()),), terms),
         "mixed": TrainingJob(llama(), 4, 128, mixed_precision="bf16"),

@@ -18,7 +18,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from entrenar_core.memory.jobs import Adapters, HeldModel, Sharding, TrainingJob
+from entrenar_core.config.adapters import LoraAdapter
+from entrenar_core.memory.jobs import HeldModel, Sharding, TrainingJob
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -53,7 +54,7 @@ def job_of(spec: Spec, *, tiny: bool = False) -> TrainingJob:
         batch_size=spec["devices"] * (1 if tiny else spec.get("rows", 2)),
         length=16 if tiny else 128,
         padded=False,
-        adapters=Adapters(8) if spec.get("lora") else None,
+        adapters=LoraAdapter(rank=8) if spec.get("lora") else None,
         mixed_precision=spec.get("precision", "no"),
         gradient_checkpointing=spec.get("checkpointing", False),
         sharding=Sharding(spec["devices"], spec["strategy"]),
@@ -114,7 +115,8 @@ class Run:
             return model
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(model, LoraConfig(r=self.job.adapters.rank)).train()
+        attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        return get_peft_model(model, LoraConfig(r=8, target_modules=attention)).train()
 
     def _wrapped(self, step: Any, layers: Any) -> Any:
         import torch

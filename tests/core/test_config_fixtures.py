@@ -1,4 +1,4 @@
-"""Three files in older spellings: refused only for what later features bring, and understood right without it."""
+"""Three files in older spellings mean what they say, every section of them."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,16 @@ from entrenar_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 
-LATER = {
-    "chapter": {
-        "8:3": "`student.lora` is not part of this version",
-    },
-    "suite": {
-        "10:3": "`student.lora` is not part of this version",
-    },
+LORA = {
+    "rank": 64,
+    "alpha": 16.0,
+    "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "dropout": 0.1,
 }
-
 MEANT: dict[str, dict[str, Any]] = {
     "chapter": {
         "teacher": {"model_id": "meta-llama/Llama-2-7b", "format": "safetensors"},
-        "student": {"model_id": "TinyLlama/TinyLlama-1.1B"},
+        "student": {"model_id": "TinyLlama/TinyLlama-1.1B", "lora": LORA},
         "distillation": {
             "temperature": 4.0,
             "alpha": 0.7,
@@ -62,7 +59,7 @@ MEANT: dict[str, dict[str, Any]] = {
     },
     "suite": {
         "teacher": {"model_id": "meta-llama/Llama-2-7b", "revision": "main", "format": "safetensors"},
-        "student": {"model_id": "TinyLlama/TinyLlama-1.1B"},
+        "student": {"model_id": "TinyLlama/TinyLlama-1.1B", "lora": {**LORA, "enabled": True}},
         "distillation": {
             "temperature": 4.0,
             "alpha": 0.7,
@@ -89,23 +86,9 @@ MEANT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LATER)
-def test_a_file_in_older_spellings_is_refused_only_for_what_comes_later(name: str) -> None:
-    path = CONFIGS / f"{name}.yaml"
-    with pytest.raises(ConfigError) as caught:
-        load_config(path)
-    expected = [(f"{path}:{place}", message) for place, message in LATER[name].items()]
-    assert [(problem.where, problem.message) for problem in caught.value.problems] == expected
-    assert all(problem.hint for problem in caught.value.problems)
-
-
 @pytest.mark.parametrize("name", MEANT)
-def test_without_later_features_it_means_what_it_says_and_nothing_else(name: str, tmp_path: Path) -> None:
-    values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    values["student"].pop("lora", None)
-    reduced = tmp_path / "reduced.yaml"
-    reduced.write_text(yaml.safe_dump(values))
-    assert load_config(reduced).model_dump(exclude_unset=True) == MEANT[name]
+def test_a_file_in_older_spellings_means_what_it_says_and_nothing_else(name: str) -> None:
+    assert load_config(CONFIGS / f"{name}.yaml").model_dump(exclude_unset=True) == MEANT[name]
 
 
 @pytest.mark.parametrize("old", [old for old, new in RENAMED.items() if new not in ABSENT])

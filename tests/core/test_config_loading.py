@@ -286,7 +286,11 @@ def flags(*settings: tuple[str, Any]) -> list[Override]:
     ("text", "settings", "line"),
     [
         ("", [("trainng.epochs", 3)], "--set trainng.epochs: `trainng` is not a setting"),
-        ("", [("student.lora.rank", 3)], "--set student.lora.rank: `student.lora` is not part of this version"),
+        (
+            "",
+            [("student.lora.rank", 0)],
+            "--set student.lora.rank: `student.lora.rank` should be a whole number, at least 1, not 0",
+        ),
         (
             "training: {epochs: 2}",
             [("training.early_stopping.patience", 2)],

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from entrenar_core import parse_config
+from entrenar_core.config.adapters import LoraAdapter
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.memory.changing import CHANGES, Jobs, applicable, enough
-from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, ReadingJob, Sharding, Teaching, TrainingJob
+from entrenar_core.memory.jobs import CachedSignals, HeldModel, ReadingJob, Sharding, Teaching, TrainingJob
 from entrenar_core.memory.machine import named_machine
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.reporting import report
@@ -63,7 +64,7 @@ def test_nothing_is_proposed_that_is_so_already(job: TrainingJob, absent: str) -
 
 
 def test_adapters_are_proposed_once() -> None:
-    adapted = replace(ALONE, adapters=Adapters(4))
+    adapted = replace(ALONE, adapters=LoraAdapter(rank=4))
     assert not [one for one in words(adapted, "flags") if "--method lora" in one]
 
 

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
+from entrenar_core.config.adapters import LoraAdapter
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.memory.depth import kinds_of, plan
 from entrenar_core.memory.estimate import Trace
 from entrenar_core.memory.fakes import empty_model, stacks_of
-from entrenar_core.memory.jobs import Adapters, HeldModel, ReadingJob, Teaching, TrainingJob
+from entrenar_core.memory.jobs import HeldModel, ReadingJob, Teaching, TrainingJob
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.steps import trace_reading, trace_training
 from memory_twins import SIZES, held
@@ -68,7 +69,7 @@ def test_a_deep_model_is_told_from_a_few_layers(kind: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"adapters": Adapters(2)},
+        {"adapters": LoraAdapter(rank=2)},
         {"gradient_checkpointing": True},
         pytest.param({"gradient_accumulation": 2}, marks=pytest.mark.nightly),
         pytest.param({"mixed_precision": "bf16"}, marks=pytest.mark.nightly),
@@ -85,8 +86,8 @@ def test_so_is_every_way_of_training_it(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", DEPTHS)
 def test_every_depth_is_told(kind: str, layers: int) -> None:
     model = replace(deep(kind, layers), attention="eager")
-    targets = ("o_proj",) if kind == "deepseek_v3" else None  # of which peft has none by itself
-    for checkpointing, adapters in ((False, None), (True, Adapters(1, targets))):
+    targets: Any = ("o_proj",) if kind == "deepseek_v3" else "attention"
+    for checkpointing, adapters in ((False, None), (True, LoraAdapter(rank=1, target_modules=targets))):
         job = TrainingJob(model, 2, 12, gradient_checkpointing=checkpointing, adapters=adapters)
         assert_same(predict(job).trace, trace_training(job, [None]))
 

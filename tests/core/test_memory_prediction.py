@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
+from entrenar_core.config.adapters import LoraAdapter
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import EntrenarError, ModelError
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.fakes import empty_model
-from entrenar_core.memory.jobs import Adapters, CachedSignals, DeviceType, HeldModel, Teaching, TrainingJob
+from entrenar_core.memory.jobs import CachedSignals, DeviceType, HeldModel, Teaching, TrainingJob
 from entrenar_core.memory.optimizers import traced_optimizer
 from entrenar_core.memory.predicting import predict
 from memory_twins import held
@@ -43,7 +44,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 @cache
 def seven_billion(rank: int | None = None, optimizer: OptimizerName = "adamw", load_in: Any = None) -> Estimate:
     model = HeldModel("llama-2-7b", LlamaConfig(**LLAMA_2_7B), "causal-lm", load_in=load_in, double_quantized=True)
-    adapters = None if rank is None else Adapters(rank, ATTENTION)
+    adapters = None if rank is None else LoraAdapter(rank=rank, target_modules=ATTENTION)
     return predict(TrainingJob(model, 1, 128, adapters=adapters, optimizer=optimizer))
 
 
@@ -117,7 +118,7 @@ def test_quantised_weights_are_those_of_bitsandbytes(load_in: Any, *, double: bo
     real = quantised_model(load_in, double=double, folder=tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     model = HeldModel("tiny", config, "causal-lm", load_in=load_in, double_quantized=double)
-    job = TrainingJob(model, 1, 8, adapters=Adapters(1))
+    job = TrainingJob(model, 1, 8, adapters=LoraAdapter(rank=1))
     guessed = predict(job)
     adapters = guessed.trace.trainable_parameters * 4
     assert guessed.method == "traced"
@@ -205,7 +206,7 @@ def test_longer_rows_take_more(length: int, more: int) -> None:
 @settings(max_examples=SEVERAL)
 @given(rank=st.integers(1, 8), more=SIZES)
 def test_a_larger_rank_takes_more(rank: int, more: int) -> None:
-    assert peak(tiny(adapters=Adapters(rank))) < peak(tiny(adapters=Adapters(rank + more)))
+    assert peak(tiny(adapters=LoraAdapter(rank=rank))) < peak(tiny(adapters=LoraAdapter(rank=rank + more)))
 
 
 @settings(max_examples=SEVERAL)
@@ -304,13 +305,13 @@ def test_seventy_billion_weights_are_not_allocated() -> None:
 
 def test_a_rank_that_a_matrix_cannot_have_is_refused() -> None:
     with pytest.raises(ModelError, match=r"rank of 17.*16 × 32") as found:
-        predict(tiny(adapters=Adapters(17, ("k_proj",))))
+        predict(tiny(adapters=LoraAdapter(rank=17, target_modules=("k_proj",))))
     assert "at most 16" in str(found.value.hint)
 
 
 def test_layers_that_a_model_lacks_are_refused() -> None:
     with pytest.raises(ModelError, match=r"llama takes no adapters.*c_attn"):
-        predict(tiny(adapters=Adapters(2, ("c_attn",))))
+        predict(tiny(adapters=LoraAdapter(rank=2, target_modules=("c_attn",))))
 
 
 def test_more_layers_than_any_model_has_are_a_mistake() -> None:

@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaForCausalLM
 from transformers.utils import import_utils
 
+from entrenar_core.config.adapters import LoraAdapter
 from entrenar_core.config.desugaring import Term, terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.memory.fakes import taken_for_real
-from entrenar_core.memory.jobs import Adapters, CachedSignals, HeldModel, Teaching, TrainingJob
+from entrenar_core.memory.jobs import CachedSignals, HeldModel, Teaching, TrainingJob
 from entrenar_core.memory.ledger import Ledger
 from entrenar_core.memory.steps import trace_training
 from entrenar_core.memory.tracking import Tracking
@@ -77,7 +78,7 @@ def test_every_way_of_training_is_as_it_is_done(
     )
     assert_same(job)
     mixed: Any = "no" if kind == "bert" else "bf16"
-    assert_same(replace(job, mixed_precision=mixed, adapters=Adapters(2), gradient_accumulation=2))
+    assert_same(replace(job, mixed_precision=mixed, adapters=LoraAdapter(rank=2), gradient_accumulation=2))
 
 
 @pytest.mark.nightly
@@ -99,9 +100,12 @@ EXPERTS = AutoConfig.for_model(
     "qwen3_moe",
     **SIZES, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
 )  # fmt: skip
+DROPPED = LoraAdapter(rank=3, target_modules=("q_proj", "down_proj"), dropout=0.1)
 JOBS = {
-    "adapters": TrainingJob(LARGE, 3, 12, adapters=Adapters(2)),
-    "adapters with dropout": TrainingJob(LARGE, 3, 12, adapters=Adapters(3, ("q_proj", "down_proj"), 0.1)),
+    "adapters": TrainingJob(LARGE, 3, 12, adapters=LoraAdapter(rank=2)),
+    "adapters with dropout": TrainingJob(
+        LARGE, 3, 12, adapters=LoraAdapter(rank=3, target_modules=("q_proj", "down_proj"), dropout=0.1)
+    ),
     "accumulation": TrainingJob(LARGE, 3, 12, gradient_accumulation=2),
     "mixed precision": TrainingJob(LARGE, 3, 12, mixed_precision="bf16", gradient_checkpointing=True),
     "16 bits": TrainingJob(held("llama", dtype="bfloat16"), 3, 12),

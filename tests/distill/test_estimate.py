@@ -148,8 +148,8 @@ def test_adapters_and_devices(models: tuple[str, str], capsys: pytest.CaptureFix
     flags = ["--teacher", teacher, "--student", student, "--batch-size", "8", "--sequence-length", "32"]
     full = estimated(capsys, *flags)
     lora = estimated(capsys, *flags, "--method", "lora", "--rank", "4")
-    # q_proj and v_proj, which peft takes for Llamas: 2 layers of 4 x (64 + 64) and 4 x (64 + 32)
-    assert lora["parts"][-1]["trainable_parameters"] == 2 * (4 * 128 + 4 * 96)
+    # q_proj and o_proj, k_proj and v_proj: 2 layers of twice 4 x (64 + 64) and 4 x (64 + 32)
+    assert lora["parts"][-1]["trainable_parameters"] == 2 * 2 * (4 * 128 + 4 * 96)
     assert lora["peak_bytes"] < full["peak_bytes"]
     shared = estimated(capsys, *flags, "--devices", "8", "--strategy", "fsdp")
     assert shared["devices"] == 8

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INDEX = ".index.json"
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""What peft calls the weights of an adapter."""
 _READ_AT_ONCE = 8
 _HINTS = Hints(
     "say which one to look at: `--file NAME`",
@@ -174,7 +175,7 @@ def _chosen(
             hints=_HINTS,
         )
     except ModelError:
-        adapter = [name for name in _ADAPTERS if name in place.sizes]
+        adapter = [name for name in ADAPTERS if name in place.sizes]
         if not adapter or format is not None:
             raise
         return (adapter[0],)

@@ -6,23 +6,22 @@ from typing import Any
 
 from entrenar_common.config import parse_overrides
 from entrenar_core.config.loading import Loaded, Override, load_with_places
-from entrenar_core.config.schema import StudentConfig
+from entrenar_core.config.schema import DistillationConfig, StudentConfig
 from entrenar_core.config.spellings import OF_OTHER_TEACHERS
 from entrenar_core.config.teachers import ModelSource
 from entrenar_core.errors import UsageError
 
 Flags = Mapping[tuple[str, str], tuple[Any, str]]
 
+_OF_THE_TRAINING = ("model_id", "dropout", "lora", "quantization", "dtype")
 # What is said of one model and not of another: its files; of a student, its shape too.
 _OF_THE_MODEL = {
     "teacher": ModelSource.model_fields,
-    "student": {
-        name: field for name, field in StudentConfig.model_fields.items() if name not in ("model_id", "dropout")
-    },
+    "student": {name: field for name, field in StudentConfig.model_fields.items() if name not in _OF_THE_TRAINING},
 }
 
 
-def assemble(file: Path | None, settings: Sequence[str], flags: Flags) -> Loaded:
+def assemble(file: Path | None, settings: Sequence[str], flags: Flags) -> Loaded[DistillationConfig]:
     """The configuration that the command line means. `flags` maps a setting to its value (None: not given) and name.
 
     Raises:

@@ -9,13 +9,14 @@ from entrenar_common.progress import Progress
 from entrenar_core.architectures import architecture_of
 from entrenar_core.artifact import ModelArtifact, inspect_folder
 from entrenar_core.config import DistillationConfig
+from entrenar_core.config.adapters import USUAL_RANK, LoraAdapter
 from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.teachers import ModelSource
 from entrenar_core.data.columns import source_of
 from entrenar_core.errors import EntrenarError, UsageError
 from entrenar_core.formats import WeightFormat, read_json
 from entrenar_core.hub import fetch_config
-from entrenar_core.memory.jobs import USUAL_RANK, Adapters, DeviceType, Sharding, Strategy, TrainingJob
+from entrenar_core.memory.jobs import DeviceType, Sharding, Strategy, TrainingJob
 from entrenar_core.memory.report import MemoryReport
 from entrenar_core.models.heads import CLASSIFICATION, UNTOLD, infer_task
 from entrenar_core.references import HubReference, parse_reference
@@ -48,9 +49,9 @@ class Wanted:
     calibrate: bool = False
 
     @property
-    def adapters(self) -> Adapters | None:
+    def adapters(self) -> LoraAdapter | None:
         """What trains of the student, if not all of it."""
-        return None if self.method == "full" else Adapters(self.rank or USUAL_RANK)
+        return None if self.method == "full" else LoraAdapter(rank=self.rank or USUAL_RANK)
 
     @staticmethod
     def settings_without(file: Path | None, teacher: str | None, student: str | None) -> Flags:
@@ -121,7 +122,7 @@ def _steps(config: DistillationConfig, job: "Job", machine: "Machine", *, rows: 
     return training.epochs * math.ceil(passes / training.gradient_accumulation)
 
 
-def _adapted(part: "Part", adapters: Adapters, *, quantized: bool) -> "Part":
+def _adapted(part: "Part", adapters: LoraAdapter, *, quantized: bool) -> "Part":
     job = part.job
     assert isinstance(job, TrainingJob), "the last part of a run"
     student = replace(job.student, load_in="nf4", double_quantized=True) if quantized else job.student

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from entrenar_common.progress import Progress
 from entrenar_core.architectures.reference_sizes import reference_sizes
+from entrenar_core.config.adapters import USUAL_RANK, LoraAdapter
 from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import UsageError
 from entrenar_core.hub import fetch_config
 from entrenar_core.memory.jobs import (
     SEQ2SEQ,
-    USUAL_RANK,
-    Adapters,
     Attention,
     DeviceType,
     HeldModel,
@@ -225,7 +224,7 @@ def _job(held: HeldModel, wanted: Wanted, machine: "Machine") -> Job:
             spreading = Spreading("auto", max(wanted.devices, machine.devices), machine.available_bytes)
             return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, spreading=spreading)
         return InferenceJob(held, wanted.batch_size, length, wanted.cache_dtype, device, sharding)
-    adapters = None if wanted.method == "full" else Adapters(wanted.rank or USUAL_RANK)
+    adapters = None if wanted.method == "full" else LoraAdapter(rank=wanted.rank or USUAL_RANK)
     student = replace(held, load_in="nf4", double_quantized=True) if wanted.method == "qlora" else held
     return TrainingJob(
         student,

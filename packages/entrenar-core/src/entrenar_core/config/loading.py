@@ -2,32 +2,42 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from entrenar_core.config.broken import Broken
-from entrenar_core.config.rules import broken_rules
+from entrenar_core.config.finetuning import FineTuneConfig
+from entrenar_core.config.rules import broken_rules, broken_tuning_rules
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.config.spellings import RENAMED, respell
+from entrenar_core.config.types import Section
 from entrenar_core.config.wording import dotted, place, problems_of
 from entrenar_core.config.yaml_source import Document, Path, parse_document
 from entrenar_core.errors import ConfigError, Problem, UsageError
 
 LARGEST_BYTES = 1_000_000
+_MAY_BE_NULL = ("task", "adapter")
 Override = tuple[Path, Any, str]
 """Where in the configuration, the value, and what said so, such as `--set training.epochs`."""
 
 
+Config = TypeVar("Config", bound=Section)
+_RULES: Mapping[type[Any], Callable[[Mapping[str, Any]], Iterator[Broken]]] = {
+    DistillationConfig: broken_rules,
+    FineTuneConfig: broken_tuning_rules,
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Generic[Config]):
     """A configuration, and where its settings were given: `file.yaml:14:3`, or what said so, such as `--output`."""
 
-    config: DistillationConfig
+    config: Config
     places: Mapping[Path, str]
 
 
@@ -41,8 +51,17 @@ def load_config(path: FilePath | str | None, overrides: Sequence[Override] = ())
     return load_with_places(path, overrides).config
 
 
-def load_with_places(path: FilePath | str | None, overrides: Sequence[Override] = ()) -> Loaded:
+def load_finetuning(path: FilePath | str | None, overrides: Sequence[Override] = ()) -> FineTuneConfig:
+    """The configuration of a fine-tuning; as `load_config`."""
+    return _load(FineTuneConfig, path, overrides).config
+
+
+def load_with_places(path: FilePath | str | None, overrides: Sequence[Override] = ()) -> Loaded[DistillationConfig]:
     """The same with the places of the settings, for whoever finds more mistakes in them; raises as `load_config`."""
+    return _load(DistillationConfig, path, overrides)
+
+
+def _load(schema: type[Config], path: FilePath | str | None, overrides: Sequence[Override]) -> Loaded[Config]:
     document = Document({}, {}) if path is None else parse_document(_read(FilePath(path)), str(path))
     if document.problems and not document.values:
         raise ConfigError(document.problems)
@@ -50,7 +69,7 @@ def load_with_places(path: FilePath | str | None, overrides: Sequence[Override] 
     problems += respell(document.values, document.places)  # before a flag replaces what has an older name in the file
     for where, value, flag in overrides:
         problems += _override(document, where, value, flag)
-    config, mistakes = _validate(document.values, document.places)
+    config, mistakes = _validate(schema, document.values, document.places)
     if config is None or problems:
         raise ConfigError(in_order([*problems, *mistakes]))
     return Loaded(config, document.places)
@@ -67,8 +86,17 @@ def parse_config(values: Mapping[str, Any]) -> DistillationConfig:
     Raises:
         ConfigError: all mistakes in them.
     """
+    return _parse(DistillationConfig, values)
+
+
+def parse_finetuning(values: Mapping[str, Any]) -> FineTuneConfig:
+    """The configuration of a fine-tuning from plain values; as `parse_config`."""
+    return _parse(FineTuneConfig, values)
+
+
+def _parse(schema: type[Config], values: Mapping[str, Any]) -> Config:
     config, mistakes = _validate(
-        {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}, {}
+        schema, {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}, {}
     )
     if config is None:
         raise ConfigError(mistakes)
@@ -139,16 +167,18 @@ def _cannot_hold(key: str | int, holder: Any, path: Path, flag: str) -> Problem 
     return Problem(f"`{name}` is a list with {len(holder)} entries, counted from 0", hint, flag)
 
 
-def _validate(values: dict[str, Any], places: dict[Path, str]) -> tuple[DistillationConfig | None, list[Problem]]:
+def _validate(
+    schema: type[Config], values: dict[str, Any], places: dict[Path, str]
+) -> tuple[Config | None, list[Problem]]:
     problems = respell(values, places)
-    values = {key: {} if value is None and key != "task" else value for key, value in values.items()}
+    values = {key: {} if value is None and key not in _MAY_BE_NULL else value for key, value in values.items()}
     config = None
     try:
-        config = DistillationConfig.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, places)
+        problems += problems_of(error, places, schema)
     wrong = {problem.where for problem in problems if problem.where}
-    for broken in broken_rules(values):
+    for broken in _RULES[schema](values):
         where = _place_of(broken, places)
         if broken.path[0] in values and (where is None or where not in wrong):
             problems.append(Problem(broken.message, broken.hint, where))

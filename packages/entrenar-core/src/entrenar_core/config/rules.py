@@ -9,6 +9,7 @@ from typing import Any
 
 from entrenar_core.architectures import families
 from entrenar_core.architectures.reference_sizes import ReferenceSizes, reference_sizes
+from entrenar_core.config.adapter_rules import student_adapter_rules, tuned_adapter_rules
 from entrenar_core.config.broken import Broken
 from entrenar_core.config.loss_rules import loss_rules
 from entrenar_core.config.packing import packing_rules
@@ -39,13 +40,33 @@ def broken_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
             "`training.baseline` compares with training on the labels alone, and `distillation.alpha` 0 is just that",
             "raise `distillation.alpha`, or remove `training.baseline`",
         )
-    if _section(values, "output").get("dir") == "":
-        yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
     yield from _output(_section(values, "output"))
     yield from teacher_rules(values)
+    yield from student_adapter_rules(values)
+
+
+def broken_tuning_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
+    """All rules that the values of a fine-tuning break; as `broken_rules`."""
+    dataset, training = _section(values, "dataset"), _section(values, "training")
+    yield from _dataset(dataset)
+    yield from _columns(dataset)
+    yield from _training(training)
+    yield from _streaming(dataset, training)
+    if dataset.get("packing") is True:
+        yield from packing_rules({}, values.get("task"))
+    yield from _output(_section(values, "output"))
+    yield from tuned_adapter_rules(values)
+    if values.get("task") == "embedding":
+        yield Broken(
+            ("task",),
+            "`task: embedding` has no labels to learn from",
+            "distil it from another encoder with `entrenar-distill run`, or name another task",
+        )
 
 
 def _output(output: Mapping[str, Any]) -> Iterator[Broken]:
+    if output.get("dir") == "":
+        yield Broken(("output", "dir"), "`output.dir` is empty", "give the path of a folder")
     formats = output.get("formats")
     listed = formats if isinstance(formats, list | tuple) else ()
     for key, asked in (("quantize", "quantize" in output), ("verify", output.get("verify") is True)):

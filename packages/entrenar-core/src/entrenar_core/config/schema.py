@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from entrenar_core.config.adapters import DtypeName, Quantization, StudentLora
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.losses import RowPool
 from entrenar_core.config.teachers import ModelSource, Teacher
@@ -104,6 +105,20 @@ class StudentConfig(ModelSource):
     pooling: RowPool | None = Field(
         None, description="As `teacher.pooling`; the teacher's for layers of it, if not given."
     )
+    lora: StudentLora | None = Field(
+        None, description="Train low-rank adapters of a pretrained student in place of all of its weights."
+    )
+    quantization: Quantization | None = Field(
+        None, description="Hold the frozen weights of a student with adapters in 4 or 8 bits (QLoRA)."
+    )
+    dtype: DtypeName = Field(
+        "float32", description="Precision of frozen weights in memory, beside adapters; what trains is in 32 bits."
+    )
+
+    @property
+    def adapter(self) -> StudentLora | None:
+        """What trains in place of all weights, if that is switched on."""
+        return self.lora if self.lora is not None and self.lora.enabled else None
 
 
 class DatasetConfig(Section):
@@ -241,6 +256,11 @@ class OutputConfig(Section):
     )
     checkpoint_every: Count | None = Field(
         None, description="Optimiser steps between checkpoints; a tenth of the run if not given."
+    )
+    merge: Switch = Field(
+        False,
+        description="Merge an adapter into the weights that it belongs to, as a model in the folder `merged`, of which "
+        "further formats are made.",
     )
     keep: Count = Field(2, description="How many checkpoints stay, the newest first; the best weights stay besides.")
 

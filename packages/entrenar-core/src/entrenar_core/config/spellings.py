@@ -34,7 +34,6 @@ OF_OTHER_TEACHERS = (
 )  # of teachers that are no model; a test compares them
 
 ABSENT: dict[str, str] = {
-    "student.lora": "all weights of the student are trained",
     "distillation.on_policy": "the student learns from the data set's texts",
     "distillation.cross_tokenizer": "losses over tokens need one vocabulary",
 }

@@ -15,7 +15,9 @@ from entrenar_core.config.yaml_source import Path
 from entrenar_core.errors import Problem
 
 
-def problems_of(error: ValidationError, places: Mapping[Path, str]) -> Iterator[Problem]:
+def problems_of(
+    error: ValidationError, places: Mapping[Path, str], schema: type[Section] = DistillationConfig
+) -> Iterator[Problem]:
     """Every mistake that the schema found, with its place where it has one."""
     details = error.errors(include_url=False)
     places_wrong = [entry["loc"] for entry in details]
@@ -23,7 +25,7 @@ def problems_of(error: ValidationError, places: Mapping[Path, str]) -> Iterator[
         loc = entry["loc"]
         inside = any(len(other) > len(loc) and other[: len(loc)] == loc for other in places_wrong)
         if not (entry["type"] == "too_short" and inside):  # the list is short because an item was refused
-            yield _problem(entry, places)
+            yield _problem(entry, places, schema)
 
 
 def place(path: Path, places: Mapping[Path, str]) -> str | None:
@@ -52,20 +54,20 @@ def path_of(name: str) -> Path:
     return tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", name))
 
 
-def _problem(details: ErrorDetails, places: Mapping[Path, str]) -> Problem:
-    path, section = _walk(details["loc"])
+def _problem(details: ErrorDetails, places: Mapping[Path, str], schema: type[Section]) -> Problem:
+    path, section = _walk(details["loc"], schema)
     field = section.model_fields.get(_last_name(path)) if section else None
     shown = _shown(details["input"])
     match details["type"]:
         case "extra_forbidden" | "invalid_key":
-            message, hint = "is not a setting", _suggestion(path, section)
+            message, hint = "is not a setting", _suggestion(path, section, schema)
         case "missing":
             message, hint = "is missing", _meaning(field)
         case "union_tag_not_found":
             path = (*path, details["ctx"]["discriminator"].strip("'"))
             message, hint = "is missing", f"choose {_kinds(field)}"
         case "union_tag_invalid":
-            key = details["ctx"]["discriminator"].strip("'")
+            key = _discriminator(details)
             path, tag = (*path, key), details["input"][key]
             message, hint = f"cannot be {_shown(tag)}", _near(tag, _kind_names(field)) or f"choose {_kinds(field)}"
         case "literal_error":
@@ -83,11 +85,17 @@ def _problem(details: ErrorDetails, places: Mapping[Path, str]) -> Problem:
     return Problem(f"`{dotted(path)}` {message}", hint, place(path, places))
 
 
-def _walk(loc: tuple[str | int, ...]) -> tuple[Path, type[Section] | None]:
+def _discriminator(details: ErrorDetails) -> str:
+    """The setting that tells kinds of a section apart; where a function looks for it, it is the `method`."""
+    name = str(details["ctx"]["discriminator"]).strip("'")
+    return "method" if name.endswith("()") else name
+
+
+def _walk(loc: tuple[str | int, ...], schema: type[Section]) -> tuple[Path, type[Section] | None]:
     """The path as a user writes it, without the tags of unions, and the section that its last name belongs to."""
     path: Path = ()
-    owners: list[type[Section]] = [DistillationConfig]
-    inside: list[type[Section]] = [DistillationConfig]
+    owners: list[type[Section]] = [schema]
+    inside: list[type[Section]] = [schema]
     tag_follows = False
     for part in loc:
         if isinstance(part, int):
@@ -182,30 +190,32 @@ def _meaning(field: FieldInfo | None) -> str | None:
 
 
 def _mark(section: type[Section]) -> str:
-    """The setting by which a kind of section is told from others: the first that must be given."""
+    """By what a kind of section is told from others: its method, or the first setting that must be given."""
+    if "method" in section.model_fields:
+        return f"method: {_tags(section)[0]}"
     return next(name for name, field in section.model_fields.items() if field.is_required())
 
 
-def _mark_of_another(path: Path, section: type[Section]) -> str | None:
+def _mark_of_another(path: Path, section: type[Section], schema: type[Section]) -> str | None:
     """That of another kind of the same section, which has the setting."""
-    if len(path) != 2 or path[0] not in DistillationConfig.model_fields:
+    if len(path) != 2 or path[0] not in schema.model_fields:
         return None
-    others = (one for one in _sections(DistillationConfig.model_fields[str(path[0])]) if one is not section)
+    others = (one for one in _sections(schema.model_fields[str(path[0])]) if one is not section)
     return next((_mark(one) for one in others if path[1] in one.model_fields), None)
 
 
-def _suggestion(path: Path, section: type[Section] | None) -> str | None:
+def _suggestion(path: Path, section: type[Section] | None, schema: type[Section]) -> str | None:
     if section is None:
         return None
     name = str(path[-1])
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"did you mean `{dotted((*path[:-1], near[0]))}`?"
-    if (mark := _mark_of_another(path, section)) is not None:
+    if (mark := _mark_of_another(path, section, schema)) is not None:
         return f"it is a setting of a `{path[0]}` with `{mark}`, and this one has `{_mark(section)}`"
     elsewhere = [
         f"`{group}.{name}`"
-        for group, field in DistillationConfig.model_fields.items()
+        for group, field in schema.model_fields.items()
         if any(name in inner.model_fields for inner in _sections(field))
     ]
     return f"did you mean {' or '.join(elsewhere)}?" if elsewhere else f"it has {', '.join(section.model_fields)}"

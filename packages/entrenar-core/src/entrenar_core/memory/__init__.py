@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from entrenar_core.lazily import importing
 from entrenar_core.memory.estimate import COMPONENTS, Estimate, Moment, Trace
 from entrenar_core.memory.jobs import (
-    Adapters,
     CachedSignals,
     HeldModel,
     InferenceJob,
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPONENTS",
-    "Adapters",
     "CachedSignals",
     "Estimate",
     "HeldModel",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from entrenar_core.memory.adapting import targets_of
+from entrenar_core.memory.adapting import said_of
 from entrenar_core.memory.constants import DeviceConstants
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, ReadingJob, Teaching, TrainingJob
@@ -48,11 +48,7 @@ def _of_training(job: TrainingJob) -> Iterator[str]:
     yield "logits are all there at once" if job.all_logits else "logits are made in tiles, as entrenar trains"
     yield from _of_model(job.student)
     if job.adapters is not None:
-        targets = ", ".join(targets_of(job.student, job.adapters))
-        yield (
-            f"LoRA of rank {job.adapters.rank}, dropout {job.adapters.dropout:g}, on {targets}, at 32 bits; what is "
-            "frozen keeps its dtype"
-        )
+        yield f"{said_of(job.adapters, job.student)}, at 32 bits; what is frozen keeps its dtype"
     for one in job.teachers:
         yield from _of_teacher(one)
 
@@ -70,6 +66,8 @@ def _of_teacher(one: Teaching) -> Iterator[str]:
 
 def _of_model(held: HeldModel) -> Iterator[str]:
     how = f", linear layers in {held.load_in}" if held.load_in else ""
+    if held.load_in and held.compute_dtype:
+        how += f", which compute in {held.compute_dtype}"
     yield f"weights of {held.name}: {held.dtype}{how}"
     if (kept := getattr(held.config, "quantization_config", None)) and held.load_in is None:
         kind = kept.get("quant_method") if isinstance(kept, dict) else getattr(kept, "quant_method", None)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from entrenar_core.config.adapters import USUAL_RANK, LoraAdapter
 from entrenar_core.memory.jobs import (
-    USUAL_RANK,
-    Adapters,
     CachedSignals,
     Job,
     LoadIn,
@@ -156,7 +155,7 @@ def _adapted(job: TrainingJob, load_in: LoadIn | None = None) -> TrainingJob | N
     if job.adapters is not None and (load_in is None or job.student.load_in is not None):
         return None
     student = job.student if load_in is None else replace(job.student, load_in=load_in, double_quantized=True)
-    return replace(job, adapters=job.adapters or Adapters(USUAL_RANK), student=student)
+    return replace(job, adapters=job.adapters or LoraAdapter(), student=student)
 
 
 def _optimizer_of_8_bits(job: TrainingJob) -> TrainingJob | None:

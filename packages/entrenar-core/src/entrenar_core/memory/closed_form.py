@@ -13,6 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entrenar_core.architectures import Architecture, architecture_of
+from entrenar_core.config.adapters import (
+    AdaptionPromptAdapter,
+    Ia3Adapter,
+    LoraSettings,
+    PrefixAdapter,
+    PromptAdapter,
+)
 from entrenar_core.config.desugaring import Term
 from entrenar_core.config.losses import ExitLoss, compares_layers
 from entrenar_core.memory.estimate import Estimate, Moment, Phase, Trace
@@ -33,7 +40,7 @@ _LOGITS = 4
 _ASSUMED = (
     f"formulas take {_OF_WIDTH} numbers for each of the width and {_OF_NEURONS} for each neuron of a token and layer, "
     f"{_LOGITS} copies of logits at most, sizes that a configuration does not tell as usual (12 layers, a width of "
-    "1,024, 4 times as many neurons), and adapters on two matrices of the width in each layer"
+    "1,024, 4 times as many neurons), and adapters on four matrices of the width in each layer"
 )
 
 
@@ -104,9 +111,9 @@ def _training(job: TrainingJob) -> Trace:
     trained = parameters if job.adapters is None else _adapter_parameters(job)
     weights += trained * 4 if job.adapters is not None else 0
     layers = 1 if job.gradient_checkpointing else sizes.layers
-    kept = _activations(job.student, rows, job.length, layers=layers, mixed=mixed)
+    kept = _activations(job.student, rows, job.positions, layers=layers, mixed=mixed)
     if job.gradient_checkpointing:
-        kept += sizes.layers * rows * job.length * sizes.hidden * _DTYPE_BYTES[dtype]
+        kept += sizes.layers * rows * job.positions * sizes.hidden * _DTYPE_BYTES[dtype]
     if looks_inside(job.terms or ()):
         kept += _looked_at(job, rows)
     positions = rows * job.length
@@ -154,7 +161,18 @@ def _looked_at(job: TrainingJob, rows: int) -> int:
 
 
 def _adapter_parameters(job: TrainingJob) -> int:
-    """Of a rank on two matrices of the width in each layer, as peft takes them of Llamas, about."""
-    assert job.adapters is not None
-    sizes = _Sizes.of(job.student)
-    return sizes.layers * 2 * 2 * sizes.hidden * job.adapters.rank
+    """Of a rank on four matrices of the width in each layer, as attention has them; of other methods, about."""
+    adapter, sizes = job.adapters, _Sizes.of(job.student)
+    match adapter:
+        case LoraSettings():
+            return sizes.layers * 4 * (2 * adapter.rank + adapter.dora) * sizes.hidden
+        case PromptAdapter():
+            return adapter.virtual_tokens * sizes.hidden
+        case PrefixAdapter():
+            return sizes.layers * 2 * adapter.virtual_tokens * sizes.hidden
+        case AdaptionPromptAdapter():
+            return (adapter.layers or sizes.layers) * (adapter.virtual_tokens * sizes.hidden + 1)
+        case Ia3Adapter():
+            return sizes.layers * (2 * sizes.hidden + sizes.neurons)
+        case _:
+            return sizes.layers * sizes.hidden

@@ -27,7 +27,7 @@ class DeviceConstants:
 
     `kept_share` is what the allocator may keep of memory that was freed, as a share of the peak of tensors. Where a
     calibration of this machine was laid over them, it is `calibrated`, with the date and the version of torch; `notes`
-    are about calibrations that do not hold here.
+    are about calibrations that do not hold here. `adapters_bytes` are what a process takes more that trains adapters.
     """
 
     device: DeviceType
@@ -39,6 +39,7 @@ class DeviceConstants:
     calibrated_at: str | None = None
     torch_version: str | None = None
     notes: tuple[str, ...] = ()
+    adapters_bytes: int = 0
 
     @property
     def beside_bytes(self) -> int:
@@ -65,8 +66,17 @@ def constants_of(device: DeviceType) -> DeviceConstants:
 def constants_with(device: DeviceType, calibration: Calibration | None, notes: tuple[str, ...] = ()) -> DeviceConstants:
     """The constants of a device, and over them those of a calibration."""
     table, kept = _table()[device], _kept_shares().get(device, 0.0)
+    adapters = table["adapters"].size_bytes if "adapters" in table else 0
     if calibration is None:
-        return DeviceConstants(device, table["rounding"], table["process"], table["workspace"], kept, notes=notes)
+        return DeviceConstants(
+            device,
+            table["rounding"],
+            table["process"],
+            table["workspace"],
+            kept,
+            notes=notes,
+            adapters_bytes=adapters,
+        )
     source = f"measured here on {calibration.day}, with torch {calibration.setting.torch_version}"
 
     def over(name: str, size_bytes: int | None) -> Constant:
@@ -82,6 +92,7 @@ def constants_with(device: DeviceType, calibration: Calibration | None, notes: t
         calibrated_at=calibration.measured_at,
         torch_version=calibration.setting.torch_version,
         notes=notes,
+        adapters_bytes=adapters,
     )
 
 

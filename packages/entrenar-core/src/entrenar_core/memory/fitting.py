@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from entrenar_core.config.adapters import LoraAdapter, LoraSettings
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.memory.changing import Jobs, Words, applicable, enough
 from entrenar_core.memory.changing_generations import changed_generations
 from entrenar_core.memory.constants import DeviceConstants
 from entrenar_core.memory.estimate import Estimate
-from entrenar_core.memory.jobs import USUAL_RANK, Adapters, InferenceJob, Job, TrainingJob
+from entrenar_core.memory.jobs import InferenceJob, Job, TrainingJob
 from entrenar_core.memory.machine import Machine, this_machine
 from entrenar_core.memory.predicting import predict
 from entrenar_core.memory.report import Alternative
@@ -83,7 +84,7 @@ class Fitting:
         """Full training, LoRA and QLoRA of the same student."""
         *before, job = jobs
         assert isinstance(job, TrainingJob), "what a run ends with"
-        adapters = job.adapters or Adapters(USUAL_RANK)
+        adapters = job.adapters if isinstance(job.adapters, LoraSettings) else LoraAdapter()
         quantised = replace(job.student, load_in="nf4", double_quantized=True)
         full = replace(job, adapters=None, student=replace(job.student, load_in=None))
         ways = {"full": full, f"LoRA, rank {adapters.rank}": replace(full, adapters=adapters)}

@@ -5,7 +5,7 @@ Models are given by their configuration alone; no weight is needed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from entrenar_core.config.schema import OptimizerName
@@ -13,6 +13,7 @@ from entrenar_core.config.schema import OptimizerName
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from entrenar_core.config.adapters import AnyAdapter, Quantization
     from entrenar_core.config.desugaring import Term
 
 LoadIn = Literal["nf4", "fp4", "int8"]
@@ -22,8 +23,6 @@ Strategy = Literal["ddp", "zero1", "zero2", "fsdp"]
 DeviceType = Literal["cpu", "cuda", "mps"]
 CacheKind = Literal["hidden", "topk", "sampled", "logits"]
 
-USUAL_RANK = 16
-"""Of adapters, where none is said."""
 SEQ2SEQ = "seq2seq-lm"
 """The task of an encoder with a decoder, which entrenar does not train, but whose memory can be told."""
 
@@ -32,8 +31,9 @@ SEQ2SEQ = "seq2seq-lm"
 class HeldModel:
     """A model in memory.
 
-    `load_in` quantises its linear layers as bitsandbytes does, with `double_quantized` constants or not;
-    `stored_bytes` is what its weights take in a file that is used as it is, such as a GGUF.
+    `load_in` quantises its linear layers as bitsandbytes does, with `double_quantized` constants or not; these then
+    compute in `compute_dtype`, that of the other weights if not given. `stored_bytes` is what its weights take in a
+    file that is used as it is, such as a GGUF.
     """
 
     name: str
@@ -42,18 +42,19 @@ class HeldModel:
     dtype: str = "float32"
     load_in: LoadIn | None = None
     double_quantized: bool = False
+    compute_dtype: str | None = None
     attention: Attention = "sdpa"
     stored_bytes: int | None = None
     trust_remote_code: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """LoRA matrices of a rank on the named linear layers; on those that peft takes for the family, if none is named."""
-
-    rank: int
-    targets: tuple[str, ...] | None = None
-    dropout: float = 0.0
+    def quantised(self, how: "Quantization") -> "HeldModel":
+        """The same with its linear layers quantised."""
+        return replace(
+            self,
+            load_in=how.load_in,
+            double_quantized=how.double_quantization and how.bits == 4,
+            compute_dtype=how.compute_dtype,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,9 @@ class TrainingJob:
     `batch_size` are the rows of a forward and backward pass over all devices together, `length` the tokens of the
     longest row, and `counted` the positions that losses count in a batch of one device: all of them, if not given.
     Where it is `padded`, some rows are shorter, and attention needs a mask. `terms` are the losses; the cross-entropy
-    with labels, if none is given. With `all_logits` they are all there at once, as in programs without a fused loss.
-    `evaluation_rows` are read in an evaluation while the optimiser's state is there.
+    with labels, if none is given. `adapters` train in place of all weights. With `all_logits` logits are all there at
+    once, as in programs without a fused loss. `evaluation_rows` are read in an evaluation while the optimiser's state
+    is there.
     """
 
     student: HeldModel
@@ -121,7 +123,7 @@ class TrainingJob:
     terms: "tuple[Term, ...] | None" = None
     counted: int | None = None
     padded: bool = True
-    adapters: Adapters | None = None
+    adapters: "AnyAdapter | None" = None
     optimizer: OptimizerName = "adamw"
     mixed_precision: MixedPrecision = "no"
     gradient_accumulation: int = 1
@@ -130,6 +132,15 @@ class TrainingJob:
     evaluation_rows: int | None = None
     device: DeviceType = "cpu"
     sharding: Sharding = Sharding()
+
+    @property
+    def positions(self) -> int:
+        """Of the longest row, with the virtual tokens that adapters put before it."""
+        before = getattr(self.adapters, "method", None) in _BEFORE_ROWS
+        return self.length + (getattr(self.adapters, "virtual_tokens", 0) if before else 0)
+
+
+_BEFORE_ROWS = ("prompt", "prefix")
 
 
 @dataclass(frozen=True, slots=True)

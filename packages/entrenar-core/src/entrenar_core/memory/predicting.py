@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from entrenar_core.memory.adapting import adapt, has_layers_of_its_own
 from entrenar_core.memory.closed_form import closed_form, looks_inside
 from entrenar_core.memory.closed_inference import assumptions_of, closed_inference
 from entrenar_core.memory.depth import Depths, depths_of, extrapolated
@@ -75,15 +76,25 @@ def _reason(error: Exception) -> str:
 def _predicted(job: Job, granularity: int) -> Estimate:
     match job:
         case TrainingJob():
-            models: list[tuple[int, HeldModel]] = [(0, job.student)]
-            models += [(number, one.model) for number, one in enumerate(job.teachers, start=1) if one.cached is None]
-            depths = {} if looks_inside(job.terms or ()) else dict(_depths(models))
+            depths = {} if looks_inside(job.terms or ()) else dict(_of_training(job))
             return _told(depths, 1 + len(job.teachers), lambda layers: trace_training(job, layers, granularity))
         case ReadingJob():
             depths = dict(_depths([(1, job.model)]))
             return _told(depths, 2, lambda layers: trace_reading(job, layers[1], granularity))
         case InferenceJob():
             return _inference(job, granularity)
+
+
+def _of_training(job: TrainingJob) -> Iterator[tuple[int, Depths]]:
+    """Of a student, its layers as adapters leave them, where these are not the same for all; and of live teachers."""
+    if job.adapters is not None and has_layers_of_its_own(job.adapters):
+        model = empty_model(job.student)
+        adapt(model, job.adapters, job.student)
+        if (found := depths_of(model)) is not None:
+            yield 0, found
+    else:
+        yield from _depths([(0, job.student)])
+    yield from _depths([(number, one.model) for number, one in enumerate(job.teachers, 1) if one.cached is None])
 
 
 def _inference(job: InferenceJob, granularity: int) -> Estimate:

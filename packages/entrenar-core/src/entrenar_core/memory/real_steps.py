@@ -92,7 +92,7 @@ class RealTraining:
         if job.adapters is not None:
             if job.gradient_checkpointing:
                 model.enable_input_require_grads()
-            self.student = adapt(model, job.adapters, job.student.name).train()
+            self.student = adapt(model, job.adapters, job.student).train()
         stage: Any = _Stage(self.run.device)
         self.teacher, _ = saying(job, self.run, stage, [None] * len(job.teachers))
         self.step: DistillationStep | None = None
@@ -186,7 +186,7 @@ def random_model(held: HeldModel, device: torch.device) -> Any:
         load_in_4bit=held.load_in != "int8",
         bnb_4bit_quant_type="nf4" if held.load_in == "int8" else held.load_in,
         bnb_4bit_use_double_quant=held.double_quantized,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=dtype if held.compute_dtype is None else getattr(torch, held.compute_dtype),
     )
     with TemporaryDirectory(prefix="entrenar-") as folder:
         model.save_pretrained(folder)

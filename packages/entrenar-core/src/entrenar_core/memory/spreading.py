@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers.integrations import accelerate as placing
 
 from entrenar_core.errors import ModelError
-from entrenar_core.memory.adapting import fake_quantized_, quantize_, quantized_tensors
 from entrenar_core.memory.fakes import empty_model, fake_
 from entrenar_core.memory.jobs import HeldModel, Spreading
+from entrenar_core.memory.quantised import fake_quantized_, quantize_, quantized_tensors
 from entrenar_core.models.placing import check_table
 from entrenar_core.models.quiet import quietly
 
@@ -71,7 +71,7 @@ def spread(held: HeldModel, asked: Spreading) -> Spread:
     """
     model = empty_model(held)
     if held.load_in is not None:
-        quantize_(model, held.load_in)
+        quantize_(model, held)
     modules = _modules(model, held, asked)
     places = set(modules.values())
     if held.load_in is not None and asked.devices and not places <= set(range(asked.devices)):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,13 +15,14 @@ from entrenar_core.config.desugaring import Term, without_teacher
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.data.collating import Batch
 from entrenar_core.losses.tiles import tiles_looked_at
-from entrenar_core.memory.adapting import adapt, fake_quantized_, quantize_, quantized_tensors
+from entrenar_core.memory.adapting import adapt
 from entrenar_core.memory.estimate import Trace
 from entrenar_core.memory.experts import experts_without_data
 from entrenar_core.memory.fakes import empty_model, fake_, taken_for_real
 from entrenar_core.memory.jobs import SEQ2SEQ, DeviceType, HeldModel, ReadingJob, TrainingJob
 from entrenar_core.memory.ledger import Ledger
 from entrenar_core.memory.optimizers import traced_optimizer
+from entrenar_core.memory.quantised import dequantised_without_data, fake_quantized_, quantize_, quantized_tensors
 from entrenar_core.memory.saying import saying
 from entrenar_core.memory.surroundings import SketchedRun, autocast
 from entrenar_core.memory.tracking import Tracking
@@ -50,6 +51,7 @@ class Stage:
         self.ledger = Ledger(granularity)
         self.tracking = Tracking(self.ledger, padded=padded, device=device)
         self.watches: list[Watch] = []
+        self.dequantises = False
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -60,6 +62,7 @@ class Stage:
             tiles_looked_at(self._first_of, self.device),
             taken_for_real(self.device),
             experts_without_data(),
+            dequantised_without_data() if self.dequantises else nullcontext(),
         ):
             yield
 
@@ -76,12 +79,13 @@ class Stage:
         """The student (0) or a teacher with some of its layers, its watch, and how many parameters they have."""
         model = empty_model(held, layers)
         if held.load_in is not None:
-            quantize_(model, held.load_in)
+            quantize_(model, held)
         whole = prepare(model)
         parameters = parameter_count(whole)
         fake_(whole, self.mode)
         if held.load_in is not None:
             fake_quantized_(whole, self.mode, held.load_in, double_quantized=held.double_quantized)
+            self.dequantises |= hasattr(whole, "peft_config")
         for tensor in (*whole.parameters(), *whole.buffers(), *quantized_tensors(whole)):
             self.tracking.note(tensor, "teacher weights" if number else "student weights")
         watch = Watch(model, self.tracking, number)
@@ -140,7 +144,7 @@ class TracedTraining:
             return plain
         if self.job.gradient_checkpointing:
             model.enable_input_require_grads()
-        adapted: nn.Module = adapt(model, self.job.adapters, self.job.student.name)
+        adapted: nn.Module = adapt(model, self.job.adapters, self.job.student)
         adapted.train()
         return adapted
 

@@ -197,5 +197,7 @@ _FLOPS: dict[str, Callable[[tuple[Any, ...]], int]] = {
 _PASSING: dict[str, Callable[[tuple[Any, ...]], int]] = {
     # it multiplies with weights that it dequantises to the dtype of its inputs
     "bitsandbytes::gemm_4bit": lambda args: int(args[2][0]) * int(args[2][1]) * int(args[0].itemsize),
+    # it multiplies by the scales of rows first, and then by what all have in common
+    "bitsandbytes::int8_vectorwise_dequant": lambda args: 4 * int(args[0].numel()),
 }
 """What operations take and give back inside, where no tensor shows it."""

@@ -12,9 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from entrenar_core.memory.adapting import adapt, quantize_
+from entrenar_core.memory.adapting import adapt
 from entrenar_core.memory.fakes import empty_model, stacks_of
 from entrenar_core.memory.jobs import HeldModel, InferenceJob, Job, MixedPrecision, ReadingJob
+from entrenar_core.memory.quantised import quantize_
 from entrenar_core.models.heads import LANGUAGE
 
 Sizes = Mapping[str, int]
@@ -131,7 +132,7 @@ def facts_of(job: Job) -> Facts:
     if isinstance(job, InferenceJob):
         return Facts(_frozen(job.model), gloo=gloo)
     model = _empty(job.student)
-    student = model if job.adapters is None else adapt(model, job.adapters, job.student.name)
+    student = model if job.adapters is None else adapt(model, job.adapters, job.student)
     teachers = tuple(None if one.cached is not None else _frozen(one.model) for one in job.teachers)
     return Facts(
         unit_sizes(student),
@@ -152,5 +153,5 @@ def _frozen(held: HeldModel) -> Units:
 def _empty(held: HeldModel) -> PreTrainedModel:
     model = empty_model(held)
     if held.load_in is not None:
-        quantize_(model, held.load_in)
+        quantize_(model, held)
     return model

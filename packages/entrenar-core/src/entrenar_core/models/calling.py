@@ -28,10 +28,13 @@ def logits_of(
     """(B, T, V) of a language model, (B, V) of a classifier.
 
     Decoders keep the keys and values of every layer by default, for tokens to be generated next. Here none are, and
-    in the evaluation of long rows that memory would be the largest there is.
+    in the evaluation of long rows that memory would be the largest there is. Logits of virtual tokens, which stand
+    before a row, are left out.
     """
     output = called(model, input_ids_BT, attention_mask_BT, packed)
-    return output if isinstance(output, Tensor) else output.logits
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    length = input_ids_BT.shape[1]
+    return logits[:, -length:] if logits.ndim == 3 and logits.shape[1] > length else logits
 
 
 def hidden_of(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:

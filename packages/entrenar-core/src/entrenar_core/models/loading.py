@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,7 @@ _AUTO = {
 }
 _AGAIN = "fetch or export the model again"
 _SHOWN = 3
+_NEW: WeakKeyDictionary[PreTrainedModel, frozenset[str]] = WeakKeyDictionary()
 
 
 def load_model(
@@ -125,9 +127,15 @@ def load_model(
     buffers = _buffers(weights) if report["unexpected_keys"] else frozenset()
     _require_whole(artifact, model, {**report, "unexpected_keys": set(report["unexpected_keys"]) - buffers}, keeps_head)
     _keep_generation_settings(artifact, model)
+    _NEW[model] = frozenset(name.rpartition(".")[0] for name in report["missing_keys"])
     if placing is not None:
         placing.finish(model, artifact.reference)
     return model.eval()
+
+
+def new_modules(model: PreTrainedModel) -> frozenset[str]:
+    """The modules whose weights were drawn as the model was loaded, since its files have none for them."""
+    return _NEW.get(model, frozenset())
 
 
 def load_config(artifact: ModelArtifact, *, trust_remote_code: bool = False) -> PreTrainedConfig:

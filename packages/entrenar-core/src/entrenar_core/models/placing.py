@@ -21,6 +21,8 @@ from entrenar_core.models.quiet import mute_bitsandbytes
 from entrenar_core.models.teacher_rules import has_bitsandbytes, no_bitsandbytes
 
 _SHOWN = 8
+_POOLER = "pooler"
+"""Of some encoders: it belongs to a head, and may be new as that is."""
 _IN, _OUT = 64, 32
 """What bitsandbytes' blocks and tiles ask of the widths of a layer, or it works on some machines and not on others."""
 
@@ -28,12 +30,16 @@ _IN, _OUT = 64, 32
 @dataclass(frozen=True, slots=True)
 class Placing:
     """`load_in` is nf4, fp4 or int8; `device_map` a name or a table of modules and devices; without one, all of the
-    model goes to `device`, where its inputs and outputs are.
+    model goes to `device`, where its inputs and outputs are. Scales of 4 bits may be `double_quantized`, and their
+    layers compute in `compute_dtype`, that of the others if not given. `setting` is what asks for `load_in`.
     """
 
     load_in: str | None
     device_map: str | Mapping[str, int | str] | None
     device: torch.device
+    double_quantized: bool = False
+    compute_dtype: torch.dtype | None = None
+    setting: str = "teacher.load_in"
 
     def arguments(self, empty: PreTrainedModel, dtype: torch.dtype, name: object) -> dict[str, Any]:
         """What `from_pretrained` is to be told of a model, of which `empty` is one without weights.
@@ -53,8 +59,32 @@ class Placing:
         elif self.device_map is not None:
             given["offload_folder"] = scratch_folder()
         if self.load_in is not None:
-            given["quantization_config"] = _quantization(empty, self.load_in, dtype, name)
+            given["quantization_config"] = self._quantization(empty, self.load_in, dtype, name)
         return given
+
+    def _quantization(
+        self, empty: PreTrainedModel, load_in: str, dtype: torch.dtype, name: object
+    ) -> BitsAndBytesConfig:
+        if not has_bitsandbytes():
+            raise ModelError(*no_bitsandbytes(f"`{self.setting}`"))
+        mute_bitsandbytes()
+        layers = dict(linear_layers(empty))
+        kept = [layer for layer, quantised in layers.items() if not quantised]
+        if len(kept) == len(layers):
+            raise ModelError(
+                f"{name} has no linear layer that `{self.setting}` could quantise: none reads a multiple of {_IN} "
+                f"numbers and gives a multiple of {_OUT}",
+                f"remove `{self.setting}`",
+            )
+        if load_in == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=load_in,
+            bnb_4bit_compute_dtype=self.compute_dtype or dtype,
+            bnb_4bit_use_double_quant=self.double_quantized,
+            llm_int8_skip_modules=kept,
+        )
 
     def finish(self, model: PreTrainedModel, name: object) -> None:
         """Lets a model that lies whole on another device take its inputs from `device`, and give its outputs there.
@@ -74,33 +104,17 @@ class Placing:
             add_hook_to_module(model, AlignDevicesHook(execution_device=there, io_same_device=True))
 
 
-def _quantization(empty: PreTrainedModel, load_in: str, dtype: torch.dtype, name: object) -> BitsAndBytesConfig:
-    if not has_bitsandbytes():
-        raise ModelError(*no_bitsandbytes("`teacher.load_in`"))
-    mute_bitsandbytes()
-    layers = dict(linear_layers(empty))
-    kept = [layer for layer, quantised in layers.items() if not quantised]
-    if len(kept) == len(layers):
-        raise ModelError(
-            f"{name} has no linear layer that `teacher.load_in` could quantise: none reads a multiple of {_IN} numbers "
-            f"and gives a multiple of {_OUT}",
-            "remove `teacher.load_in`",
-        )
-    if load_in == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=load_in, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
-    )
-
-
 def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, bool]]:
-    """Every linear layer of a model by name, and whether it is quantised: those of its body that bitsandbytes can."""
+    """Every linear layer of a model by name, and whether it is quantised: those of its body that bitsandbytes can, but
+    for a pooler.
+    """
     body = model.base_model
     inside = {id(module) for module in body.modules()} - {id(model.get_output_embeddings())}
     for name, module in model.named_modules():
         if type(module) is nn.Linear or isinstance(module, Conv1D):
             gives, reads = module.weight.shape if type(module) is nn.Linear else reversed(module.weight.shape)
-            yield name, id(module) in inside and reads % _IN == 0 and gives % _OUT == 0
+            fits = reads % _IN == 0 and gives % _OUT == 0
+            yield name, id(module) in inside and fits and _POOLER not in name.split(".")
 
 
 def check_table(empty: nn.Module, table: Mapping[str, int | str], name: object) -> None:

@@ -16,6 +16,7 @@ from entrenar_core.models.heads import CLASSIFYING, EMBEDDING
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import drop_pooler, load_config, load_model, model_class, seeded, set_labels
 from entrenar_core.models.narrowing import Narrowed, narrow
+from entrenar_core.models.placing import Placing
 from entrenar_core.models.quiet import explaining
 from entrenar_core.models.student_rules import (
     check_student,
@@ -42,6 +43,7 @@ def build_student(
     vocab_size: int,
     pad_token_id: int | None = None,
     sample: Sample | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """The model to train, on the CPU, in 32 bits and in evaluation mode.
 
@@ -49,6 +51,8 @@ def build_student(
     artifact where it is None, with the teacher's own embeddings, whatever `vocab_size` says, which a student of given
     sizes gets. What is drawn depends on `seed` alone. `label_names` and `pad_token_id` are those of `load_model`.
     `sample` are the texts on which `init_from.importance: activation` measures: batches of ids and attention masks.
+    Adapters are not yet in it; weights that will be frozen beside them are of `dtype`, and on `device` where they are
+    quantised.
 
     Raises:
         ConfigError: the settings do not fit the teacher (see `check_student`).
@@ -63,6 +67,8 @@ def build_student(
             trust_remote_code=config.trust_remote_code,
             seed=seed,
             pad_token_id=pad_token_id,
+            dtype=config.dtype,
+            placing=_placing(config, device or torch.device("cpu")),
         )
     else:
         student = _built(
@@ -73,6 +79,21 @@ def build_student(
     if config.dropout is not None:
         set_dropout(student, config.dropout)
     return student.eval()
+
+
+def _placing(config: StudentConfig, device: torch.device) -> Placing | None:
+    quantization = config.quantization
+    if quantization is None:
+        return None
+    compute = None if quantization.compute_dtype is None else getattr(torch, quantization.compute_dtype)
+    return Placing(
+        quantization.load_in,
+        None,
+        device,
+        double_quantized=quantization.double_quantization,
+        compute_dtype=compute,
+        setting="quantization",
+    )
 
 
 def _built(
