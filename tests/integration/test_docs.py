@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from entrenar_core.config import parse_config
+from entrenar_core.config.loading import parse_finetuning
 from entrenar_core.errors import ConfigError
 from tiny_runs import run_line
 
@@ -51,15 +52,17 @@ SHORT = {
         "teacher.members[1].finetune.epochs=1",
     ],
     "embedding.yaml": ["dataset.max_rows=200", "training.max_steps=2"],
+    "lora.yaml": ["dataset.max_rows=200", "training.max_steps=2"],
     "tickets.yaml": ["training.max_steps=2"],
+    "tickets-lora.yaml": ["dataset.max_rows=200"],
 }
 TWO_STEPS = """
 import entrenar_core.config.loading as loading
 validated = loading._validate
-def short(values, places):
+def short(schema, values, places):
     values = {**values, "training": {**values.get("training", {}), "max_steps": 2, "baseline": False}}
     values["dataset"] = {**values["dataset"], "max_rows": 200, "labelled_rows": 60}
-    return validated(values, places)
+    return validated(schema, values, places)
 loading._validate = short
 """
 
@@ -92,7 +95,7 @@ def shortened(command: str) -> list[str]:
     """The command as a list, with the settings that keep it short at its end."""
     words = shlex.split(command)
     config = next((Path(word).name for word in words if word.endswith(".yaml")), "")
-    if {"run", "diagnose", "build"} & set(words):
+    if {"run", "diagnose", "build", "train"} & set(words):
         words += [part for setting in SHORT[config] for part in ("--set", setting)]
     return words
 
@@ -104,6 +107,7 @@ def run(command: list[str], folder: Path) -> None:
 
 
 LONGEST = (
+    "adapters.md",
     "caching-teachers.md",
     "diagnosing.md",
     "language-models.md",
@@ -146,7 +150,8 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path) -> None:
 def test_every_configuration_of_a_page_is_one(page: Path) -> None:
     for block in blocks(page, "yaml"):
         try:
-            parse_config(yaml.safe_load(block.body))
+            values = yaml.safe_load(block.body)
+            (parse_finetuning if "model" in values else parse_config)(values)
         except ConfigError as error:
             pytest.fail(f"{block.body}\n{error}")
 
@@ -175,7 +180,9 @@ def test_the_reference_is_what_would_be_written_now() -> None:
 @pytest.mark.real_models
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_that_comes_along_is_valid(config: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "entrenar_distill", "validate", str(config)]
+    tunes = "model" in yaml.safe_load(config.read_text())
+    words = ["entrenar_lora", "train", "--dry-run"] if tunes else ["entrenar_distill", "validate"]
+    command = [sys.executable, "-m", *words, str(config)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "skipped" not in done.stdout

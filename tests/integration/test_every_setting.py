@@ -8,6 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from entrenar_core.config import DistillationConfig
+from entrenar_core.config.adapters import StudentLora
+from entrenar_core.config.finetuning import FineTuneConfig
 from entrenar_core.config.teachers import TeacherConfig
 
 TESTS = Path(__file__).parent.parent
@@ -208,6 +210,35 @@ SHOWN_BY |= {
 }
 
 
+ADAPTED, TUNED, RULES = "core/test_models_adapted.py", "integration/test_finetuning.py", "core/test_config_adapters.py"
+OF_LORA = dict.fromkeys(StudentLora.model_fields, f"{ADAPTED}::test_a_model_is_adapted_as_peft_does_it") | {
+    "enabled": f"{RULES}::test_an_adapter_that_is_switched_off_is_none",
+    "biases": f"{ADAPTED}::test_biases_and_whole_modules_train_beside_an_adapter",
+    "modules_to_save": f"{ADAPTED}::test_biases_and_whole_modules_train_beside_an_adapter",
+    "lora_plus_ratio": f"{ADAPTED}::test_b_learns_faster_with_lora_plus",
+}
+QUANTIZED = f"{ADAPTED}::test_gradients_go_through_quantised_layers_also_after_an_evaluation"
+OF_QUANTIZATION = dict.fromkeys(("bits", "type", "double_quantization", "compute_dtype"), QUANTIZED) | {
+    "group_size": f"{RULES}::test_each_way_to_quantise_is_honoured_or_refused_by_name"
+}
+SHOWN_BY |= {f"student.lora.{name}": test for name, test in OF_LORA.items()}
+SHOWN_BY |= {f"student.quantization.{name}": test for name, test in OF_QUANTIZATION.items()}
+SHOWN_BY["student.dtype"] = QUANTIZED
+SHOWN_BY["output.merge"] = f"{TUNED}::test_an_adapter_is_merged_when_training_is_over"
+# A model that is fine-tuned is loaded and trained as a student is, by the same code.
+OF_A_TUNING = {f"adapter.{name}": test for name, test in OF_LORA.items() if name != "enabled"}
+OF_A_TUNING |= {f"model.quantization.{name}": test for name, test in OF_QUANTIZATION.items()}
+OF_A_TUNING |= {
+    f"adapter.{name}": f"{ADAPTED}::test_other_methods_are_peft_s_and_come_back_from_their_files"
+    for name in ("method", "virtual_tokens", "feedforward_modules")
+}
+OF_A_TUNING |= {
+    f"model.{name}": SHOWN_BY[f"student.{name}"]
+    for name in (*(field for field in TeacherConfig.model_fields if f"student.{field}" in SHOWN_BY), "dropout")
+    if name != "pooling"
+}
+
+
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings that hold a value."""
     for name, info in model.model_fields.items():
@@ -227,7 +258,8 @@ def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_every_setting_is_shown_by_a_test_that_exists() -> None:
     assert set(leaves(DistillationConfig)) == set(SHOWN_BY)
-    for setting, test in SHOWN_BY.items():
+    assert {name for name in leaves(FineTuneConfig) if name not in SHOWN_BY} == set(OF_A_TUNING)
+    for setting, test in (SHOWN_BY | OF_A_TUNING).items():
         file, name = test.split("::")
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}, f"{setting}: {test}"

@@ -144,6 +144,64 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TuneReport:
+    """What a fine-tuning did and how well. `method` is what trained, such as `LoRA, rank 16`; `trained_parameters` are
+    those of `model.parameters` that did. `model.weight_bytes` are of the files that were written: of an adapter its
+    own. `merged` is the folder of the whole model, where it was asked for.
+    """
+
+    task: str
+    output_dir: Path
+    dataset: str
+    train_rows: int
+    labelled_rows: int | None
+    eval_rows: int
+    seed: int
+    steps: int
+    selected_step: int
+    initial_loss: float
+    final_loss: float
+    model: ModelFacts
+    method: str
+    trained_parameters: int
+    scores_before: Scores
+    scores: Scores
+    majority_accuracy: float | None
+    train_s: float
+    examples_per_s: float
+    files: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    merged: str | None = None
+    exports: tuple[ExportFacts, ...] = ()
+    not_exported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """1 where the model is there, and a further format is not or does not answer as it does."""
+        return int(bool(self.not_exported) or any(one.passed is False for one in self.exports))
+
+
+@dataclass(frozen=True, slots=True)
+class TunePlan:
+    """What a fine-tuning would do. `fill` is the share of packed rows that is no padding."""
+
+    task: str
+    model: str
+    method: str
+    parameters: int
+    trained_parameters: int
+    dataset: str
+    train_rows: int
+    labelled_rows: int | None
+    eval_rows: int
+    examples_per_step: int
+    steps: int
+    output_dir: Path
+    resumes_from_step: int | None
+    fill: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a run would do, found out without training or writing anything.
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from entrenar_common.output import note
 from entrenar_common.progress import Progress
+from entrenar_common.run_display import Display
 from entrenar_core.config import DistillationConfig
 from entrenar_core.errors import DataError
 from entrenar_core.teachers.cache.manifest import Manifest
 from entrenar_core.teachers.cache.settings import CacheForecast, CacheSettings
 from entrenar_core.units import count, duration, size
 from entrenar_distill.reports import CacheReport
-from entrenar_distill.running import Display
 
 
 def build(config: DistillationConfig, folder: Path, settings: CacheSettings, *, force: bool) -> CacheReport:

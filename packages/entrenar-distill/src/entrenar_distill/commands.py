@@ -24,6 +24,7 @@ from entrenar_distill.reports import CacheReport, Design, DiagnosisReport, LossT
 
 if TYPE_CHECKING:
     from entrenar_core.config.loading import Loaded
+    from entrenar_core.config.schema import DistillationConfig
     from entrenar_distill.assembly import Flags
 
 app = typer.Typer(help="Distil a small model out of a large one.")
@@ -164,7 +165,7 @@ def validate(
     return _checked(loaded, file)
 
 
-def _checked(loaded: "Loaded", file: Path | None, *, hub: bool = True) -> ValidationReport:
+def _checked(loaded: "Loaded[DistillationConfig]", file: Path | None, *, hub: bool = True) -> ValidationReport:
     from entrenar_distill.validation import validate as check
 
     return check(loaded.config, "the command line" if file is None else str(file), loaded.places, hub=hub)
@@ -324,7 +325,7 @@ def _assembled(
     output: Path | None,
     settings: list[str] | None,
     others: "Flags | None" = None,
-) -> "Loaded":
+) -> "Loaded[DistillationConfig]":
     """The configuration that the flags of all commands mean, with the `others` of one."""
     from entrenar_distill.assembly import assemble
 

@@ -3,9 +3,9 @@
 from contextlib import ExitStack
 
 from entrenar_common.progress import Progress
+from entrenar_common.run_display import Display
 from entrenar_core.config import DistillationConfig
 from entrenar_distill.reports import DiagnosisReport
-from entrenar_distill.running import Display
 from entrenar_distill.vocabularies import report
 
 

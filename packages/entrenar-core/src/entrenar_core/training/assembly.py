@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +13,14 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
+from entrenar_core.config.adapters import LoraSettings
 from entrenar_core.config.one_teacher import each_teacher
 from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.data.streams import shuffled
 from entrenar_core.errors import UsageError
+from entrenar_core.models.adapted import adapt
 from entrenar_core.models.importance import Sample
+from entrenar_core.models.loading import seeded
 from entrenar_core.models.student import build_student
 from entrenar_core.models.widths import is_measured
 from entrenar_core.training.batches import Batches, StoredBatches, StreamedBatches
@@ -85,9 +88,18 @@ def shares_gpus(device_map: str | Mapping[str, int | str] | None, processes: int
     return not set(device_map.values() if isinstance(device_map, Mapping) else [device_map]) <= {"cpu", "disk"}
 
 
-def make_student(prepared: Preparation, teacher_model: PreTrainedModel | None = None) -> PreTrainedModel:
-    """The student before training, the same bits for the same configuration."""
-    return build_student(
+EVA_BATCHES, EVA_ROWS = 4, 16
+"""Training rows whose principal directions `init: eva` finds."""
+
+
+def make_student(
+    prepared: Preparation, teacher_model: PreTrainedModel | None = None, device: torch.device | None = None
+) -> PreTrainedModel:
+    """The student before training, with its adapter if it has one, the same bits for the same configuration.
+
+    Quantised weights are on `device`; else all is on the CPU.
+    """
+    student = build_student(
         prepared.config.student,
         teacher_artifact=prepared.teacher,
         teacher_model=teacher_model,
@@ -98,7 +110,23 @@ def make_student(prepared: Preparation, teacher_model: PreTrainedModel | None = 
         vocab_size=prepared.num_ids,
         pad_token_id=prepared.collator.pad_token_id,
         sample=_sample(prepared),
+        device=device,
     )
+    adapter = prepared.adapter
+    if adapter is None:
+        return student
+    name = prepared.config.student.model_id
+    sample = _eva_sample(prepared) if isinstance(adapter, LoraSettings) and adapter.init == "eva" else None
+    with seeded(prepared.seed):
+        # peft's wrapper gives what the model in it has
+        return cast(PreTrainedModel, adapt(student, adapter, prepared.task, name, sample=sample))
+
+
+def _eva_sample(prepared: Preparation) -> Sample:
+    rows = iter(prepared.train_tokens)
+    batches = (list(itertools.islice(rows, EVA_ROWS)) for _ in range(EVA_BATCHES))
+    collated = [prepared.collator(batch) for batch in batches if batch]
+    return [(batch.input_ids_BT, batch.attention_mask_BT) for batch in collated]
 
 
 def _sample(prepared: Preparation) -> Sample | None:

@@ -7,7 +7,7 @@ from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.training.card_front import front_of_run
 from entrenar_core.units import count, perplexity, size
 
-_LOADERS = {
+LOADERS = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -35,7 +35,7 @@ def _size(model: ModelFacts) -> str:
 
 def model_card(report: RunReport, settings: str) -> str:
     """Markdown with the front matter that the Hub reads. `settings` is the configuration as YAML."""
-    loader = _LOADERS[report.task]
+    loader = LOADERS[report.task]
     labelled = "" if report.labelled_rows is None else f", {report.labelled_rows:,} of them labelled"
     warnings = "".join(f"\n> {warning}.\n" for warning in report.warnings)
     student, teacher, data = (escaped(name) for name in (report.student.name, report.teacher.name, report.dataset))

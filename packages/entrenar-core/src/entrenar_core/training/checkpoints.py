@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from entrenar_core.errors import TrainingError
+from entrenar_core.models.adapted import is_adapted, trained_tensors
 from entrenar_core.training.files import new_folder, remove_folder, write_json
 from entrenar_core.training.run_folder import complete_checkpoints, step_name
 
@@ -42,7 +43,11 @@ class Progress:
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What of a model must be saved: each parameter once, tied or not, and the buffers that belong to its state."""
+    """What of a model must be saved: each parameter once, tied or not, and the buffers that belong to its state; of one
+    with an adapter, what trains.
+    """
+    if is_adapted(model):
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in trained_tensors(model).items()}
     state = model.state_dict(keep_vars=True)
     once: dict[int, str] = {}
     for name, tensor in state.items():
@@ -56,7 +61,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         KeyError, ValueError: it is of another build.
     """
-    state = model.state_dict(keep_vars=True)
+    state = dict(trained_tensors(model)) if is_adapted(model) else model.state_dict(keep_vars=True)
     if absent := saved_tensors(model).keys() - tensors.keys():
         raise KeyError(f"{min(absent)} is missing")
     with torch.no_grad():
@@ -66,6 +71,11 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(tensor)
 
 
+def _weights(model: nn.Module) -> str:
+    """The file of what is saved of a model; that of an adapter is not one that another program takes for a model."""
+    return "trained.safetensors" if is_adapted(model) else "model.safetensors"
+
+
 def save_best(folder: Path, model: nn.Module, step: int, *, keep: int | None) -> None:
     """Writes `folder/best-…`, and then deletes others but that of step `keep`, which the newest checkpoint means.
 
@@ -73,7 +83,7 @@ def save_best(folder: Path, model: nn.Module, step: int, *, keep: int | None) ->
         OutputError: it cannot be written.
     """
     with new_folder(best_folder(folder, step)) as aside:
-        save_file(saved_tensors(model), aside / "model.safetensors")
+        save_file(saved_tensors(model), aside / _weights(model))
     forget_best(folder, {step, keep})
 
 
@@ -96,7 +106,7 @@ def load_best(folder: Path, model: nn.Module, step: int) -> None:
     Raises:
         TrainingError: they are damaged or gone.
     """
-    file = best_folder(folder, step) / "model.safetensors"
+    file = best_folder(folder, step) / _weights(model)
     try:
         load_tensors(model, load_file(file))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -128,7 +138,7 @@ def save_checkpoint(
     """
     path = folder / step_name(progress.step)
     with new_folder(path) as aside:
-        save_file(saved_tensors(model), aside / "model.safetensors", metadata={"format": "pt"})
+        save_file(saved_tensors(model), aside / _weights(model), metadata={"format": "pt"})
         describe(aside)
         if beside_tensors := {} if beside is None else saved_tensors(beside):
             save_file(beside_tensors, aside / _BESIDE)
@@ -166,7 +176,7 @@ def load_checkpoint(
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         progress = _progress(path, state["progress"])
         _require_as_many(path, len(state["random"]), world_size)
-        load_tensors(model, load_file(path / "model.safetensors"))
+        load_tensors(model, load_file(path / _weights(model)))
         if beside is not None and saved_tensors(beside):
             load_tensors(beside, load_file(path / _BESIDE))
         moments = load_file(path / "optimizer.safetensors")

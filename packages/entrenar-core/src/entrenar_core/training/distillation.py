@@ -1,24 +1,21 @@
 """One distillation from end to end: prepared, run in a folder that it holds, and left so that it can go on."""
 
-import contextlib
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrenar_core.config.formula import formula
 from entrenar_core.config.schema import DistillationConfig
-from entrenar_core.errors import ConfigError, Interrupted, UsageError
+from entrenar_core.errors import ConfigError, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
-from entrenar_core.reproducibility import differences, environment
 from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
 from entrenar_core.training.callbacks import Callback, tell
+from entrenar_core.training.carrying_out import carry_out
 from entrenar_core.training.memory import device_type, require_memory, told
 from entrenar_core.training.names import student_name
 from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.preparing import prepare
-from entrenar_core.training.ranks import on_main
 from entrenar_core.training.result import read_report
 from entrenar_core.training.run import Run
 from entrenar_core.training.run_folder import (
@@ -28,9 +25,7 @@ from entrenar_core.training.run_folder import (
     is_complete,
     named_models,
     newest_step,
-    read_manifest,
 )
-from entrenar_core.training.signals import StopRequest
 
 
 def distill(
@@ -62,34 +57,17 @@ def distill(
     accelerator = make_accelerator(config)
     prepared = prepare(config, download_progress)
     needed = require_memory(prepared, device_type(accelerator), accelerator.num_processes, force=force or resume)
-    manifest = {
-        "config": config.model_dump(mode="json"),
-        "fingerprints": dict(prepared.fingerprints()),
-        "environment": environment(),
-    }
-    before = read_manifest(folder.path) if resume else None
-    if before is not None and (changed := differences(before.get("environment", {}), manifest["environment"])):
-        tell(callbacks, f"resumed with {', '.join(changed)}: the bits may not be those of an unbroken run")
-    on_main(accelerator, lambda: folder.open(manifest, resume=resume, force=force))
-    for text in (*prepared.warnings, *told(needed)):
-        tell(callbacks, text)
-    try:
-        with StopRequest(lambda: tell(callbacks, "stopping as soon as all is saved; once more stops at once")) as stop:
-            report = Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run()
-    except BaseException as error:
-        if accelerator.is_main_process:
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                folder.finish("interrupted")
-        if isinstance(error, Interrupted):
-            where = shlex.quote(str(folder.path))
-            hint = f"give the same command with --resume to go on (its output is {where})"
-            if not folder.begun:
-                hint = f"give the same command again; the earlier run in {where} is still whole"
-            raise Interrupted(error.message, hint) from None
-        raise
-    finally:
-        accelerator.free_memory()
-    return report
+    return carry_out(
+        lambda stop: Run(prepared, accelerator, folder, callbacks, stop, resume=resume).run(),
+        folder,
+        accelerator,
+        callbacks,
+        config=config.model_dump(mode="json"),
+        fingerprints=prepared.fingerprints(),
+        notes=(*prepared.warnings, *told(needed)),
+        resume=resume,
+        force=force,
+    )
 
 
 def _check_folder(config: DistillationConfig, *, resume: bool, force: bool) -> None:

@@ -25,16 +25,16 @@ class Exports:
     failures: Mapping[str, str]
 
 
-def export_student(folder: Path, output: OutputConfig, on_part: OnPart) -> Exports:
+def export_student(folder: Path, output: OutputConfig, on_part: OnPart, *, beside: Path | None = None) -> Exports:
     """Writes the student of a result folder in every further format. One that fails does not take from the others, nor
-    from the run, whose weights are there: it can be written later.
+    from the run, whose weights are there: it can be written later. Files go to the folder `beside`, if given.
     """
     artifact = inspect_folder(folder, format=WeightFormat.SAFETENSORS)
     reports: list[ExportReport] = []
     failures: dict[str, str] = {}
     for kind, settings in _wanted(output):
         on_part(FORMATS[kind].title)
-        file = folder / file_name(kind, settings.quantize)
+        file = (beside or folder) / file_name(kind, settings.quantize)
         try:
             reports.append(write_export(artifact, file, settings))
         except EntrenarError as error:

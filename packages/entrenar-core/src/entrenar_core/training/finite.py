@@ -34,5 +34,6 @@ def require_finite(what: str, value: float, step: int, micro_batches: Sequence[B
 
 @torch.no_grad()
 def largest(model: nn.Module) -> float:
-    """The largest absolute value of the weights; nan where one is nan. Waits for the device once."""
-    return float(torch.stack([parameter.abs().max().float() for parameter in model.parameters()]).max())
+    """The largest absolute value of the weights that train; nan where one is nan. Waits for the device once."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return float(torch.stack([parameter.abs().max().float() for parameter in trained]).max())

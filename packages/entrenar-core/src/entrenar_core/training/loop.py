@@ -40,7 +40,7 @@ from entrenar_core.training.checkpoints import (
 from entrenar_core.training.finite import largest, require_finite
 from entrenar_core.training.journal import Journal
 from entrenar_core.training.objective import Now
-from entrenar_core.training.optimizer import learning_rate, make_optimizer
+from entrenar_core.training.optimizer import MULTIPLE, learning_rate, make_optimizer
 from entrenar_core.training.ranks import on_main
 from entrenar_core.training.run_folder import complete_checkpoints
 from entrenar_core.training.signals import StopRequest
@@ -64,6 +64,8 @@ class LoopSettings:
     """Writes what makes a checkpoint a model that can be loaded."""
     remote: bool = False
     """Whether the teacher may go away in the middle of a step."""
+    lora_plus_ratio: float | None = None
+    """The learning rate of low-rank matrices B, as a multiple of the others'."""
 
 
 class _StepResult(NamedTuple):
@@ -97,7 +99,7 @@ class Loop:
             with quietly():  # its former name, which warns, is the one that every supported version has
                 self.student.gradient_checkpointing_enable()  # type: ignore[operator]
         self.model = accelerator.prepare(step_module)
-        self.optimizer = make_optimizer(step_module, self.training)
+        self.optimizer = make_optimizer(step_module, self.training, ratio_of_b=settings.lora_plus_ratio)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.average = average
         self.beside = self.layers if average is None else ModuleList([self.layers, average.model])
@@ -161,7 +163,7 @@ class Loop:
     def _step(self, micro_batches: list[Batch], checkpoints: Path) -> tuple[_StepResult, int]:
         rate = learning_rate(self.progress.step, self.batches.total_steps, self.training)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(MULTIPLE, 1.0)
         mine = [*self.objective.counts(micro_batches), sum(len(b.rows_B) for b in micro_batches if not b.blank)]
         *counts, examples = (int(value) for value in self._summed(torch.tensor(mine)).tolist())
         now = self.objective.at(self.progress.step, self.batches.total_steps, counts)
@@ -235,7 +237,7 @@ class Loop:
             loss=result.loss,
             losses=self._told(result),
             schedules=self.objective.moving(result.now),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=learning_rate(self.progress.step - 1, self.batches.total_steps, self.training),
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             examples=self.progress.examples,
             cache_hit_rate=result.hit_rate,

@@ -108,4 +108,5 @@ def run_parts(prepared: Preparation, machine: Machine, processes: int = 1) -> li
         gpus=machine.devices,
         room_bytes=machine.available_bytes,
     )
-    return parts_of(prepared.given, facts)
+    parts = parts_of(prepared.given, facts)
+    return parts[-1:] if prepared.tuning is not None else parts

@@ -8,15 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from entrenar_core.config.schema import OptimizerName, TrainingConfig
+from entrenar_core.models.adapted import is_matrix_b
 from entrenar_core.models.quiet import mute_bitsandbytes
 
+MULTIPLE = "multiple"
+"""Of a group of parameters: what its learning rate is multiplied by."""
 
-def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser of what trains; vectors, that is norms and biases, are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+
+def make_optimizer(
+    model: nn.Module, training: TrainingConfig, *, ratio_of_b: float | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of what trains; vectors, that is norms and biases, are not decayed. With `ratio_of_b` low-rank
+    matrices B learn at so many times the rate (LoRA+: Hayou, Ghosh & Yu 2024, arXiv:2402.12354).
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    faster = {name for name in trained if ratio_of_b is not None and is_matrix_b(name)}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [one for name, one in trained.items() if one.ndim >= 2 and name not in faster],
+            "weight_decay": training.weight_decay,
+        },
+        {"params": [one for one in trained.values() if one.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [trained[name] for name in trained if name in faster],
+            "weight_decay": training.weight_decay,
+            MULTIPLE: ratio_of_b,
+        },
     ]
     return optimizer_of(training.optimizer, [group for group in groups if group["params"]], training.learning_rate)
 

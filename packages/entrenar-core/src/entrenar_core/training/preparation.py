@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entrenar_core.artifact import ModelArtifact
+from entrenar_core.config.adapters import AnyAdapter
 from entrenar_core.config.desugaring import Term, terms_of
+from entrenar_core.config.finetuning import FineTuneConfig
 from entrenar_core.config.one_teacher import OneTeacher, needs_weights
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.teachers import (
@@ -57,7 +59,8 @@ class Preparation:
     `given` is the configuration as it was given, and `config` the same with one teacher that is a model, and with the
     losses of a sentence encoder listed. Of several teachers, `members` has one preparation for each, which share all
     but what is said of the teacher; this is that of the first one, which alone is `copied`, if the student is made of
-    layers of its teacher. `fewest_tokens` is how many all of them have.
+    layers of its teacher. `fewest_tokens` is how many all of them have. Of a fine-tuning (`tuning`) the model stands in
+    for the teacher, and nobody asks it.
     """
 
     given: DistillationConfig
@@ -77,6 +80,12 @@ class Preparation:
     members: "tuple[Preparation, ...]" = ()
     fewest_tokens: int | None = None
     copied: bool = True
+    tuning: FineTuneConfig | None = None
+
+    @property
+    def adapter(self) -> AnyAdapter | None:
+        """What trains in place of all weights, if anything does."""
+        return self.config.student.adapter if self.tuning is None else self.tuning.adapter
 
     @property
     def moving_average(self) -> MovingAverage | None:

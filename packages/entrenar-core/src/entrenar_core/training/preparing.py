@@ -49,6 +49,7 @@ from entrenar_core.training.requirements import (
     known_labels,
     longest,
     one_vocabulary,
+    require_adaptable,
     require_masked_head,
 )
 
@@ -109,12 +110,14 @@ def _prepare(given: DistillationConfig, config: OneTeacher, progress: Any, *, we
     check_models(config, task, teacher, student)
     config = for_task(config, task)
     check_losses(config, task, teacher, student)
+    if student is not None and config.student.adapter is not None:
+        require_adaptable(student, config.student.adapter, task, config.student)
     check_signals(given, config, task, teacher, student)
     check_outputs(given, task, teacher, student)
     poolings = poolings_of(config, teacher, student) if task == EMBEDDING else None
-    teacher_tokenizer = _tokenizer(teacher, config.teacher)
-    tokenizer = _tokenizer(student, config.student) if student else teacher_tokenizer
-    masking = _masking(config, tokenizer, teacher, student) if task == MASKED_LM else None
+    teacher_tokenizer = tokenizer_of(teacher, config.teacher)
+    tokenizer = tokenizer_of(student, config.student) if student else teacher_tokenizer
+    masking = masking_of(config, tokenizer, teacher, student) if task == MASKED_LM else None
     # the student's own average reads what the student reads
     reads = reads_tokens(config, task) or isinstance(given.teacher, MovingAverageTeacher)
     finding = one_vocabulary(config, task, teacher, teacher_tokenizer, student, tokenizer) if reads else None
@@ -172,7 +175,7 @@ def _beside(first: Preparation, config: OneTeacher, progress: Any, *, weights: b
     task, student = first.task, first.student
     teacher = fetch(config.teacher, config.teacher.model_id, progress, weights_needed=weights)
     check_beside(config, task, teacher, student)
-    tokenizer = _tokenizer(teacher, config.teacher)
+    tokenizer = tokenizer_of(teacher, config.teacher)
     if task == MASKED_LM:
         require_masked_head(teacher)
     reads, finding = first.teacher_reads_tokens, None
@@ -187,8 +190,8 @@ def _beside(first: Preparation, config: OneTeacher, progress: Any, *, weights: b
     )
 
 
-def _tokenizer(artifact: ModelArtifact, source: ModelSource) -> "PreTrainedTokenizerBase":
-    """Of a model whose configuration can be read: a mistake in that is not told as one in a tokenizer."""
+def tokenizer_of(artifact: ModelArtifact, source: ModelSource) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model whose configuration can be read: a mistake in that is not told as one in a tokenizer."""
     from entrenar_core.models.loading import load_config as load_model_config
     from entrenar_core.models.tokenizers import load_tokenizer
 
@@ -206,7 +209,7 @@ def _task(config: OneTeacher, teacher: ModelArtifact, student: ModelArtifact | N
     return TypeAdapter(Task).validate_python(found)
 
 
-def _masking(
+def masking_of(
     config: OneTeacher,
     tokenizer: "PreTrainedTokenizerBase",
     teacher: ModelArtifact,

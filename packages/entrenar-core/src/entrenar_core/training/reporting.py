@@ -48,7 +48,7 @@ def run_report(
     assert progress.initial_loss is not None, "a run has a step"
     assert progress.final_loss is not None, "a run has a step"
     classifies = not prepared.over_tokens and prepared.task != EMBEDDING
-    majority = _majority(prepared) if classifies else None
+    majority = majority_of(prepared) if classifies else None
     best = progress.best_step if training.select == "best" else None
     return RunReport(
         task=prepared.task,
@@ -84,8 +84,8 @@ def run_report(
     )
 
 
-def _majority(prepared: Preparation) -> float:
-    """Of the labels that tokens carry: words that were cut off count in no score."""
+def majority_of(prepared: Preparation) -> float:
+    """The accuracy of the commonest class among the labels that tokens carry: words that were cut off do not count."""
     evaluation = prepared.eval_tokens["labels"]
     known = evaluation if prepared.config.dataset.streaming else prepared.train_tokens["labels"]
     return majority_accuracy(flat_labels(evaluation), flat_labels(known))  # a stream is not read for this

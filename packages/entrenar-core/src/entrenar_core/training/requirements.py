@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from entrenar_core.artifact import ModelArtifact
+from entrenar_core.config.adapters import AnyAdapter
 from entrenar_core.config.desugaring import terms_of
 from entrenar_core.config.distillation import DistillationSection
 from entrenar_core.config.one_teacher import OneTeacher
@@ -14,7 +15,7 @@ from entrenar_core.config.packing import check_packing
 from entrenar_core.config.schema import DistillationConfig, Task
 from entrenar_core.config.sentences import check_task
 from entrenar_core.config.teacher_rules import NO_PROBE
-from entrenar_core.config.teachers import EndpointTeacher, ProbeFinetuning
+from entrenar_core.config.teachers import EndpointTeacher, ModelSource, ProbeFinetuning
 from entrenar_core.data.sources import Rows
 from entrenar_core.errors import ConfigError, DataError, ModelError, Problem
 from entrenar_core.exporting.preflight import output_problems
@@ -241,3 +242,12 @@ def longest(config: OneTeacher, teacher: ModelArtifact, student: ModelArtifact |
             what = f"`dataset.max_length` {config.dataset.max_length} is more than the {positions} positions of"
             raise ConfigError([Problem(f"{what} {artifact.reference}", f"set it to {positions} or less")])
     return config.dataset.max_length
+
+
+def require_adaptable(artifact: ModelArtifact, adapter: AnyAdapter, task: Task, source: ModelSource) -> None:
+    """Whether an adapter fits a model, told before its weights are read; raises as `check_adapter`."""
+    from entrenar_core.models.adapted import check_adapter
+    from entrenar_core.models.loading import load_config
+
+    found = load_config(artifact, trust_remote_code=source.trust_remote_code)
+    check_adapter(found, adapter, task, artifact.reference, trusted=source.trust_remote_code)

@@ -21,7 +21,9 @@ from entrenar_core.exporting.card_writing import files_section
 from entrenar_core.exporting.result import ExportReport
 from entrenar_core.exporting.source import open_source
 from entrenar_core.formats import WeightFormat
+from entrenar_core.models.adapted import is_adapted, save_adapter
 from entrenar_core.models.facts import saved_bytes
+from entrenar_core.models.heads import CLASSIFYING
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.sentence_files import sentence_files
 from entrenar_core.reports import ExportFacts, MemberFacts, ModelFacts, RunReport, Scores
@@ -29,6 +31,7 @@ from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
 from entrenar_core.training.exports import Exports, OnPart, export_student, facts_of, warnings_of
 from entrenar_core.training.files import new_folder, remove_folder, write_json, write_text, writing
+from entrenar_core.training.merged import MERGED, merge_result
 from entrenar_core.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
@@ -55,9 +58,38 @@ def write_result(
     Raises:
         OutputError: a file cannot be written.
     """
+    names, weight_bytes = write_model(folder, prepared, student)
+    write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
+    files = tuple(sorted(names | {"loss.svg", "metrics.jsonl", "README.md", REPORT, "run.json"}))
+    report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
+    _describe(folder, prepared, report)
+    output = prepared.given.output
+    if output.merge:
+        on_part("merging")
+        merge_result(folder, prepared)
+        report = replace(report, files=tuple(sorted({*report.files, MERGED})))
+        _describe(folder, prepared, report)
+    if set(output.formats) == {"safetensors"}:
+        return report
+    exports = export_student(folder / MERGED if output.merge else folder, output, on_part, beside=folder)
+    report = _with_exports(report, exports)
+    _describe(folder, prepared, report, exports.reports)
+    return report
+
+
+def write_model(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> tuple[set[str], int]:
+    """Writes what was trained, a whole model or an adapter, and its tokenizer; returns the names on top of the folder,
+    and what the weights take.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
     made = folder / ".result"
     with new_folder(made) as aside, quietly():
-        student.save_pretrained(aside)
+        if is_adapted(student):
+            _write_adapter(aside, prepared, student)
+        else:
+            student.save_pretrained(aside)
         prepared.tokenizer.save_pretrained(aside)
         if prepared.poolings is not None:
             _write_pooling(aside, prepared, student)
@@ -69,16 +101,14 @@ def write_result(
                 remove_folder(folder / name)
             (made / name).replace(folder / name)
         shutil.rmtree(made)
-    write_text(folder / "loss.svg", loss_svg(read_metrics(folder / "metrics.jsonl")))
-    files = tuple(sorted(names | {"loss.svg", "metrics.jsonl", "README.md", REPORT, "run.json"}))
-    report = replace(report, student=replace(report.student, weight_bytes=weight_bytes), files=files)
-    _describe(folder, prepared, report)
-    if set(prepared.given.output.formats) == {"safetensors"}:
-        return report
-    exports = export_student(folder, prepared.given.output, on_part)
-    report = _with_exports(report, exports)
-    _describe(folder, prepared, report, exports.reports)
-    return report
+    return names, weight_bytes
+
+
+def _write_adapter(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:
+    source = prepared.config.student
+    assert source.model_id is not None, "a rule of the configuration"
+    names = prepared.label_names if prepared.task in CLASSIFYING else None
+    save_adapter(student, folder, source.model_id, revision=source.revision, label_names=names)
 
 
 def _with_exports(report: RunReport, made: Exports) -> RunReport:
@@ -97,13 +127,14 @@ def _describe(folder: Path, prepared: "Preparation", report: RunReport, exports:
     settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     card = model_card(report, settings)
     if files := [file for one in exports for file in exported_files(one)]:
-        card += f"\n{files_section(card_facts(folder), folder, files, others=_weights(folder))}"
+        others = weights_in(folder) if not prepared.given.output.merge else []
+        card += f"\n{files_section(card_facts(folder), folder, files, others=others)}"
     write_text(folder / "README.md", card)
     document = {**dataclasses.asdict(report), "output_dir": str(report.output_dir)}
     write_text(folder / REPORT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def _weights(folder: Path) -> list[ExportedFile]:
+def weights_in(folder: Path) -> list[ExportedFile]:
     """What transformers loads."""
     artifact = inspect_folder(folder, format=WeightFormat.SAFETENSORS)
     with open_source(artifact) as model:
@@ -116,10 +147,13 @@ def _weights(folder: Path) -> list[ExportedFile]:
 
 def describe_student(folder: Path, prepared: "Preparation", student: "PreTrainedModel") -> None:
     """Writes what transformers needs beside the weights of a checkpoint: the configuration and the tokenizer."""
-    config = copy.deepcopy(student.config)
-    config.architectures = [type(student).__name__]
     with quietly():
-        config.save_pretrained(folder)
+        if is_adapted(student):
+            _write_adapter(folder, prepared, student)
+        else:
+            config = copy.deepcopy(student.config)
+            config.architectures = [type(student).__name__]
+            config.save_pretrained(folder)
         prepared.tokenizer.save_pretrained(folder)
     if prepared.poolings is not None:
         _write_pooling(folder, prepared, student)

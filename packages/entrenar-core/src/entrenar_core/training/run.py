@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A prepared distillation on an accelerator, writing into a folder that it holds."""
+    """A prepared distillation on an accelerator, writing into a folder that it holds. `part` is what trains."""
+
+    part = "student"
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Run:
             self._note(require_packing(self.prepared, packing, student.to(self.accelerator.device), teacher))
         on_main(self.accelerator, self.folder.begin)
         before = self._before(student, teacher)
-        progress = self._train(student, teacher, objective, "student")
+        progress = self._train(student, teacher, objective, self.part)
         scores = self._final(student, teacher, progress)
         if self.average is not None:
             self._phase("the student's average")
@@ -101,7 +103,7 @@ class Run:
         """The teacher, and the student before training. Connections are to be ended with the run."""
         if (settings := self.prepared.moving_average) is not None:
             self._phase("student")
-            student = make_student(self.prepared)
+            student = make_student(self.prepared, device=self.accelerator.device)
             self.average = AverageOfStudent(student, settings)
             output = self.prepared.output_layer(self.average.model)
             source = LiveTeacher(self.average.model, self.accelerator, self.prepared.counting, output)
@@ -111,7 +113,7 @@ class Run:
         if self.prepared.endpoint is not None:
             endpoint = connections.enter_context(connected(self.prepared, self.callbacks, self.stop))
             ready = endpoint_teacher(self.prepared, endpoint, self.accelerator, self.callbacks, self._watch)
-            return ready, make_student(self.prepared)
+            return ready, make_student(self.prepared, device=self.accelerator.device)
         ready = make_teacher(
             self.prepared,
             self.accelerator,
@@ -120,7 +122,7 @@ class Run:
             evaluate=lambda model: self._evaluate(model, None, batch_size=self.config.teacher.batch_size),
             on_batch=self._watch,
         )
-        student = make_student(self.prepared, ready.model)
+        student = make_student(self.prepared, ready.model, self.accelerator.device)
         if not self.training.baseline:  # which makes the student once more
             ready = dataclasses.replace(ready, model=None)
         return ready, student
@@ -165,7 +167,7 @@ class Run:
         )
 
     def _final(
-        self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher, progress: Progress
+        self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher | None, progress: Progress
     ) -> Scores:
         """The scores of the selected weights, told unless an evaluation in training has told them.
 
@@ -176,20 +178,20 @@ class Run:
         scores = self._evaluate(student, teacher)
         if scores.cross_entropy is not None and not math.isfinite(scores.cross_entropy):
             raise TrainingError(
-                f"the student's logits after step {progress.step} are not all finite numbers",
+                f"the {self.part}'s logits after step {progress.step} are not all finite numbers",
                 "lower `training.learning_rate`, or set `training.mixed_precision: no`, and start again with --force",
             )
         if self.accelerator.is_main_process and not any(
             line["step"] == progress.step and "evaluation" in line for line in read_metrics(file)
         ):
-            journal = Journal("student", self.accelerator, self.callbacks, self.training.log_every)
+            journal = Journal(self.part, self.accelerator, self.callbacks, self.training.log_every)
             journal.open(file, progress.step)
             journal.evaluation(progress.step, scores)
         return scores
 
-    def _before(self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher) -> Scores:
+    def _before(self, student: "PreTrainedModel", teacher: TeacherSource | SentenceTeacher | None) -> Scores:
         """The student's scores before the first step, measured once in the life of a run."""
-        self._phase("student before training")
+        self._phase(f"{self.part} before training")
         file = self.folder.path / "metrics.jsonl"
         if self.resume and (told := _told_before(file)):
             return told
@@ -205,7 +207,7 @@ class Run:
         objective: Objective,
         name: str,
     ) -> Progress:
-        main = name == "student"
+        main = name == self.part
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         steps = make_batches(
             self.prepared, self.prepared.train_tokens, self.training.max_steps, rank, world_size
@@ -225,6 +227,7 @@ class Run:
             name=name,
             describe=lambda folder: describe_student(folder, self.prepared, student),
             remote=self.prepared.endpoint is not None and main,
+            lora_plus_ratio=getattr(self.prepared.adapter, "lora_plus_ratio", None),
         )
         said = teacher.listening(objective.wants(1)) if teacher else None
         step = DistillationStep(student, objective, self.prepared.output_layer(student))
@@ -252,7 +255,7 @@ class Run:
 
     def _baseline(self, teacher_model: "PreTrainedModel | None") -> Scores:
         """The same student, of the same weights, on the labels alone: as many steps, the same seed."""
-        student = make_student(self.prepared, teacher_model)
+        student = make_student(self.prepared, teacher_model, self.accelerator.device)
         objective = make_objective(without_teacher(self.config.distillation), self.prepared, student, None)
         self._train(student, None, objective, "baseline")
         return self._evaluate(student, None)

@@ -80,7 +80,7 @@ def warnings(
     elif before is not None and quality(teacher, language=language) <= quality(before, language=language):
         yield "the teacher is no better than the student was before training"
     if majority is not None and student.examples < FEW_ROWS:
-        yield _few_rows(student)
+        yield few_rows(student)
     if baseline is not None:
         taught, own, rival = (quality(of, language=language) for of in (teacher, student, baseline))
         if taught <= rival:
@@ -113,9 +113,10 @@ def larger(student: int, teacher: float) -> Iterator[str]:
         yield f"the student has {student / teacher:.2g} times the parameters of its teacher"
 
 
-def _few_rows(student: Scores) -> str:
-    rows = f"{student.examples} evaluation rows are few"
-    if student.targets > student.examples:  # words of one row hang together
+def few_rows(scores: Scores, part: str = "student") -> str:
+    """What an accuracy on few rows is worth."""
+    rows = f"{scores.examples} evaluation rows are few"
+    if scores.targets > scores.examples:  # words of one row hang together
         return f"{rows}: on others the scores may be some points away"
-    low, high = interval(student.accuracy, student.examples)
-    return f"{rows}: the student's accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
+    low, high = interval(scores.accuracy, scores.examples)
+    return f"{rows}: the {part}'s accuracy lies between {percent(low)} and {percent(high)} (95 % interval)"
