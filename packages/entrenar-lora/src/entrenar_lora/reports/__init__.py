@@ -1,0 +1,1 @@
+"""What the commands return, one module for each."""
