@@ -60,13 +60,28 @@ def assert_traced(job: Any) -> None:
     assert found.peak_bytes > 0
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def distilled(file: Path) -> bool:
+    return "teacher:" in file.read_text()
+
+
+@pytest.mark.parametrize("file", sorted(filter(distilled, CONFIGS.glob("*.yaml"))), ids=lambda file: file.stem)
 def test_every_configuration_that_we_give_has_jobs(file: Path) -> None:
     config = load_config(file)
     found = parts(config, config.task or "causal-lm", 6, mean_length=9.0)
     assert list(found)[-1] == "training"
     for job in found.values():
         assert_traced(job)
+
+
+def test_a_student_with_adapters_is_held_as_it_is_said_to_be() -> None:
+    lora = {"model_id": "./student", "lora": {"rank": 4}, "dtype": "bfloat16", "quantization": {"type": "fp4"}}
+    job = parts(parsed("causal-lm", student=lora), "causal-lm")["training"]
+    assert (job.student.dtype, job.student.load_in, job.student.double_quantized) == ("bfloat16", "fp4", True)
+    assert job.adapters.rank == 4
+    adapted, whole = predict(job), predict(parts(parsed("causal-lm"), "causal-lm")["training"])
+    assert adapted.trace.trainable_parameters < 0.2 * whole.trace.trainable_parameters
+    off = parsed("causal-lm", student={"model_id": "./student", "lora": {"rank": 4, "enabled": False}})
+    assert parts(off, "causal-lm")["training"].adapters is None
 
 
 def test_a_live_teacher_is_one_job_with_its_student() -> None:

@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 import typer
 
 Method = Annotated[Literal["full", "lora", "qlora"], typer.Option(help="What of the model is trained.")]
+MethodAsked = Annotated[
+    Literal["full", "lora", "qlora"] | None,
+    typer.Option(help="What of the student is trained, in place of what the configuration says.", show_default=False),
+]
 Rank = Annotated[int | None, typer.Option(help="Of adapters; 16 if not given.", min=1, show_default=False)]
 Devices = Annotated[int, typer.Option(help="How many devices share it.", min=1)]
 StrategyName = Annotated[

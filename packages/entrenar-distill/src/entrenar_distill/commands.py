@@ -10,7 +10,7 @@ from entrenar_common.memory_options import (
     Calibrate,
     DeviceName,
     Devices,
-    Method,
+    MethodAsked,
     Offload,
     Rank,
     StrategyName,
@@ -187,7 +187,7 @@ def estimate(
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens of a row; `dataset.max_length` if not given.", min=2, show_default=False)
     ] = None,
-    method: Method = "full",
+    method: MethodAsked = None,
     rank: Rank = None,
     devices: Devices = 1,
     strategy: StrategyName = "ddp",
@@ -198,8 +198,8 @@ def estimate(
 ) -> MemoryReport:
     """Predict the memory of a run, and whether it fits, before anything is downloaded."""
     file = _one(config, config_option)
-    if rank is not None and method == "full":
-        raise UsageError("--rank is of adapters, and --method full trains all weights", "add --method lora")
+    if rank is not None and method in (None, "full"):
+        raise UsageError("--rank is of adapters, and no --method says any", "add --method lora")
     from entrenar_distill.estimating import Wanted
     from entrenar_distill.estimating import estimate as predict
 

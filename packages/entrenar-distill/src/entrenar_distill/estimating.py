@@ -16,7 +16,7 @@ from entrenar_core.data.columns import source_of
 from entrenar_core.errors import EntrenarError, UsageError
 from entrenar_core.formats import WeightFormat, read_json
 from entrenar_core.hub import fetch_config
-from entrenar_core.memory.jobs import DeviceType, Sharding, Strategy, TrainingJob
+from entrenar_core.memory.jobs import DeviceType, LoadIn, Sharding, Strategy, TrainingJob
 from entrenar_core.memory.report import MemoryReport
 from entrenar_core.models.heads import CLASSIFICATION, UNTOLD, infer_task
 from entrenar_core.references import HubReference, parse_reference
@@ -39,7 +39,7 @@ class Wanted:
     """
 
     sequence_length: int | None = None
-    method: Literal["full", "lora", "qlora"] = "full"
+    method: Literal["full", "lora", "qlora"] | None = None
     rank: int | None = None
     devices: int = 1
     strategy: Strategy = "ddp"
@@ -51,7 +51,7 @@ class Wanted:
     @property
     def adapters(self) -> LoraAdapter | None:
         """What trains of the student, if not all of it."""
-        return None if self.method == "full" else LoraAdapter(rank=self.rank or USUAL_RANK)
+        return None if self.method in (None, "full") else LoraAdapter(rank=self.rank or USUAL_RANK)
 
     @staticmethod
     def settings_without(file: Path | None, teacher: str | None, student: str | None) -> Flags:
@@ -84,7 +84,7 @@ def estimate(config: DistillationConfig, wanted: Wanted, subject: str, *, rows: 
             raise UsageError("--offload keeps weights beside a GPU, and cpu is asked about", "add --device cuda")
         task = progress.task("tracing a step")
         parts = _parts(config, wanted, machine)
-        if wanted.adapters is not None:
+        if wanted.method is not None:
             parts = [*parts[:-1], _adapted(parts[-1], wanted.adapters, quantized=wanted.method == "qlora")]
         found = report(
             parts,
@@ -122,10 +122,12 @@ def _steps(config: DistillationConfig, job: "Job", machine: "Machine", *, rows: 
     return training.epochs * math.ceil(passes / training.gradient_accumulation)
 
 
-def _adapted(part: "Part", adapters: LoraAdapter, *, quantized: bool) -> "Part":
+def _adapted(part: "Part", adapters: LoraAdapter | None, *, quantized: bool) -> "Part":
+    """With what a flag says in place of what the configuration does."""
     job = part.job
     assert isinstance(job, TrainingJob), "the last part of a run"
-    student = replace(job.student, load_in="nf4", double_quantized=True) if quantized else job.student
+    load_in: LoadIn | None = "nf4" if quantized else None
+    student = replace(job.student, load_in=load_in, double_quantized=quantized, compute_dtype=None)
     return replace(part, job=replace(job, adapters=adapters, student=student))
 
 

@@ -52,7 +52,9 @@ def report(
     constants = constants_of(device)
     estimates = [(part, predict(part.job, constants.rounding.size_bytes)) for part in parts]
     told = tuple(_part(part, estimate) for part, estimate in estimates)
-    beside = constants.beside_bytes if own_bytes is None else own_bytes
+    adapts = any(isinstance(part.job, TrainingJob) and part.job.adapters is not None for part in parts)
+    of_process = constants.beside_bytes + constants.adapters_bytes * adapts
+    beside = of_process if own_bytes is None else own_bytes
     last = parts[-1].job
     devices = 1 if isinstance(last, ReadingJob) else last.sharding.devices
     asked = Fitting(machine, beside, constants, devices if device == "cpu" else 1)

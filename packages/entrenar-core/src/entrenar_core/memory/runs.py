@@ -94,6 +94,7 @@ def _training(
         terms=terms,
         counted=_counted(config, facts),
         padded=training.batch_size > 1 or config.dataset.packing,
+        adapters=config.student.adapter,
         optimizer=training.optimizer,
         mixed_precision=training.mixed_precision,
         gradient_accumulation=training.gradient_accumulation,
@@ -105,8 +106,11 @@ def _training(
 
 
 def _student(config: DistillationConfig, facts: RunFacts) -> HeldModel:
-    name = student_name(config)
-    return HeldModel(name, facts.student, facts.task, trust_remote_code=config.student.trust_remote_code)
+    student = config.student
+    held = HeldModel(
+        student_name(config), facts.student, facts.task, student.dtype, trust_remote_code=student.trust_remote_code
+    )
+    return held if student.quantization is None else held.quantised(student.quantization)
 
 
 def _counted(config: DistillationConfig, facts: RunFacts) -> int | None:

@@ -5,12 +5,13 @@ traced, and what cannot fit is refused with what would.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from accelerate import Accelerator
 
 from entrenar_core.errors import TrainingError
 from entrenar_core.memory.closed_form import closed_form
-from entrenar_core.memory.jobs import DeviceType, InferenceJob, Sharding
+from entrenar_core.memory.jobs import DeviceType, InferenceJob, Sharding, TrainingJob
 from entrenar_core.memory.machine import Machine, this_machine
 from entrenar_core.memory.report import MemoryReport
 from entrenar_core.memory.reporting import report
@@ -109,4 +110,10 @@ def run_parts(prepared: Preparation, machine: Machine, processes: int = 1) -> li
         room_bytes=machine.available_bytes,
     )
     parts = parts_of(prepared.given, facts)
-    return parts[-1:] if prepared.tuning is not None else parts
+    return parts if prepared.tuning is None else [_tuning(parts[-1], prepared)]
+
+
+def _tuning(part: Part, prepared: Preparation) -> Part:
+    """The training of a model without a teacher, by whatever adapter it has."""
+    assert isinstance(part.job, TrainingJob), "the last part of a run"
+    return replace(part, job=replace(part.job, adapters=prepared.adapter))
