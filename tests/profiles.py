@@ -3,6 +3,7 @@
 `HYPOTHESIS_PROFILE` names the profile; without it, `ci` where `CI` is set, else `fast`.
 """
 
+import gc
 import os
 
 import pytest
@@ -25,3 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("numprocesses", default=None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Spares every collection of garbage a look at the libraries and tests that are there from now on: each run of a
+    training has several, which took longer than a small training itself.
+    """
+    gc.collect()
+    gc.freeze()
