@@ -28,9 +28,26 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+OFTEN = 100
+
+
 def pytest_collection_finish() -> None:
     """Spares every collection of garbage a look at the libraries and tests that are there from now on: each run of a
     training has several, which took longer than a small training itself.
     """
+    _keep_what_is_there()
+
+
+def pytest_runtest_logfinish(location: tuple[str, int | None, str]) -> None:
+    """The same, now and then, of what tests import and pytest notes on the way."""
+    _done[0] += 1
+    if _done[0] % OFTEN == 0:
+        _keep_what_is_there()
+
+
+_done = [0]
+
+
+def _keep_what_is_there() -> None:
     gc.collect()
     gc.freeze()

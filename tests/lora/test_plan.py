@@ -1,5 +1,6 @@
 """`plan` and `compare` on models that are known: figures, limits, what is written, and what is refused."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from entrenar_lora.comparing import Wanted as Compared
 from entrenar_lora.comparing import compare
 from entrenar_lora.comparing_methods import USUAL, methods_named
 from entrenar_lora.planning import Wanted, plan
+from hub_server import HubServer
 from tiny_models import tiny_llama
 
 SHORT = {"sequence_length": 32, "device": "cuda", "batch_size": 2}
@@ -187,3 +189,15 @@ def test_real_steps_say_how_fast_a_plan_is(model: str) -> None:
     assert found.chosen is not None
     assert found.chosen.speed.seconds is not None
     assert "measured" in found.chosen.speed.how
+
+
+def test_of_a_model_on_the_hub_the_configuration_alone_is_fetched(
+    hub: HubServer, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(model)
+    files = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    hub.add("meta-llama/Llama-2-7b", files)
+    line = ["plan", "--model", "meta-llama/Llama-2-7b", "--vram", "16GB", "--method", "auto", "--sequence-length", "32"]
+    assert program([*line, "--json"]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["chosen"]["rank"] > 0
+    assert hub.fetched() == {"config.json"}
