@@ -97,6 +97,18 @@ def test_the_metadata_of_a_file_says_its_settings(adapter: Path, tmp_path: Path)
         assert opened.inferred == ("its settings are those in the metadata of the file",)
 
 
+def test_what_settings_leave_open_is_written_as_it_is_known(base: Path, tmp_path: Path) -> None:
+    source = saved_adapter(tmp_path / "adapter", base, target_modules=TARGETS)
+    said = json.loads((source / "adapter_config.json").read_text())
+    rank = said.pop("r")
+    (source / "adapter_config.json").write_text(json.dumps({**said, "lora_alpha": None}))
+    with pytest.raises(UsageError, match="does not say its alpha"):
+        convert(source, "peft", tmp_path / "without")
+    convert(source, "peft", tmp_path / "whole", alpha=32.0)
+    found = json.loads((tmp_path / "whole" / "adapter_config.json").read_text())
+    assert (found["r"], found["lora_alpha"]) == (rank, 32.0)
+
+
 def test_a_bare_file_becomes_an_adapter_of_peft_once_its_alpha_is_given(
     adapter: Path, base: Path, tmp_path: Path
 ) -> None:

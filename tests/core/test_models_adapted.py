@@ -9,7 +9,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from entrenar_core.adapters.reading import LABELS
 from entrenar_core.artifact import inspect_folder
@@ -29,7 +35,7 @@ from entrenar_core.models.adapted import adapt, save_adapter, trained_count, tra
 from entrenar_core.models.adapter_targets import targets_of_group
 from entrenar_core.models.calling import logits_of
 from entrenar_core.models.facts import parameter_count
-from entrenar_core.models.loading import load_model, seeded
+from entrenar_core.models.loading import load_model, new_modules, seeded
 from entrenar_core.models.student import build_student
 from entrenar_core.training.optimizer import make_optimizer
 from tiny_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -167,9 +173,34 @@ def test_what_is_new_in_a_model_trains_with_the_adapter(
         assert json.loads(file.metadata()[LABELS]) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+def test_a_new_head_of_several_layers_trains_as_a_whole_and_comes_back(tmp_path: Path, family: str) -> None:
+    sizes = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    if family == "distilbert":
+        sizes = {"vocab_size": 64, "n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 32}
+    config = AutoConfig.for_model(family, **sizes, pad_token_id=1, max_position_embeddings=32)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "body")
+    model = load_model(
+        inspect_folder(tmp_path / "body"), "sequence-classification", label_names=("a", "b", "c"), seed=1
+    )
+    adapted = adapt(model, LoraAdapter(rank=2, target_modules="query-value"), "sequence-classification", family)
+    logits_of(adapted.train(), IDS, MASK).square().sum().backward()
+    assert [name for name, one in trained_tensors(adapted).items() if one.grad is None] == []
+    trained = {name.replace(".modules_to_save.default", "").rpartition(".")[0] for name in trained_tensors(adapted)}
+    assert new_modules(model) <= trained
+    adapted.eval()
+    moved(adapted)
+    save_adapter(adapted, tmp_path, str(tmp_path / "body"))
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "body", num_labels=3)
+    again = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    torch.testing.assert_close(logits_of(again, IDS, MASK), logits_of(adapted, IDS, MASK), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message", "hint"),
     [
+        ({"layers": [0, 9]}, "has no layer 9", "0 to 1"),
+        ({"init": "pissa", "target_modules": ["embed_tokens"]}, "is an embedding", "another `init`"),
         ({"target_modules": ["q_prj"]}, "no module q_prj", "q_proj"),
         ({"target_modules": ["q_proj", "wo"]}, "no module wo", "it has"),
         ({"modules_to_save": ["lm_hed"]}, "no module lm_hed", "lm_head"),

@@ -40,8 +40,9 @@ def test_without_a_file_flags_are_a_whole_configuration() -> None:
 @pytest.mark.parametrize(
     ("flags", "adapter", "quantization"),
     [
-        ({"method": "qlora"}, {"method": "lora"}, {"bits": 4}),
-        ({"method": "qlora", "bits": 8, "rank": 2}, {"method": "lora", "rank": 2}, {"bits": 8}),
+        ({"method": "lora"}, {"method": "lora", "dora": False}, None),
+        ({"method": "qlora"}, {"method": "lora", "dora": False}, {"bits": 4}),
+        ({"method": "qlora", "bits": 8, "rank": 2}, {"method": "lora", "dora": False, "rank": 2}, {"bits": 8}),
         ({"method": "dora", "alpha": 3.0}, {"method": "lora", "dora": True, "alpha": 3.0}, None),
         ({"method": "qdora"}, {"method": "lora", "dora": True}, {"bits": 4}),
         ({"bits": 4}, {"method": "lora"}, {"bits": 4}),
@@ -67,6 +68,10 @@ def test_flags_go_before_the_file_and_leave_the_rest_of_it(tmp_path: Path) -> No
     assert given(file, rank=8)["adapter"] == {"rank": 8, "dropout": 0.1}
     assert given(file, "adapter.rslora=true")["adapter"] == {"rank": 4, "dropout": 0.1, "rslora": True}
     assert given(file, method="ia3")["adapter"] == {"method": "ia3"}
+    lora = given(file, method="lora")
+    assert lora["adapter"] == {"method": "lora", "rank": 4, "dropout": 0.1, "dora": False}
+    assert lora["model"]["quantization"] is None
+    assert given(file, method="qdora")["adapter"]["dora"] is True
     whole = given(file, method="full")
     assert whole["adapter"] is None
     assert whole["model"]["quantization"] is None

@@ -48,6 +48,8 @@ def configuration(setting: Setting, subject: Subject, dataset: str | None, lengt
 
     known = subject.known
     model: dict[str, Any] = {"model_id": subject.reference if known is None else f"{known.hub or FILL_IN}"}
+    if subject.revision is not None:
+        model["revision"] = subject.revision
     if setting.method != "full":
         model["dtype"] = setting.weights
     if setting.quantisation is not None:

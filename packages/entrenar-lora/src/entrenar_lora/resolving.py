@@ -29,6 +29,7 @@ class Subject:
     note: str | None = None
     known: ReferenceSizes | None = None
     at_hand: Path | None = None
+    revision: str | None = None
 
     def held(self, precision: Precision) -> HeldModel:
         """With weights of a precision."""
@@ -61,7 +62,7 @@ def resolved(model: str, revision: str | None = None, task: str | None = None) -
         raise ModelError(f"{model} is an encoder with a decoder, which entrenar does not train", "take a model of one")
     here = None if isinstance(reference, HubReference) else folder
     note = "only its configuration was fetched" if here is None else None
-    return Subject(model, config, task or _task(config), note, at_hand=here)
+    return Subject(model, config, task or _task(config), note, at_hand=here, revision=revision)
 
 
 def _fetched(model: str, revision: str | None) -> Path:

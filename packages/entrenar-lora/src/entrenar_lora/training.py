@@ -89,9 +89,13 @@ def _of_the_adapter(file: Path | None, flags: Flags) -> Iterator[Override]:
     if method == "full":
         yield from _all_weights(flags)
         return
-    if method is not None:
-        kind = {"method": "lora", **({"dora": True} if "dora" in method else {})}
-        yield ("adapter",), kind if method in _LOW_RANK else {"method": method}, "--method"
+    if method in _LOW_RANK:
+        yield ("adapter", "method"), "lora", "--method"
+        if flags.method is not None:  # else a file says
+            yield ("adapter", "dora"), "dora" in method, "--method"
+            yield ("model", "quantization"), None, "--method"
+    elif method is not None:
+        yield ("adapter",), {"method": method}, "--method"
     bits = flags.bits or (4 if method in _QUANTIZED else None)
     if bits is not None:
         yield ("model", "quantization"), {"bits": bits}, "--method" if flags.bits is None else "--bits"

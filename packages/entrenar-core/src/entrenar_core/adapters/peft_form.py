@@ -48,7 +48,14 @@ def config_of(adapter: Adapter, base: BaseWeights | None = None) -> dict[str, An
     """
     require_scales(adapter)
     if adapter.settings.said:
-        return dict(adapter.settings.said)
+        said, counts = dict(adapter.settings.said), [pair.rank for pair in adapter.pairs]
+        if said.get("r") is None:
+            said["r"] = max(set(counts), key=counts.count)
+            others = {pair.module: pair.rank for pair in adapter.pairs if pair.rank != said["r"]}
+            said["rank_pattern"] = {**others, **(said.get("rank_pattern") or {})}
+        if said.get("lora_alpha") is None:
+            said["lora_alpha"] = adapter.settings.alpha
+        return said | {"use_rslora": adapter.settings.rslora}
     ranks = {pair.module: pair.rank for pair in adapter.pairs}
     config = written_config(ranks, adapter.settings.alpha or 0.0, base, name=adapter.settings.base)
     settings = adapter.settings

@@ -187,6 +187,11 @@ def adapter_of(model: StoredModel, *, alpha: float | None = None, rslora: bool =
         ranks = sorted({pair.rank for pair in pairs})
         inferred.append(f"the rank is {', '.join(map(str, ranks))}, as the shapes of its matrices say")
     dora = any(pair.magnitude is not None for pair in pairs)
+    if settings.dora and (bare := next((pair.module for pair in pairs if pair.magnitude is None), None)):
+        raise ModelError(
+            f"{model.reference}: it is DoRA, as its settings say, and {bare} has no magnitudes",
+            "the adapter is damaged: save it again",
+        )
     if dora and not settings.dora:
         inferred.append("it is DoRA, as its magnitudes say")
     return Adapter(model, replace(settings, dora=dora or settings.dora), pairs, found.whole, tuple(inferred))

@@ -45,6 +45,10 @@ def tuned_adapter_rules(values: Mapping[str, Any]) -> Iterator[Broken]:
     if "quantization" in model:
         yield from _quantization(_section(model, "quantization"), ("model", "quantization"), adapter)
     yield from _formats(values, adapts=adapts)
+    if method != "lora" and _section(values, "output").get("merge") is True:
+        yield Broken(
+            ("output", "merge"), f"`output.merge` is of low-rank matrices, and `method: {method}` has none", "remove it"
+        )
     training, dataset = _section(values, "training"), _section(values, "dataset")
     if training.get("baseline") is True:
         yield Broken(

@@ -19,9 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.adapters.reading import LABELS, PREFIX
+from entrenar_core.architectures import architecture_of
 from entrenar_core.config.adapters import AnyAdapter, LoraSettings
 from entrenar_core.errors import ModelError
-from entrenar_core.models.adapter_start import as_plain_lora, principal_start, start_by_inputs
+from entrenar_core.models.adapter_start import PRINCIPAL, as_plain_lora, principal_start, start_by_inputs
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import model_class, new_modules
 from entrenar_core.models.peft_settings import peft_settings
@@ -53,7 +54,8 @@ def adapt(
     Raises:
         ModelError: the adapter does not fit the model.
     """
-    settings: Any = peft_settings(adapter, model.config.to_dict(), task, name)
+    with explaining("adapter", name, "name other modules in `target_modules`", done="put into it"):
+        settings: Any = peft_settings(adapter, model.config.to_dict(), task, name)
     if isinstance(adapter, LoraSettings):
         _check_modules(model, adapter, settings, name)
     _train_new(model, settings)
@@ -89,7 +91,7 @@ def check_adapter(config: PreTrainedConfig, adapter: AnyAdapter, task: str, name
 
 def _train_new(model: PreTrainedModel, settings: Any) -> None:
     """What is new in a model is random, and would stay so: it trains with the adapter, as heads do."""
-    new = sorted(one for one in new_modules(model) if one.rpartition(".")[2] not in _HEADS)
+    new = sorted(one for one in new_modules(model) if not set(one.split(".")) & set(_HEADS))
     if new:
         settings.modules_to_save = list(dict.fromkeys([*(settings.modules_to_save or ()), *new]))
 
@@ -182,18 +184,31 @@ def _inputs_in_32_bits(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     return tuple(one.float() if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs)
 
 
-def _check_modules(model: nn.Module, adapter: LoraSettings, settings: Any, name: object) -> None:
+def _check_modules(model: PreTrainedModel, adapter: LoraSettings, settings: Any, name: object) -> None:
     """Every name must mean something: peft ignores those that mean nothing beside others that do."""
     every = [place for place, _ in model.named_modules()]
     targets = () if isinstance(settings.target_modules, str) else settings.target_modules
     able = [place for place, module in model.named_modules() if _takes_adapter(module)]
     for target in targets:
         _require_some(target, _ending(target, able), able, name)
+    depth = architecture_of(model.config.to_dict()).num_layers
+    if depth is not None and (beyond := [layer for layer in adapter.layers or () if layer >= depth]):
+        raise ModelError(f"{name} has no layer {beyond[0]}", f"its layers are 0 to {depth - 1}")
+    if adapter.init in PRINCIPAL and (embeddings := _embeddings(model, targets)):
+        raise ModelError(
+            f"`init: {adapter.init}` takes a part out of matrices, and {embeddings[0]} of {name} is an embedding",
+            "take another `init`, or leave the embeddings out of `target_modules`",
+        )
     for saved in adapter.modules_to_save or ():
         _require_some(saved, _ending(saved, every), every, name)
     for pattern in (*adapter.rank_pattern, *adapter.alpha_pattern):
         found = [place for place in every if re.match(rf"(.*\.)?({pattern})$", place)]
         _require_some(pattern, found, every, name)
+
+
+def _embeddings(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    places = [place for place, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    return [place for target in targets for place in _ending(target, places)]
 
 
 def _ending(name: str, places: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from entrenar_core.models.facts import saved_bytes
 from entrenar_core.models.heads import CLASSIFYING
 from entrenar_core.models.quiet import quietly
 from entrenar_core.models.sentence_files import sentence_files
+from entrenar_core.references import HubReference, parse_reference
 from entrenar_core.reports import ExportFacts, MemberFacts, ModelFacts, RunReport, Scores
 from entrenar_core.training.card import model_card
 from entrenar_core.training.curves import loss_svg
@@ -108,7 +109,11 @@ def _write_adapter(folder: Path, prepared: "Preparation", student: "PreTrainedMo
     source = prepared.config.student
     assert source.model_id is not None, "a rule of the configuration"
     names = prepared.label_names if prepared.task in CLASSIFYING else None
-    save_adapter(student, folder, source.model_id, revision=source.revision, label_names=names)
+    reference = parse_reference(source.model_id, revision=source.revision)
+    base, revision = source.model_id, None
+    if isinstance(reference, HubReference):  # peft takes them apart
+        base, revision = reference.repo_id, reference.revision
+    save_adapter(student, folder, base, revision=revision, label_names=names)
 
 
 def _with_exports(report: RunReport, made: Exports) -> RunReport:
