@@ -237,3 +237,7 @@ def test_a_student_with_adapters_learns_from_hidden_states_too(tmp_path: Path) -
     report = distill(parse_config(values))
     assert report.baseline_scores is not None
     assert "adapter_model.safetensors" in report.files
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "num_labels=2" in card
+    assert "PeftModel.from_pretrained(base" in card

@@ -1,10 +1,11 @@
 """The model card: what was made from what, with which settings, how good it is, and how to load it."""
 
 import math
+from collections.abc import Sequence
 
 from entrenar_core.exporting.card_files import escaped
 from entrenar_core.reports import ModelFacts, RunReport, Scores
-from entrenar_core.training.card_front import front_of_run
+from entrenar_core.training.card_front import front_of_run, holds_adapter
 from entrenar_core.units import count, perplexity, size
 
 LOADERS = {
@@ -33,16 +34,35 @@ def _size(model: ModelFacts) -> str:
     return f"{count(model.parameters)} parameters{bytes_}"
 
 
-def model_card(report: RunReport, settings: str) -> str:
-    """Markdown with the front matter that the Hub reads. `settings` is the configuration as YAML."""
-    loader = LOADERS[report.task]
+def loading(task: str, base: str | None, label_names: Sequence[str] | None) -> str:
+    """The lines of Python that load what is in a folder: a model, or an adapter of `base`."""
+    loader, folder = LOADERS[task], '"path/to/this/folder"'
+    if base is None:
+        return (
+            f"from transformers import AutoTokenizer, {loader}\n\n"
+            f"model = {loader}.from_pretrained({folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
+        )
+    name = base.partition("@")[0]
+    classes = "" if label_names is None else f", num_labels={len(label_names)}, ignore_mismatched_sizes=True"
+    return (
+        f"from peft import PeftModel\nfrom transformers import AutoTokenizer, {loader}\n\n"
+        f"base = {loader}.from_pretrained({name!r}{classes})\n"
+        f"model = PeftModel.from_pretrained(base, {folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
+    )
+
+
+def model_card(report: RunReport, settings: str, label_names: Sequence[str] | None = None) -> str:
+    """Markdown with the front matter that the Hub reads. `settings` is the configuration as YAML; `label_names` are the
+    classes of a classifier.
+    """
+    adapted = holds_adapter(report)
     labelled = "" if report.labelled_rows is None else f", {report.labelled_rows:,} of them labelled"
     warnings = "".join(f"\n> {warning}.\n" for warning in report.warnings)
     student, teacher, data = (escaped(name) for name in (report.student.name, report.teacher.name, report.dataset))
     return f"""---
 {front_of_run(report)}---
 
-# {student}, distilled from {teacher}
+# {"An adapter for " if adapted else ""}{student}, distilled from {teacher}
 
 A student of {_size(report.student)}, trained by entrenar on
 the outputs of a teacher of {_size(report.teacher)}.
@@ -59,12 +79,9 @@ On {report.eval_rows:,} held-out rows of {data}, with seed {report.seed}:
 ## Loading
 
 ```python
-from transformers import AutoTokenizer, {loader}
-
-model = {loader}.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+{loading(report.task, report.student.name if adapted else None, label_names)}
 ```
-{_SENTENCES if report.task == "embedding" else ""}
+{_SENTENCES if report.task == "embedding" and not adapted else ""}
 ## Settings
 
 {report.steps:,} optimiser steps; the weights are those after step {report.selected_step:,}. `run.json` has the

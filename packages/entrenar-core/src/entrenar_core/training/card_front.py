@@ -32,19 +32,25 @@ _METRICS = {
 _TYPES = {"entity_f1": "f1", "mean_average_precision": "map"}
 
 
+def holds_adapter(report: RunReport) -> bool:
+    """Whether the folder of a run holds an adapter and no whole model."""
+    return "adapter_model.safetensors" in report.files
+
+
 def front_of_run(report: RunReport) -> str:
     """YAML without its lines of `---`. A licence is named where all models that the run began with are on this machine
     or in the Hub's cache with cards that name the same one.
     """
     named = _models(report)
     base_models = [name for name in named if is_hub_name(name) and not Path(name).exists()]
+    relation = "adapter" if holds_adapter(report) else "finetune"
     scores = dict(_scores(report.student_scores))
     return front_matter(
         {
-            "library_name": "sentence-transformers" if report.task == EMBEDDING else "transformers",
+            "library_name": _library(report),
             "pipeline_tag": PIPELINES[report.task],
             "base_model": base_models,
-            "base_model_relation": "finetune" if base_models else None,
+            "base_model_relation": relation if base_models else None,
             "datasets": [report.dataset] if _on_the_hub(report.dataset) else None,
             **_license(named),
             "tags": ["distillation", "entrenar"],
@@ -52,6 +58,12 @@ def front_of_run(report: RunReport) -> str:
             "model-index": [_results(report, scores)] if scores else None,
         }
     )
+
+
+def _library(report: RunReport) -> str:
+    if holds_adapter(report):
+        return "peft"
+    return "sentence-transformers" if report.task == EMBEDDING else "transformers"
 
 
 def _models(report: RunReport) -> list[str]:

@@ -130,7 +130,7 @@ def _with_exports(report: RunReport, made: Exports) -> RunReport:
 def _describe(folder: Path, prepared: "Preparation", report: RunReport, exports: Sequence[ExportReport] = ()) -> None:
     """Writes the card and the report."""
     settings = yaml.safe_dump(prepared.given.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    card = model_card(report, settings)
+    card = model_card(report, settings, prepared.label_names if prepared.task in CLASSIFYING else None)
     if files := [file for one in exports for file in exported_files(one)]:
         others = weights_in(folder) if not prepared.given.output.merge else []
         card += f"\n{files_section(card_facts(folder), folder, files, others=others)}"

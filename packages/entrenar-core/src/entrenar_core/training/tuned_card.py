@@ -7,7 +7,7 @@ from pathlib import Path
 from entrenar_core.exporting.card import is_hub_name
 from entrenar_core.exporting.card_files import escaped, front_matter
 from entrenar_core.reports import Scores, TuneReport
-from entrenar_core.training.card import LOADERS
+from entrenar_core.training.card import loading
 from entrenar_core.training.card_front import PIPELINES
 from entrenar_core.units import count, percent, perplexity, size
 
@@ -40,7 +40,7 @@ On {report.eval_rows:,} held-out rows of {data}, with seed {report.seed}:
 ## Loading
 
 ```python
-{_loading(report, adapted=adapted, label_names=label_names)}
+{loading(report.task, report.model.name if adapted else None, label_names)}
 ```
 
 ## Settings
@@ -86,19 +86,3 @@ def _perplexity(scores: Scores) -> str:
 
 def _accuracy(scores: Scores) -> str:
     return percent(scores.accuracy)
-
-
-def _loading(report: TuneReport, *, adapted: bool, label_names: Sequence[str] | None) -> str:
-    loader = LOADERS[report.task]
-    folder = '"path/to/this/folder"'
-    if not adapted:
-        return (
-            f"from transformers import AutoTokenizer, {loader}\n\n"
-            f"model = {loader}.from_pretrained({folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
-        )
-    classes = "" if label_names is None else f", num_labels={len(label_names)}"
-    return (
-        f"from peft import PeftModel\nfrom transformers import AutoTokenizer, {loader}\n\n"
-        f"base = {loader}.from_pretrained({report.model.name!r}{classes})\n"
-        f"model = PeftModel.from_pretrained(base, {folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
-    )
