@@ -115,6 +115,19 @@ def test_a_bare_encoder_becomes_a_classifier_and_its_head_is_in_the_adapter(tmp_
         torch.testing.assert_close(merged_model(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
 
 
+def test_a_classifier_of_other_classes_gets_a_head_for_them(tmp_path: Path) -> None:
+    base = tiny_bert(tmp_path / "classifier", num_labels=3)
+    report = train(job(base, tmp_path, training={"epochs": 2}, output={"merge": True}))
+    assert report.task == "sequence-classification"
+    before = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
+    model = PeftModel.from_pretrained(before, str(tmp_path / "out")).eval()
+    merged_model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "merged").eval()
+    assert merged_model.config.id2label == {0: "0", 1: "1"}
+    ids = torch.arange(5, 20).reshape(1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(merged_model(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+
+
 def test_all_weights_train_without_an_adapter(wide: Path, tmp_path: Path) -> None:
     report = train(job(wide, tmp_path, adapter=None))
     assert report.method == "all weights"

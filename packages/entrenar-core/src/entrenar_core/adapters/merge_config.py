@@ -24,7 +24,8 @@ def settings_after(placed: Placed, *, unties: bool) -> tuple[Mapping[str, Any] |
             notes.append("there is no config.json: set `tie_word_embeddings` to false in the model's")
         else:
             config = {**config, "tie_word_embeddings": False}
-    config = config and _with_labels(config, placed)
+    if config is not None:
+        config = _with_labels(_with_as_many(config, placed), placed)
     if placed.new:
         adapter = next(iter(placed.new.values()))[0]
         named = ", ".join(map(shown, list(placed.new)[:_SHOWN]))
@@ -32,6 +33,23 @@ def settings_after(placed: Placed, *, unties: bool) -> tuple[Mapping[str, Any] |
         if config is not None:
             config = _with_head(config, adapter, placed.new)
     return config, notes
+
+
+def _with_as_many(config: Mapping[str, Any], placed: Placed) -> Mapping[str, Any]:
+    """With as many classes as the last layer of a head has that stands in place of the base's."""
+    for name, (_, tensor) in placed.whole.items():
+        old = placed.base.tensors.get(name)
+        if old is not None and len(old.shape) == 2 and old.shape != tensor.shape:
+            return {**config, **_numbered(tensor.shape[0])}
+    return config
+
+
+def _numbered(labels: int) -> dict[str, Any]:
+    """Classes without names."""
+    return {
+        "id2label": {str(number): f"LABEL_{number}" for number in range(labels)},
+        "label2id": {f"LABEL_{number}": number for number in range(labels)},
+    }
 
 
 def _with_labels(config: Mapping[str, Any], placed: Placed) -> Mapping[str, Any]:
@@ -66,6 +84,5 @@ def _with_head(
         found["architectures"] = [_CLASS_END.sub("", str(classes[0])) + end]
     labels = next((tensor.shape[0] for name, (_, tensor) in reversed(new.items()) if name.endswith(".weight")), None)
     if labels is not None and len(config.get("id2label") or ("", "")) != labels:
-        found["id2label"] = {str(number): f"LABEL_{number}" for number in range(labels)}
-        found["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
+        found |= _numbered(labels)
     return found

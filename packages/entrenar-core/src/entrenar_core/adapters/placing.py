@@ -194,13 +194,21 @@ def _place_whole(placed: Placed, adapter: Adapter, name: str, tensor: StoredTens
 
 
 def _require_shape(placed: Placed, adapter: Adapter, tensor: StoredTensor, old: StoredTensor) -> None:
-    if old.shape == tensor.shape:
+    if old.shape == tensor.shape or _tells_other_classes(adapter, tensor, old):
         return
     of_tokens = old.name in placed.tied.embeddings or "embed" in old.name or "head" in old.name
     raise ModelError(
         f"{adapter.name}: {shown(old.name)} is {_by(tensor)}, and {_by(old)} in {placed.base.reference}",
         "if tokens were added before it was trained, add them to the base model first" if of_tokens else OTHER_BASE,
     )
+
+
+def _tells_other_classes(adapter: Adapter, tensor: StoredTensor, old: StoredTensor) -> bool:
+    """Whether it is the last layer of a head that was trained for other classes than the base's tells apart."""
+    classifies = adapter.settings.said.get("task_type") in HEAD_CLASSES and {"classifier", "score"} & set(
+        old.name.split(".")
+    )
+    return bool(classifies) and len(old.shape) == len(tensor.shape) and old.shape[1:] == tensor.shape[1:]
 
 
 def _repeats(known: tuple[Adapter, StoredTensor], adapter: Adapter, tensor: StoredTensor) -> bool:
