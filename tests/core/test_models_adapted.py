@@ -216,6 +216,18 @@ def test_what_does_not_fit_the_model_is_named(
     assert hint in str(caught.value.hint)
 
 
+def test_a_group_that_no_table_knows_in_a_family_is_not_another_one() -> None:
+    config = AutoConfig.for_model(
+        "granite", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match="no table says which modules of a granite"):
+        adapt(model, LoraAdapter(rank=2), "causal-lm", "./granite")
+    everywhere = adapt(model, LoraAdapter(rank=2, target_modules="all-linear"), "causal-lm", "./granite")
+    assert len(trained_tensors(everywhere)) == 2 * 7
+
+
 def test_gpt2_s_transposed_matrices_get_adapters(folders: dict[str, Path]) -> None:
     model = adapt(loaded(folders, "gpt2"), LoraAdapter(rank=2), "causal-lm", "gpt2")
     names = {name.split(".lora_")[0] for name in trained_tensors(model)}

@@ -85,7 +85,7 @@ def plan(model: str, wanted: Wanted) -> PlanReport:
         task.end()
         advice = _advice(subject, wanted, progress)
         profile = profiles()[wanted.quality]
-        values = _suggested(values_of(profile, wanted), wanted, advice)
+        values = _suggested(_known_modules(values_of(profile, wanted), subject), wanted, advice)
         task = progress.task("plans")
 
         def needs(candidate: Candidate) -> int | None:
@@ -159,6 +159,16 @@ def _targets(text: str) -> str | tuple[str, ...]:
     if not names:
         raise UsageError("--targets names no module", f"give one of {', '.join(GROUPS)}, or names: q_proj,v_proj")
     return names
+
+
+def _known_modules(values: Values, subject: Subject) -> Values:
+    """Without groups that no table knows in this family: every linear layer, where none is left."""
+    from entrenar_core.config.adapters import GROUPS
+    from entrenar_core.models.adapter_targets import ALL_LINEAR, targets_of_group
+
+    config = subject.config.to_dict()
+    unknown = {group for group in GROUPS if targets_of_group(config, group) is None}
+    return {**values, "modules": [one for one in values["modules"] if one not in unknown] or [ALL_LINEAR]}
 
 
 def _suggested(values: Values, wanted: Wanted, advice: Advice | None) -> Values:

@@ -23,6 +23,7 @@ from entrenar_core.architectures import architecture_of
 from entrenar_core.config.adapters import AnyAdapter, LoraSettings
 from entrenar_core.errors import ModelError
 from entrenar_core.models.adapter_start import PRINCIPAL, as_plain_lora, principal_start, start_by_inputs
+from entrenar_core.models.adapter_targets import ALL_LINEAR, targets_of_group
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import model_class, new_modules
 from entrenar_core.models.peft_settings import peft_settings
@@ -186,6 +187,12 @@ def _inputs_in_32_bits(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
 
 def _check_modules(model: PreTrainedModel, adapter: LoraSettings, settings: Any, name: object) -> None:
     """Every name must mean something: peft ignores those that mean nothing beside others that do."""
+    group, config = adapter.target_modules, model.config.to_dict()
+    if isinstance(group, str) and targets_of_group(config, group) is None:
+        raise ModelError(
+            f"no table says which modules of a {config.get('model_type')} such as {name} are its {group}",
+            f"name them in `target_modules`, or take {ALL_LINEAR}",
+        )
     every = [place for place, _ in model.named_modules()]
     targets = () if isinstance(settings.target_modules, str) else settings.target_modules
     able = [place for place, module in model.named_modules() if _takes_adapter(module)]
