@@ -48,14 +48,7 @@ def config_of(adapter: Adapter, base: BaseWeights | None = None) -> dict[str, An
     """
     require_scales(adapter)
     if adapter.settings.said:
-        said, counts = dict(adapter.settings.said), [pair.rank for pair in adapter.pairs]
-        if said.get("r") is None:
-            said["r"] = max(set(counts), key=counts.count)
-            others = {pair.module: pair.rank for pair in adapter.pairs if pair.rank != said["r"]}
-            said["rank_pattern"] = {**others, **(said.get("rank_pattern") or {})}
-        if said.get("lora_alpha") is None:
-            said["lora_alpha"] = adapter.settings.alpha
-        return said | {"use_rslora": adapter.settings.rslora}
+        return _completed(adapter)
     ranks = {pair.module: pair.rank for pair in adapter.pairs}
     config = written_config(ranks, adapter.settings.alpha or 0.0, base, name=adapter.settings.base)
     settings = adapter.settings
@@ -67,6 +60,18 @@ def config_of(adapter: Adapter, base: BaseWeights | None = None) -> dict[str, An
         "lora_bias": any(pair.up_bias is not None for pair in adapter.pairs),
         "modules_to_save": sorted(whole) or None,
     }
+
+
+def _completed(adapter: Adapter) -> dict[str, Any]:
+    """Its own, with what it leaves open as it is known from its tensors and the command line."""
+    said, counts = dict(adapter.settings.said), [pair.rank for pair in adapter.pairs]
+    if said.get("r") is None:
+        said["r"] = max(set(counts), key=counts.count)
+        others = {pair.module: pair.rank for pair in adapter.pairs if pair.rank != said["r"]}
+        said["rank_pattern"] = {**others, **(said.get("rank_pattern") or {})}
+    if said.get("lora_alpha") is None:
+        said["lora_alpha"] = adapter.settings.alpha
+    return said | {"use_rslora": adapter.settings.rslora}
 
 
 def written_config(

@@ -187,20 +187,12 @@ def _inputs_in_32_bits(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
 
 def _check_modules(model: PreTrainedModel, adapter: LoraSettings, settings: Any, name: object) -> None:
     """Every name must mean something: peft ignores those that mean nothing beside others that do."""
-    group, config = adapter.target_modules, model.config.to_dict()
-    if isinstance(group, str) and targets_of_group(config, group) is None:
-        raise ModelError(
-            f"no table says which modules of a {config.get('model_type')} such as {name} are its {group}",
-            f"name them in `target_modules`, or take {ALL_LINEAR}",
-        )
+    _require_group(model, adapter, name)
     every = [place for place, _ in model.named_modules()]
     targets = () if isinstance(settings.target_modules, str) else settings.target_modules
     able = [place for place, module in model.named_modules() if _takes_adapter(module)]
     for target in targets:
         _require_some(target, _ending(target, able), able, name)
-    depth = architecture_of(model.config.to_dict()).num_layers
-    if depth is not None and (beyond := [layer for layer in adapter.layers or () if layer >= depth]):
-        raise ModelError(f"{name} has no layer {beyond[0]}", f"its layers are 0 to {depth - 1}")
     if adapter.init in PRINCIPAL and (embeddings := _embeddings(model, targets)):
         raise ModelError(
             f"`init: {adapter.init}` takes a part out of matrices, and {embeddings[0]} of {name} is an embedding",
@@ -211,6 +203,19 @@ def _check_modules(model: PreTrainedModel, adapter: LoraSettings, settings: Any,
     for pattern in (*adapter.rank_pattern, *adapter.alpha_pattern):
         found = [place for place in every if re.match(rf"(.*\.)?({pattern})$", place)]
         _require_some(pattern, found, every, name)
+
+
+def _require_group(model: PreTrainedModel, adapter: LoraSettings, name: object) -> None:
+    """A group that the family's table knows, and layers that are there."""
+    group, config = adapter.target_modules, model.config.to_dict()
+    if isinstance(group, str) and targets_of_group(config, group) is None:
+        raise ModelError(
+            f"no table says which modules of a {config.get('model_type')} such as {name} are its {group}",
+            f"name them in `target_modules`, or take {ALL_LINEAR}",
+        )
+    depth = architecture_of(config).num_layers
+    if depth is not None and (beyond := [layer for layer in adapter.layers or () if layer >= depth]):
+        raise ModelError(f"{name} has no layer {beyond[0]}", f"its layers are 0 to {depth - 1}")
 
 
 def _embeddings(model: nn.Module, targets: Sequence[str]) -> list[str]:
