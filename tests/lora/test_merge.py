@@ -120,6 +120,12 @@ def test_a_combination_becomes_an_adapter_that_peft_loads(
         (["--base", "base", "--adapter", "one", "--weights", "much"], 2, "no numbers"),
         (["--base", "base", "--adapter", "one", "--combine", "ties"], 2, "--density"),
         (["--base", "base", "--adapter", "one", "--rank", "4"], 2, "--combine svd"),
+        (
+            ["--base", "base", "--adapter", "one", "--combine", "ties", "--density", "0.5", "--rank", "4"],
+            2,
+            "no --rank",
+        ),
+        (["--base", "base", "--adapter", "one", "--as-adapter"], 2, "--base is for a merged model"),
         (["--base", "base", "--adapter", "one", "--quantize", "q4_k_m"], 2, "not quantised"),
         (["--base", "base", "--adapter", "one", "--dtype", "int4"], 2, "int4"),
         (["--base", "base", "--adapter", "one", "--to", "gguf", "--verify"], 2, "--verify"),

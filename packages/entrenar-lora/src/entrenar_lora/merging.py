@@ -58,6 +58,11 @@ def run_merge(request: MergeRequest) -> "MergeReport":
 
     if request.base is None:
         raise UsageError("there is no --base to merge into", "name it, or write an adapter with --as-adapter")
+    if request.rank is not None and request.combine in ("ties", "dare"):
+        raise UsageError(
+            f"--combine {request.combine} changes whole matrices of a base, which have no --rank",
+            "leave it out, or write an adapter with --as-adapter",
+        )
     kind, dtype, quantizing = _written(request)
     how, weights = _combination(request), _weights(request)
     _require_possible(request, kind)
@@ -134,7 +139,8 @@ def run_as_adapter(request: MergeRequest) -> "AdapterReport":
     from entrenar_core.adapters.recombining import write_combined
     from entrenar_core.conversion.files import require_free
 
-    for asked, flag in ((request.to, "--to"), (request.quantize, "--quantize"), (request.verify, "--verify")):
+    of_models = {"--base": request.base, "--revision": request.revision, "--to": request.to}
+    for flag, asked in {**of_models, "--quantize": request.quantize, "--verify": request.verify}.items():
         if asked:
             raise UsageError(f"{flag} is for a merged model, and --as-adapter writes an adapter", f"leave out {flag}")
     if request.dry_run or request.shard_size:
