@@ -12,7 +12,7 @@ from entrenar_core.config.schema import Task
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.memory.jobs import DeviceType
 from entrenar_lora.comparing_methods import USUAL, Method, methods_named, published_of
-from entrenar_lora.planning_jobs import COUNTED, Asked, flops_per_token
+from entrenar_lora.planning_jobs import COUNTED, Asked, flops_per_token, with_process
 from entrenar_lora.reports.compare import CompareReport, MethodRow
 from entrenar_lora.reports.plan import Speed
 from entrenar_lora.resolving import Precision, machine_of, precision_on, resolved
@@ -113,8 +113,7 @@ class _Comparing:
         self._first = self._first or (job, found)
         if method.kind == "full":
             self._full_flops = flops_per_token(job, found)
-        beside = self.constants.beside_bytes + self.constants.adapters_bytes * (method.adapter is not None)
-        needed = found.peak_bytes + round(found.peak_bytes * self.constants.kept_share) + beside
+        needed = with_process(self.constants, found.peak_bytes, adapted=method.adapter is not None)
         fits = None if self.machine is None else needed <= self.machine.available_bytes
         return MethodRow(
             method.name,
@@ -177,7 +176,8 @@ class _Comparing:
             from entrenar_lora.planning_speed import seconds_of
 
             job = self._full()
-            needed = predict(job, self.constants.rounding.size_bytes).peak_bytes + self.constants.beside_bytes
+            peak_bytes = predict(job, self.constants.rounding.size_bytes).peak_bytes
+            needed = with_process(self.constants, peak_bytes, adapted=False)
             assert self.machine is not None, "this one"
             self._full_s = seconds_of(job) if needed <= self.machine.available_bytes else 0.0
         return self._full_s or None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from entrenar_core.config.adapters import USUAL_ALPHA, AnyAdapter, LoraAdapter, Quantization
+from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import ModelError
 from entrenar_core.memory.estimate import Estimate
 from entrenar_core.memory.jobs import DeviceType, TrainingJob
@@ -36,7 +37,7 @@ class Asked:
         *,
         micro_batch: int,
         checkpointing: bool = False,
-        optimizer: str = "adamw",
+        optimizer: OptimizerName = "adamw",
     ) -> TrainingJob:
         """A training; what trains is held in 32 bits, as `train` does."""
         held = self.subject.held("fp32" if adapter is None else self.precision)
@@ -46,7 +47,7 @@ class Asked:
             length=self.length,
             padded=micro_batch > 1,
             adapters=adapter,
-            optimizer=optimizer,  # type: ignore[arg-type]
+            optimizer=optimizer,
             mixed_precision=mixed(self.precision),
             gradient_accumulation=self.batch_size // micro_batch,
             gradient_checkpointing=checkpointing,
@@ -71,6 +72,12 @@ def quantisation_of(candidate: Candidate) -> Quantization | None:
     """The section that says it; None of weights that are as they are."""
     bits = BITS.get(candidate.quantisation or "none")
     return None if bits is None else Quantization(bits=bits)
+
+
+def with_process(constants: "DeviceConstants", peak_bytes: int, *, adapted: bool) -> int:
+    """A peak of tensors with what the process takes, and what the allocator may keep of what was freed."""
+    beside = constants.beside_bytes + constants.adapters_bytes * adapted
+    return peak_bytes + round(peak_bytes * constants.kept_share) + beside
 
 
 class Predictions:
@@ -106,12 +113,9 @@ class Predictions:
     def needs(self, candidate: Candidate) -> int | None:
         """Bytes, with what the process takes."""
         found = self.estimate(candidate)
-        return None if found is None else self.with_process(found.peak_bytes, adapted=candidate.method != FULL)
-
-    def with_process(self, peak_bytes: int, *, adapted: bool) -> int:
-        """With what the allocator may keep of what was freed, too."""
-        beside = self.constants.beside_bytes + self.constants.adapters_bytes * adapted
-        return peak_bytes + round(peak_bytes * self.constants.kept_share) + beside
+        return (
+            None if found is None else with_process(self.constants, found.peak_bytes, adapted=candidate.method != FULL)
+        )
 
     def full_flops_per_token(self) -> float:
         """Operations of full training, without checkpoints."""
@@ -141,7 +145,7 @@ class Predictions:
             parameters=estimate.trace.parameters,
             trainable_parameters=estimate.trace.trainable_parameters,
             peak_bytes=peak.total_bytes,
-            needed_bytes=self.with_process(peak.total_bytes, adapted=adapter is not None),
+            needed_bytes=with_process(self.constants, peak.total_bytes, adapted=adapter is not None),
             peak_phase=peak.phase,
             components=peak.components,
             speed=Speed(flops, full_flops / flops if flops and full_flops else None, COUNTED),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from entrenar_core.config.schema import OptimizerName
 from entrenar_lora.profiles import Dimension, Value
 
 DIMENSIONS: tuple[Dimension, ...] = (
@@ -38,7 +39,7 @@ class Candidate:
     rank: int | None
     checkpointing: bool
     micro_batch: int
-    optimizer: str
+    optimizer: OptimizerName
 
 
 Values = Mapping[Dimension, Sequence[object]]

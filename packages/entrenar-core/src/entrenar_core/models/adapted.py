@@ -72,7 +72,8 @@ def adapt(
     _in_32_bits(wrapped)
     _keep_differentiable(wrapped)
     wrapped.eval()
-    return model if settings.peft_type.value in _IN_PLACE else wrapped  # type: ignore[no-any-return]
+    made: nn.Module = model if settings.peft_type.value in _IN_PLACE else wrapped
+    return made
 
 
 def check_adapter(config: PreTrainedConfig, adapter: AnyAdapter, task: str, name: object, *, trusted: bool) -> None:
@@ -154,7 +155,8 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _settings(model: nn.Module) -> Any:
-    return copy.deepcopy(model.peft_config[NAME])  # type: ignore[index]
+    settings: Any = model.peft_config
+    return copy.deepcopy(settings[NAME])
 
 
 def _in_32_bits(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -137,6 +138,27 @@ def _sample(prepared: Preparation) -> Sample | None:
     rows = itertools.islice(prepared.train_tokens, SAMPLED_ROWS)
     ids = (torch.tensor([row["input_ids"]]) for row in rows)
     return [(input_ids_BT, torch.ones_like(input_ids_BT)) for input_ids_BT in ids]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSteps:
+    """How many optimiser steps a training has, and of how many examples each is on average. `fill` is the share of
+    packed rows that is no padding.
+    """
+
+    steps: int
+    examples_per_step: int
+    fill: float | None
+
+
+def planned_steps(prepared: Preparation) -> PlannedSteps:
+    """Of a training on one process."""
+    training = prepared.config.training
+    batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
+    packing = packing_of(prepared, prepared.train_tokens)
+    in_a_row = 1.0 if packing is None else len(prepared.train_tokens) / len(packing)
+    examples = round(training.batch_size * training.gradient_accumulation * in_a_row)
+    return PlannedSteps(batches.total_steps, examples, None if packing is None else packing.fill)
 
 
 def make_batches(prepared: Preparation, tokens: Any, max_steps: int | None, rank: int, world_size: int) -> Batches:

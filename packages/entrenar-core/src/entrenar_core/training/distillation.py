@@ -8,12 +8,11 @@ from entrenar_core.config.schema import DistillationConfig
 from entrenar_core.errors import ConfigError, UsageError
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import Plan, RunReport
-from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
+from entrenar_core.training.assembly import make_accelerator, make_student, planned_steps
 from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.carrying_out import carry_out
 from entrenar_core.training.memory import device_type, require_memory, told
 from entrenar_core.training.names import student_name
-from entrenar_core.training.packing import packing_of
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.preparing import prepare
 from entrenar_core.training.result import read_report
@@ -85,10 +84,7 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
     _check_folder(config, resume=resume, force=force)
     prepared = prepare(config)
     student = make_student(prepared)
-    training = config.training
-    batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
-    packing = packing_of(prepared, prepared.train_tokens)
-    in_a_row = 1.0 if packing is None else len(prepared.train_tokens) / len(packing)
+    steps = planned_steps(prepared)
     return Plan(
         task=prepared.task,
         teacher=prepared.teacher_name,
@@ -99,12 +95,12 @@ def plan(config: DistillationConfig, *, resume: bool = False, force: bool = Fals
         train_rows=prepared.rows.num_train_rows,
         labelled_rows=prepared.rows.num_labelled_rows,
         eval_rows=len(prepared.rows.evaluation),
-        examples_per_step=round(training.batch_size * training.gradient_accumulation * in_a_row),
-        steps=batches.total_steps,
+        examples_per_step=steps.examples_per_step,
+        steps=steps.steps,
         loss=formula(prepared.config.distillation),
         output_dir=config.output.dir,
         resumes_from_step=newest_step(config.output.dir) if resume else None,
-        fill=None if packing is None else packing.fill,
+        fill=steps.fill,
     )
 
 

@@ -8,7 +8,7 @@ from entrenar_core.errors import ConfigError, UsageError
 from entrenar_core.models.adapted import trained_count
 from entrenar_core.models.facts import parameter_count
 from entrenar_core.reports import TunePlan, TuneReport
-from entrenar_core.training.assembly import make_accelerator, make_batches, make_student
+from entrenar_core.training.assembly import make_accelerator, make_student, planned_steps
 from entrenar_core.training.callbacks import Callback, tell
 from entrenar_core.training.carrying_out import carry_out
 from entrenar_core.training.losses import make_objective
@@ -107,10 +107,7 @@ class FineTuneTrainer:
         self._check_folder(resume=resume, force=force)
         prepared = prepare_tuning(self.config, self.download_progress)
         model = make_student(prepared)
-        training = self.config.training
-        batches = make_batches(prepared, prepared.train_tokens, training.max_steps, 0, 1)
-        packing = packing_of(prepared, prepared.train_tokens)
-        in_a_row = 1.0 if packing is None else len(prepared.train_tokens) / len(packing)
+        steps = planned_steps(prepared)
         return TunePlan(
             task=prepared.task,
             model=self.config.model.model_id,
@@ -121,11 +118,11 @@ class FineTuneTrainer:
             train_rows=prepared.rows.num_train_rows,
             labelled_rows=prepared.rows.num_labelled_rows,
             eval_rows=len(prepared.rows.evaluation),
-            examples_per_step=round(training.batch_size * training.gradient_accumulation * in_a_row),
-            steps=batches.total_steps,
+            examples_per_step=steps.examples_per_step,
+            steps=steps.steps,
             output_dir=folder,
             resumes_from_step=newest_step(folder) if resume else None,
-            fill=None if packing is None else packing.fill,
+            fill=steps.fill,
         )
 
     def _check_folder(self, *, resume: bool, force: bool) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +187,11 @@ def read_report(folder: Path) -> RunReport:
         ) from error
 
 
+def read_exports(document: Mapping[str, Any]) -> tuple[ExportFacts, ...]:
+    """The further formats that a report tells of."""
+    return tuple(ExportFacts(**{**facts, "notes": tuple(facts["notes"])}) for facts in document.get("exports", ()))
+
+
 def _report(document: dict[str, Any], folder: Path) -> RunReport:
     for name in ("teacher", "student"):
         document[name] = ModelFacts(**document[name])
@@ -195,9 +200,7 @@ def _report(document: dict[str, Any], folder: Path) -> RunReport:
     document["members"] = tuple(
         MemberFacts(**{**member, "scores": Scores(**member["scores"])}) for member in document.get("members", ())
     )
-    document["exports"] = tuple(
-        ExportFacts(**{**facts, "notes": tuple(facts["notes"])}) for facts in document.get("exports", ())
-    )
+    document["exports"] = read_exports(document)
     for name in ("files", "warnings"):
         document[name] = tuple(document[name])
     return RunReport(**{**document, "output_dir": folder})

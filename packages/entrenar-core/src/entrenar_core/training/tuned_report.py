@@ -13,11 +13,11 @@ from entrenar_core.diagnosis.troubles import find_troubles
 from entrenar_core.errors import OutputError
 from entrenar_core.models.adapted import trained_count
 from entrenar_core.models.facts import parameter_count
-from entrenar_core.reports import ExportFacts, ModelFacts, Scores, TuneReport
+from entrenar_core.reports import ModelFacts, Scores, TuneReport
 from entrenar_core.training.checkpoints import Progress
 from entrenar_core.training.preparation import Preparation
 from entrenar_core.training.reporting import majority_of
-from entrenar_core.training.result import REPORT
+from entrenar_core.training.result import REPORT, read_exports
 from entrenar_core.training.run_folder import read_metrics
 from entrenar_core.training.verdict import FEW_ROWS, few_rows, quality
 
@@ -116,14 +116,13 @@ def read_tune_report(folder: Path) -> TuneReport:
 
 
 def _report(document: Mapping[str, Any], folder: Path) -> TuneReport:
-    exports = tuple(ExportFacts(**{**facts, "notes": tuple(facts["notes"])}) for facts in document["exports"])
     read: dict[str, Any] = {
         **document,
         "output_dir": folder,
         "model": ModelFacts(**document["model"]),
         "scores_before": Scores(**document["scores_before"]),
         "scores": Scores(**document["scores"]),
-        "exports": exports,
+        "exports": read_exports(document),
         "files": tuple(document["files"]),
         "warnings": tuple(document["warnings"]),
     }

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from entrenar_lora.commands.options import Precision, Revision, Task
 from entrenar_lora.reports.compare import CompareReport
 
 EXAMPLES = """
@@ -39,21 +40,15 @@ def compare(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a pass.", min=1, max=4096)] = 4,
     sequence_length: Annotated[int, typer.Option(help="Tokens of a row.", min=2)] = 1024,
-    precision: Annotated[
-        Literal["bf16", "fp32"] | None,
-        typer.Option(help="Of frozen weights and the computation; fp32 on a cpu, else bf16.", show_default=False),
-    ] = None,
+    precision: Precision = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations anew in the backward pass.")
     ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure speed with real steps here, of every method that fits.")
     ] = False,
-    task: Annotated[
-        Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification"] | None,
-        typer.Option(help="What it learns; else what the model says.", show_default=False),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    task: Task = None,
+    revision: Revision = None,
 ) -> CompareReport:
     """Set methods of fine-tuning a model side by side."""
     from entrenar_lora.comparing import Wanted

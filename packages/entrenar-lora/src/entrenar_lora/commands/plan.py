@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from entrenar_lora.commands.options import Precision, Revision, Task
 from entrenar_lora.reports.plan import PlanReport
 
 EXAMPLES = """
@@ -57,10 +58,7 @@ def plan(
     quality: Annotated[
         Literal["fast", "balanced", "best"], typer.Option(help="What is valued; the plan prints it, with its sources.")
     ] = "balanced",
-    precision: Annotated[
-        Literal["bf16", "fp32"] | None,
-        typer.Option(help="Of frozen weights and the computation; fp32 on a cpu, else bf16.", show_default=False),
-    ] = None,
+    precision: Precision = None,
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan as YAML that `entrenar-lora train` runs.")
     ] = None,
@@ -80,11 +78,8 @@ def plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Take some real steps here, which say how fast the plan is.")
     ] = False,
-    task: Annotated[
-        Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification"] | None,
-        typer.Option(help="What it learns; else what the model says.", show_default=False),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    task: Task = None,
+    revision: Revision = None,
 ) -> PlanReport:
     """Find the best way to train a model within a limit of memory."""
     from entrenar_lora.planning import Wanted

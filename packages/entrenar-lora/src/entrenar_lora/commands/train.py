@@ -7,6 +7,7 @@ import typer
 
 from entrenar_core.errors import UsageError
 from entrenar_core.reports import TunePlan, TuneReport
+from entrenar_lora.commands.options import Task
 
 EXAMPLES = """
 entrenar-lora train lora.yaml
@@ -22,7 +23,6 @@ entrenar-lora train lora.yaml --resume   goes on after Ctrl-C, a crash or a powe
 entrenar-lora train lora.yaml --method full --output ./whole --json
 """
 MethodName = Literal["full", "lora", "qlora", "dora", "qdora", "ia3", "prompt", "prefix", "bias", "adaption-prompt"]
-TaskName = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification"]
 
 
 def train(
@@ -43,9 +43,7 @@ def train(
         MethodName | None,
         typer.Option(help="What trains; lora, if neither this nor a configuration says.", show_default=False),
     ] = None,
-    task: Annotated[
-        TaskName | None, typer.Option(help="What it learns to do; found from the model, if not given.")
-    ] = None,
+    task: Task = None,
     rank: Annotated[int | None, typer.Option(help="Of low-rank matrices.", min=1)] = None,
     alpha: Annotated[float | None, typer.Option(help="Their product is multiplied by alpha ÷ rank.")] = None,
     targets: Annotated[
