@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from entrenar_core.conversion import convert
 from entrenar_core.errors import EntrenarError
-from entrenar_core.formats import WeightFormat, safetensors_writer
+from entrenar_core.formats import WeightFormat, filling, safetensors_writer
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
 
@@ -61,8 +61,8 @@ def test_what_lies_together_is_copied_together(source: Path, monkeypatch: pytest
 @needs_system
 @pytest.mark.parametrize("piece_bytes", [1, 64, 1000, 4096])
 def test_pieces_make_the_whole(source: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_writer, "_PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(safetensors_writer, "_PIPE_BYTES", 32)
+    monkeypatch.setattr(filling, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(filling, "PIPE_BYTES", 32)
     output, told = copied(source)
     expected, found = load_file(source), load_file(output)
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
@@ -101,7 +101,7 @@ def test_a_source_that_becomes_shorter_leaves_nothing(
     source: Path, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it ends at the end of a piece."""
-    monkeypatch.setattr(safetensors_writer, "_PIECE_BYTES", 500)
+    monkeypatch.setattr(filling, "_PIECE_BYTES", 500)
     start = source.stat().st_size - sum(tensor.nbytes for tensor in load_file(source).values())
     with open_model(parse_reference(str(source))) as model:
         with source.open("r+b") as file:

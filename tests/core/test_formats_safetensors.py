@@ -225,7 +225,7 @@ def test_ranges_are_copied_by_the_system_and_told_of(tmp_path: Path) -> None:
     told: list[int] = []
     with FileSource(tmp_path / "in.safetensors") as source:
         tensors = [
-            Outgoing(t.name, t.dtype, t.shape, lambda: pytest.fail("read here"), (source, t.offset), told.append)
+            Outgoing(t.name, t.dtype, t.shape, lambda: pytest.fail("read here"), (source, t.offset), tell=told.append)
             for t in read(source).tensors
         ]  # fmt: skip
         write(tmp_path / "out.safetensors", tensors, {})

@@ -101,7 +101,7 @@ class Checker:
 
     def _stored(self) -> Mapping[str, torch.dtype]:
         """The dtype of each tensor that was rounded."""
-        from entrenar_core.adapters.merged_values import TORCH_DTYPES
+        from entrenar_core.adapters.target_changes import TORCH_DTYPES
 
         found = {name: target.tensor.dtype.name for name, target in self.plan.targets.items()}
         if self.dtype is not None:

@@ -263,7 +263,7 @@ def _difference(
 
 
 def _values(model: StoredModel, tensor: StoredTensor) -> "Tensor":
-    from entrenar_core.adapters.merged_values import stored_values
+    from entrenar_core.adapters.target_changes import stored_values
 
     if tensor.dtype.name not in FLOATS:
         raise ModelError(

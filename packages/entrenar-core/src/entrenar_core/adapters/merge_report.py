@@ -1,6 +1,5 @@
 """What a merge says of itself: what changed, how it is stored, and how much of the update that loses."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,12 +60,11 @@ def report_of(
 
 
 def _loss(tally: "Tally") -> Loss | None:
-    found = {module: lost for module in tally.change if (lost := tally.lost(module)) is not None}
-    change, error = sum(tally.change.values()), sum(tally.error.values())
-    if not found or change <= 0:
+    overall, found = tally.overall, tally.lost
+    if overall is None:
         return None
     worst = max(found, key=lambda module: found[module])
-    return Loss(math.sqrt(error / change), found[worst], worst, found)
+    return Loss(overall, found[worst], worst, found)
 
 
 def _advice(plan: MergePlan, loss: Loss, dtype: str | None) -> str | None:

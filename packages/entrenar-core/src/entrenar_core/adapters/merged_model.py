@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from entrenar_core.adapters.placing import Target
-from entrenar_core.adapters.planning import MergePlan
 from entrenar_core.formats.dtypes import DTYPES
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
 
 if TYPE_CHECKING:
-    from entrenar_core.adapters.merged_values import Tally
+    from entrenar_core.adapters.merged_values import Merge
 
 
 @dataclass(frozen=True, slots=True)
 class _Computed(Mapping[str, bytes]):
     """The bytes of changed tensors by name."""
 
-    plan: MergePlan
-    tally: "Tally"
+    merge: "Merge"
     targets: Mapping[str, Target]
 
     def __getitem__(self, name: str) -> bytes:
@@ -31,8 +29,8 @@ class _Computed(Mapping[str, bytes]):
 
         target = self.targets[name]
         if target.parts:
-            return bytes(merged_bytes(self.plan, target, F32, self.tally))
-        return target.model(self.plan.base).array(target.tensor.name).astype("<f4").tobytes()
+            return bytes(merged_bytes(self.merge, target, F32))
+        return target.model(self.merge.plan.base).array(target.tensor.name).astype("<f4").tobytes()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.targets)
@@ -41,12 +39,13 @@ class _Computed(Mapping[str, bytes]):
         return len(self.targets)
 
 
-def merged_model(plan: MergePlan, tally: "Tally") -> StoredModel:
+def merged_model(merge: "Merge") -> StoredModel:
     """The base with its changed tensors in place of its own, new ones, and the settings that it is to have. It is open
     as long as the base is, and not to be closed itself.
     """
+    plan = merge.plan
     first, *others = plan.base.files
-    inline = _Computed(plan, tally, plan.targets)
+    inline = _Computed(merge, plan.targets)
     held = replace(first, header=replace(first.header, inline=inline))  # files that are merged into hold none
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in plan.base.tensors.items():

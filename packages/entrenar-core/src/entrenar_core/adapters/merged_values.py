@@ -1,145 +1,68 @@
 """The merged tensors, block by block: read, changed in float32, rounded once, and measured on the way.
 
-Two threads compute while the caller writes the block before. Tensors of float64 are changed in float64.
+Where rows are changed without a look at the others, several threads compute a block each, on one core: torch's own
+threads wait for each other at the end of every operation. Tensors of float64 are changed in float64.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from entrenar_core.adapters.changes import Change, Difference, Factors, Rescaled
-from entrenar_core.adapters.combining import Weighted, combined
-from entrenar_core.adapters.placing import Part, Target
+from entrenar_core.adapters.changes import Change
+from entrenar_core.adapters.placing import Target
 from entrenar_core.adapters.planning import MergePlan
-from entrenar_core.adapters.principal import PRINCIPAL, principal_part
-from entrenar_core.conversion.casting import in_turn
+from entrenar_core.adapters.target_changes import TORCH_DTYPES, change_of, is_by_rows
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.blocks import raw_blocks
 from entrenar_core.formats.dtypes import DTYPES, Dtype
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.sources import FileSource
-from entrenar_core.formats.tensors import StoredTensor
-from entrenar_core.formats.writing import Outgoing
-from entrenar_core.stored_model import StoredModel
+from entrenar_core.formats.writing import Outgoing, Part, Put
+from entrenar_core.threads import share_out
 
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""torch's types of the weights that are merged."""
-_BLOCK_VALUES = 1 << 17  # a block and its copies stay in a core's own cache
-_ROOMS = 4
+_BLOCK_VALUES = 1 << 18  # a block and its copies stay in a core's own cache
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums of squares, by module: of what is added, and of what rounding changes of the sum."""
+    """Sums of squares, by module: of what is added, and of what rounding changes of the sum.
 
-    change: dict[str, float] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=dict)
+    Those of all blocks are kept and added exactly: blocks come in any order, and their sum is always the same.
+    """
+
+    _changes: dict[str, list[float]] = field(default_factory=dict)
+    _errors: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, module: str, change: float, error: float) -> None:
-        """Counts a block."""
-        self.change[module] = self.change.get(module, 0.0) + change
-        self.error[module] = self.error.get(module, 0.0) + error
+        """Counts a block. May be called from several threads at once."""
+        self._changes.setdefault(module, []).append(change)
+        self._errors.setdefault(module, []).append(error)
 
-    def lost(self, module: str) -> float | None:
-        """‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖ of a module; None where nothing is added."""
-        change = self.change[module]
-        return math.sqrt(self.error[module] / change) if change > 0 else None
+    @property
+    def overall(self) -> float | None:
+        """‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖ of all modules together; None where nothing is added."""
+        return _ratio(chain.from_iterable(self._errors.values()), chain.from_iterable(self._changes.values()))
 
-
-def merged_tensor(plan: MergePlan, target: Target, dtype: Dtype, tally: Tally) -> Outgoing:
-    """A tensor that adapters add to, on its way out; what that changes is told to `tally` as it is written."""
-
-    def chunks() -> Iterator[memoryview]:
-        yield from _blocks(plan, target, dtype, tally)
-
-    return Outgoing(target.name, dtype, target.tensor.shape, chunks)
+    @property
+    def lost(self) -> dict[str, float]:
+        """The same of each module to which something is added."""
+        found = {module: _ratio(self._errors[module], changes) for module, changes in self._changes.items()}
+        return {module: lost for module, lost in found.items() if lost is not None}
 
 
-def merged_bytes(plan: MergePlan, target: Target, dtype: Dtype, tally: Tally) -> bytearray:
-    """The same at once."""
-    found = bytearray()
-    for block in _blocks(plan, target, dtype, tally):
-        found += block
-    return found
-
-
-def change_of(plan: MergePlan, target: Target) -> Change:
-    """What is added to the tensor of a target, of two dimensions: a bias is a single row.
-
-    Raises:
-        ModelError: a value of an adapter is not finite.
-    """
-    if target.bias:
-        return _bias_change(target)
-    base = None
-    if not plan.combination.is_sum or any(part.adapter.settings.init in PRINCIPAL for part in target.parts):
-        base = stored_values(target.model(plan.base), target.tensor)
-    parts = [
-        Weighted(_part_change(part, target, base), part.weight, part.pair.rank, part.number) for part in target.parts
-    ]
-    return combined(parts, plan.combination, target.name, base)
-
-
-def stored_values(model: StoredModel, tensor: StoredTensor) -> Tensor:
-    """A whole stored tensor in float32, or float64 where it is that."""
-    raw = bytearray()
-    for block in raw_blocks(model, tensor):
-        raw += block
-    found = torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.dtype.name]).reshape(tensor.shape)
-    return found if found.dtype == torch.float64 else found.float()
-
-
-def part_factors(part: Part, *, transposed: bool) -> Factors:
-    """s · B · A as the matrix is stored: of a transposed one, or of an embedding, both change places."""
-    adapter, pair = part.adapter, part.pair
-    down, up = (torch.from_numpy(adapter.values(one)) for one in (pair.down, pair.up))
-    assert pair.scale is not None, "scales are required before"
-    if transposed or pair.embedding:
-        return Factors(down.T.contiguous() * pair.scale, up.T.contiguous())
-    return Factors(up * pair.scale, down)
-
-
-def _part_change(part: Part, target: Target, base_RC: Tensor | None) -> Change:
-    factors = part_factors(part, transposed=target.transposed)
-    if part.pair.magnitude is not None:
-        magnitude = torch.from_numpy(part.adapter.values(part.pair.magnitude)).reshape(-1)
-        return Rescaled(factors, magnitude, by_column=target.transposed or part.pair.embedding)
-    if part.adapter.settings.init in PRINCIPAL and not part.pair.embedding:
-        assert base_RC is not None, "it is read before"
-        return _less_principal(part, factors, base_RC, transposed=target.transposed)
-    return factors
-
-
-def _less_principal(part: Part, factors: Factors, base_RC: Tensor, *, transposed: bool) -> Factors:
-    init, scale = part.adapter.settings.init, part.pair.scale
-    assert scale is not None
-    # OLoRA looks at the weight as it lies, PiSSA as torch multiplies by it
-    weight = base_RC.T if transposed and init == "pissa" else base_RC
-    taken = principal_part(weight, init, part.pair.rank, scale)
-    if transposed and init == "pissa":
-        taken = Factors(taken.right_kC.T.contiguous(), taken.left_Rk.T.contiguous())
-    return Factors(
-        torch.cat([factors.left_Rk, -taken.left_Rk], dim=1), torch.cat([factors.right_kC, taken.right_kC], dim=0)
-    )
-
-
-def _bias_change(target: Target) -> Difference:
-    total = torch.zeros(1, target.tensor.values)
-    for part in target.parts:
-        bias, scale = part.pair.up_bias, part.pair.scale
-        assert bias is not None, "parts of a bias have one"
-        assert scale is not None, "scales are required before"
-        total += torch.from_numpy(part.adapter.values(bias)).reshape(1, -1) * (scale * part.weight)
-    return Difference(total)
+def _ratio(errors: Iterable[float], changes: Iterable[float]) -> float | None:
+    change = math.fsum(changes)
+    return math.sqrt(math.fsum(errors) / change) if change > 0 else None
 
 
 class _Room:
-    """Memory for one block on its way, used again for the next."""
+    """Memory for one block on its way, used again for another."""
 
     def __init__(self, values: int, stored: Dtype, written: Dtype) -> None:
         self.raw = torch.empty(values * stored.block_bytes, dtype=torch.uint8)
@@ -148,24 +71,122 @@ class _Room:
         self.written = torch.empty(values, dtype=TORCH_DTYPES[written.name])
 
 
+@dataclass(slots=True)
+class _Rooms:
+    """Those that no thread is at work in, by what they are for."""
+
+    _free: dict[tuple[int, Dtype, Dtype], list[_Room]] = field(default_factory=dict)
+
+    def take(self, values: int, stored: Dtype, written: Dtype) -> tuple[_Room, Callable[[], None]]:
+        """A room, and what gives it back. May be called from several threads at once."""
+        free = self._free.setdefault((values, stored, written), [])
+        try:
+            room = free.pop()
+        except IndexError:
+            room = _Room(values, stored, written)
+        return room, partial(free.append, room)
+
+
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """One tensor on its way; `square` is that of the change, where it is known before."""
+class Merge:
+    """A merge under way: what is to be done, what that has changed, and where."""
 
     plan: MergePlan
+    tally: Tally = field(default_factory=Tally)
+    rooms: _Rooms = field(default_factory=_Rooms)
+
+
+def merged_tensor(merge: Merge, target: Target, dtype: Dtype) -> Outgoing:
+    """A tensor that adapters add to, on its way out; what that changes is counted as it is written.
+
+    Whoever writes it does so in `computing`.
+    """
+    parts = partial(_parts, merge, target, dtype) if is_by_rows(merge.plan, target) else None
+    chunks = partial(_blocks, merge, target, dtype)
+    return Outgoing(target.name, dtype, target.tensor.shape, chunks, parts=parts)
+
+
+def merged_bytes(merge: Merge, target: Target, dtype: Dtype) -> bytearray:
+    """The same at once."""
+    size = dtype.size_bytes(target.tensor.shape)
+    assert size is not None, "what is merged is stored as floats"
+    found = bytearray(size)
+
+    def put(offset: int, block: memoryview, free: Callable[[], None] = lambda: None) -> None:
+        found[offset : offset + len(block)] = block
+        free()
+
+    if is_by_rows(merge.plan, target):
+        with computing():
+            share_out(_parts(merge, target, dtype), lambda: partial(_done, put))
+        return found
+    at = 0
+    for block in _blocks(merge, target, dtype):
+        put(at, block)
+        at += len(block)
+    return found
+
+
+def _done(put: Put, part: Part) -> int:
+    part.do(put)
+    return part.size_bytes
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Keeps how many threads torch has: parts set it to one, for theirs and for those that begin later."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One tensor that is computed; `square` is that of the change, where it is known before."""
+
+    merge: Merge
     target: Target
     dtype: Dtype
     change: Change
     square: float | None
-    columns: int
 
-    def block(self, start: int, rows: int, room: _Room) -> tuple[memoryview, float, float]:
-        """The bytes of some rows, and the sums of squares of change and rounding."""
-        stored, count = self.target.tensor, rows * self.columns
+    @classmethod
+    def begun(cls, merge: Merge, target: Target, dtype: Dtype) -> "_Work":
+        """With what is added to it."""
+        change = change_of(merge.plan, target)
+        square = change.square
+        merge.tally.add(target.module, square or 0.0, 0.0)
+        return cls(merge, target, dtype, change, square)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        shape = self.target.tensor.shape
+        return (shape[0], shape[1]) if len(shape) == 2 else (1, self.target.tensor.values)
+
+    def cuts(self) -> Iterator[tuple[int, int]]:
+        """The first row of each block, and how many it has."""
+        rows, columns = self.shape
+        # a tensor whose values lie in another order is read whole
+        together = self.change.whole or self.target.tensor.strides is not None
+        step = rows if together else max(1, min(rows, _BLOCK_VALUES // columns))
+        for start in range(0, rows, step):
+            yield start, min(step, rows - start)
+
+    def room(self, rows: int) -> tuple[_Room, Callable[[], None]]:
+        """For so many rows, and what gives it back."""
+        return self.merge.rooms.take(rows * self.shape[1], self.target.tensor.dtype, self.dtype)
+
+    def block(self, start: int, rows: int, room: _Room) -> memoryview:
+        """The bytes of some rows; what changed is counted."""
+        stored, columns = self.target.tensor, self.shape[1]
+        count = rows * columns
         raw = room.raw[: count * stored.dtype.block_bytes]
-        self._read(start * self.columns * stored.dtype.block_bytes, raw)
-        values, spare = (one[:count].view(rows, self.columns) for one in (room.values, room.spare))
-        values.copy_(raw.view(TORCH_DTYPES[stored.dtype.name]).view(rows, self.columns))
+        self._read(start * columns * stored.dtype.block_bytes, raw)
+        values, spare = (one[:count].view(rows, columns) for one in (room.values, room.spare))
+        values.copy_(raw.view(TORCH_DTYPES[stored.dtype.name]).view(rows, columns))
         added = 0.0
         if self.square is None:
             spare.copy_(values)
@@ -174,16 +195,17 @@ class _Job:
             added = _square(spare.sub_(values))
         written = room.written[:count]
         written.copy_(values.view(-1))
-        error = _square(spare.copy_(written.view(rows, self.columns)).sub_(values))
+        error = _square(spare.copy_(written.view(rows, columns)).sub_(values))
         if not math.isfinite(error):
             raise ModelError(
                 f"merged, {shown(self.target.name)} holds values that are not finite in {self.dtype}",
                 "look at the base with `entrenar-inspect validate`; values that are too large need --dtype fp32",
             )
-        return written.view(torch.uint8).numpy().data, added, error
+        self.merge.tally.add(self.target.module, added, error)
+        return written.view(torch.uint8).numpy().data
 
     def _read(self, offset: int, raw: Tensor) -> None:
-        tensor, model = self.target.tensor, self.target.model(self.plan.base)
+        tensor, model = self.target.tensor, self.target.model(self.merge.plan.base)
         source = model.sources[tensor.file]
         buffer: memoryview = raw.numpy().data
         if isinstance(source, FileSource) and tensor.strides is None and not tensor.inline:
@@ -200,34 +222,30 @@ def _square(values: Tensor) -> float:
     return float(torch.dot(flat, flat))
 
 
-def _blocks(plan: MergePlan, target: Target, dtype: Dtype, tally: Tally) -> Iterator[memoryview]:
-    change = change_of(plan, target)
-    shape = target.tensor.shape
-    rows, columns = shape if len(shape) == 2 else (1, target.tensor.values)
-    job = _Job(plan, target, dtype, change, change.square, columns)
-    # a tensor whose values lie in another order is read whole
-    together = change.whole or target.tensor.strides is not None
-    step = rows if together else max(1, min(rows, _BLOCK_VALUES // columns))
-    rooms = [_Room(step * columns, target.tensor.dtype, dtype) for _ in range(min(_ROOMS, -(-rows // step)))]
-    tally.add(target.module, change.square or 0.0, 0.0)
-    jobs = (partial(job.block, start, min(step, rows - start)) for start in range(0, rows, step))
-    with _one_thread_each():
-        for block, added, error in in_turn(jobs, rooms):
-            tally.add(target.module, added, error)
-            yield block
+def _blocks(merge: Merge, target: Target, dtype: Dtype) -> Iterator[memoryview]:
+    """One after the other, each by all of torch's threads."""
+    work = _Work.begun(merge, target, dtype)
+    (_, most), *_ = work.cuts()
+    room, free = work.room(most)
+    for start, rows in work.cuts():
+        yield work.block(start, rows, room)
+    free()
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Two blocks at once, each on one core, are several times as fast as one after the other on two, where other
-    programs run: torch's threads wait for each other at the end of every operation.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _parts(merge: Merge, target: Target, dtype: Dtype) -> Iterator[Part]:
+    work = _Work.begun(merge, target, dtype)
+    row_bytes = work.shape[1] * dtype.block_bytes
+    (_, most), *_ = work.cuts()
+    for start, rows in work.cuts():
+        yield Part(rows * row_bytes, partial(_do_part, work, start, rows, most))
+
+
+def _do_part(work: _Work, start: int, rows: int, most: int, put: Put) -> None:
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    room, free = work.room(most)
+    block = work.block(start, rows, room)
+    put(start * work.shape[1] * work.dtype.block_bytes, block, free)
 
 
 F32 = DTYPES["F32"]

@@ -29,7 +29,7 @@ from entrenar_core.formats.writing import Outgoing
 from entrenar_core.stored_model import StoredModel
 
 if TYPE_CHECKING:
-    from entrenar_core.adapters.merged_values import Tally
+    from entrenar_core.adapters.merged_values import Merge
     from entrenar_core.conversion.converting import Progress, Quantizing
 
 _SAFE = WeightFormat.SAFETENSORS
@@ -61,25 +61,25 @@ def write_merged(
         ModelError: a value is not finite, or too large for the dtype.
         OutputError: the output is there already, is where something is read from, or cannot be written.
     """
-    from entrenar_core.adapters.merged_values import Tally
+    from entrenar_core.adapters.merged_values import Merge, computing
     from entrenar_core.conversion.casting import Rounding
 
     single = is_file(output)
     if single and shard_bytes is not None:
         raise UsageError(f"{output} is a single file", "--shard-size is for folders")
     require_apart(plan, output)
-    tally, rounding = Tally(), Rounding()
-    shards = _shards(plan, dtype, tally, rounding)
+    merge, rounding = Merge(plan), Rounding()
+    shards = _shards(merge, dtype, rounding)
     if single or shard_bytes is not None:
         shards = cut([tensor for shard in shards for tensor in shard], shard_bytes)
     shards = shards if progress is None else _told(shards, progress)
-    with replacing(output, folder=not single, force=force) as place:
+    with replacing(output, folder=not single, force=force) as place, computing():
         names = _write(plan, place, shards, dtype, single=single)
         rounding.require_finite(str(dtype), "take --dtype bf16 or fp32, which hold them")
         if check is not None:
             check(place)
         size_bytes = sum((place if single else place / name).stat().st_size for name in names)
-    found = report_of(plan, output, _SAFE, names, size_bytes, tally, dtype)
+    found = report_of(plan, output, _SAFE, names, size_bytes, merge.tally, dtype)
     return replace(found, notes=(*found.notes, _ALONE)) if single and plan.config is not plan.base.config else found
 
 
@@ -109,7 +109,7 @@ def convert_merged(
     Changed tensors are given to the conversion in float32, so that they are rounded once, to what they are stored in.
     """
     from entrenar_core.adapters.merged_model import merged_model
-    from entrenar_core.adapters.merged_values import Tally
+    from entrenar_core.adapters.merged_values import Merge
     from entrenar_core.conversion.converting import Quantizing, convert
     from entrenar_core.conversion.gguf_writing import usual_mix
 
@@ -118,9 +118,8 @@ def convert_merged(
         quantizing = Quantizing(usual_mix(plan.base))
     elif quantizing is None and dtype is None:
         dtype = usual_dtype(plan.base)
-    tally = Tally()
     done = convert(
-        merged_model(plan, tally),
+        merged_model(Merge(plan)),
         kind,
         output,
         dtype=dtype,
@@ -170,8 +169,9 @@ def _adapters(plan: MergePlan) -> Iterator[StoredModel]:
             yield target.whole.model
 
 
-def _shards(plan: MergePlan, dtype: str | None, tally: "Tally", rounding: Any) -> list[list[Outgoing]]:
+def _shards(merge: "Merge", dtype: str | None, rounding: Any) -> list[list[Outgoing]]:
     """The tensors of each file, in the order that they lie there; what is new comes last."""
+    plan = merge.plan
     base, left = plan.base, dict(plan.targets)
     shards = []
     for file in sorted(base.files, key=lambda one: one.name):
@@ -180,25 +180,26 @@ def _shards(plan: MergePlan, dtype: str | None, tally: "Tally", rounding: Any) -
             if base.tensors[tensor.name].file != tensor.file:  # which another file has too
                 continue
             target = left.pop(plan.prefix + tensor.name, None)
-            shard.append(_outgoing(plan, target, tensor, dtype, tally, rounding))
+            shard.append(_outgoing(merge, target, tensor, dtype, rounding))
         if shard:
             shards.append(shard)
-    shards[-1].extend(_outgoing(plan, target, target.tensor, dtype, tally, rounding) for target in left.values())
+    shards[-1].extend(_outgoing(merge, target, target.tensor, dtype, rounding) for target in left.values())
     return shards
 
 
 def _outgoing(
-    plan: MergePlan, target: Target | None, tensor: StoredTensor, dtype: str | None, tally: "Tally", rounding: Any
+    merge: "Merge", target: Target | None, tensor: StoredTensor, dtype: str | None, rounding: Any
 ) -> Outgoing:
     from entrenar_core.adapters.merged_values import merged_tensor
 
+    plan = merge.plan
     written = written_dtype(tensor, dtype)
     if target is None:
         model, name = plan.base, plan.prefix + tensor.name
     else:
         written = written_dtype(_stored(plan, target) or tensor, dtype)
         if target.parts:
-            return merged_tensor(plan, target, written, tally)
+            return merged_tensor(merge, target, written)
         model, name, tensor = target.model(plan.base), target.name, target.tensor
     if written == tensor.dtype:
         return as_it_is(model, tensor, name)

@@ -109,7 +109,7 @@ def _made(module: str, parts: Sequence[Part], combination: Combination) -> tuple
     from entrenar_core.adapters.changes import Difference, Factors, summed
     from entrenar_core.adapters.combining import weighed
     from entrenar_core.adapters.factoring import cut_matrix, cut_product
-    from entrenar_core.adapters.merged_values import part_factors
+    from entrenar_core.adapters.target_changes import part_factors
 
     shapes = {part.pair.shape for part in parts}
     if len(shapes) > 1 or len({part.pair.embedding for part in parts}) > 1:

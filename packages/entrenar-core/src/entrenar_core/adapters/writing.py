@@ -113,7 +113,7 @@ def _outgoing(name: str, tensor: "Tensor", dtype: Dtype) -> Outgoing:
     def chunks() -> Iterator[memoryview]:
         import torch
 
-        from entrenar_core.adapters.merged_values import TORCH_DTYPES
+        from entrenar_core.adapters.target_changes import TORCH_DTYPES
 
         flat = tensor.detach().to(TORCH_DTYPES[dtype.name]).contiguous().view(-1)
         yield flat.view(torch.uint8).numpy().data

@@ -6,7 +6,6 @@ scores of a BPE or Unigram tokenizer, and none of the other files; which ones ar
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,9 +20,9 @@ from entrenar_core.errors import ModelError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.apr_tokenizer import TokenizerTooLargeError
 from entrenar_core.formats.choosing import MAX_TOKENIZER_BYTES, most_bytes
+from entrenar_core.formats.copying import copy_range
 from entrenar_core.formats.gguf_values import Value
 from entrenar_core.formats.places import LocalPlace
-from entrenar_core.formats.safetensors_writer import copy_range
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.models.sentence_files import Pool, sentence_files
 from entrenar_core.stored_model import StoredModel
@@ -34,7 +33,6 @@ POOLINGS: Mapping[Any, Pool] = {1: "mean", 2: "first", 3: "last"}
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _APR = (WeightFormat.APR, WeightFormat.APR_JSON)
 _OF_A_MACHINE = "_name_or_path"  # where the model once lay
-_BLOCK_BYTES = 1 << 22
 _TOO_LARGE = "the tokenizer is too large to be held in the APR file, and is not kept in it"
 
 
@@ -268,13 +266,8 @@ def _require_size(name: str, source: FileSource) -> None:
 
 
 def _copy(source: FileSource, target: Path) -> None:
-    size = source.size_bytes
-    with target.open("wb") as file:
-        copies = hasattr(os, "copy_file_range")
-        if copies and copy_range(source.fileno(), 0, file.fileno(), 0, size):
-            return
-        for start in range(0, size, _BLOCK_BYTES):
-            file.write(source.read(start, min(_BLOCK_BYTES, size - start)))
+    with target.open("wb", buffering=0) as file:
+        copy_range(source, 0, file.fileno(), 0, source.size_bytes)
 
 
 def _beside(place: LocalPlace) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """The values of a tensor on their way to another dtype, several blocks at once, with what rounding changed."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.blocks import value_blocks
@@ -13,16 +11,15 @@ from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import in_turn
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 BLOCK_VALUES = 1 << 19
-THREADS, _ROOMS = 2, 4  # numpy lets others run while it computes; two more blocks wait to be written
+_ROOMS = 4  # of which two wait to be written
 _EXACT = {"F64": ("<f4", "<f8"), "F32": ("<f4",)}  # what each dtype holds as it is
-Place = TypeVar("Place")
-Result = TypeVar("Result")
 Cast = tuple["NDArray[np.uint8]", "Rounding"]
 
 
@@ -146,29 +143,3 @@ def _read_and_cast(source: FileSource, tensor: StoredTensor, start: int, step: i
     source.read_into(tensor.offset + start, raw.data)
     left = tensor.values - start // tensor.dtype.block_bytes * tensor.dtype.block
     return cast_values(decode(raw, tensor.dtype, room=room.singles)[:left], dtype, room)
-
-
-def in_turn(
-    jobs: Iterator[Callable[[Place], Result]], rooms: Sequence[Place], threads: int = THREADS
-) -> Iterator[Result]:
-    """What the jobs return, in their order, while threads are at work on the next ones.
-
-    Args:
-        rooms: what each job is given to work in; it is another's once the next result is asked for.
-    """
-    free = list(rooms)
-    waiting: deque[tuple[Future[Result], Place]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for job in jobs:
-                if not free:
-                    future, room = waiting.popleft()
-                    yield future.result()
-                    free.append(room)
-                room = free.pop()
-                waiting.append((pool.submit(job, room), room))
-            while waiting:
-                yield waiting.popleft()[0].result()
-        finally:
-            for future, _ in waiting:
-                future.cancel()

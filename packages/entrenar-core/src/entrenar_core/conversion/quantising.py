@@ -5,20 +5,20 @@ Threads go from one tensor to the next without waiting for its end: while what t
 work on those that follow.
 """
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from entrenar_core.conversion.casting import Cast, Rounding, in_turn
+from entrenar_core.conversion.casting import Cast, Rounding
 from entrenar_core.conversion.content import Change, changed_values
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.formats.writing import Outgoing
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import cores, in_turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,13 +184,8 @@ class Quantiser:
         """The blocks of one tensor and of all that follow it."""
         works = self._works[place:]
         values = max(min(work.step, work.rows) * work.row for work in works)
-        rooms = [_Room(values) for _ in range(threads() + _MORE_ROOMS)]
-        yield from in_turn(chain.from_iterable(work.jobs() for work in works), rooms, threads())
-
-
-def threads() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        rooms = [_Room(values) for _ in range(cores() + _MORE_ROOMS)]
+        yield from in_turn(chain.from_iterable(work.jobs() for work in works), rooms, cores())
 
 
 def _in_file(model: StoredModel, tensor: StoredTensor, change: Change | None) -> "Rows | None":

@@ -17,10 +17,11 @@ from entrenar_core.formats.decoding import numbers_per_value
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.difference_pieces import PIECE_VALUES, Pieces, bf16_halves, woven
 from entrenar_core.measuring.difference_sums import DifferenceSums, in_float32, in_float64, of_equal
-from entrenar_core.measuring.reading import Bytes, Content, Progress, content_of
+from entrenar_core.measuring.reading import Bytes, Content, content_of
 from entrenar_core.measuring.results import Difference
 from entrenar_core.measuring.sums import require_squares
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import Progress
 
 BLOCK_VALUES = 1 << 18  # a multiple of every block of a dtype
 _IN_FLOAT32 = frozenset(("F32", "BF16", "F16"))

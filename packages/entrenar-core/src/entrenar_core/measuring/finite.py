@@ -19,9 +19,10 @@ from entrenar_core.formats.decoding import decodable, decode, numbers_per_value
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.sources import Source
 from entrenar_core.formats.tensors import StoredTensor
-from entrenar_core.measuring.reading import Bytes, Content, Progress, content_of, fill, share_out
+from entrenar_core.measuring.reading import Bytes, Content, content_of, fill
 from entrenar_core.measuring.results import NonFinite
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import Progress, share_out
 
 BLOCK_BYTES = 1 << 20
 """Measured: less makes more calls, more does not stay in a cache."""

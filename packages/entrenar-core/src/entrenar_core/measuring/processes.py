@@ -24,9 +24,10 @@ from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.difference_sums import DifferenceSums
 from entrenar_core.measuring.differences import BLOCK_VALUES, sums_between, sums_of_equal, together
-from entrenar_core.measuring.reading import Content, Progress, content_of, default_threads, share_out
+from entrenar_core.measuring.reading import Content, content_of
 from entrenar_core.measuring.results import Difference
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import Progress, default_threads, share_out
 
 _PART_VALUES = BLOCK_VALUES << 6
 _WORTH_BYTES = 1_000_000_000

@@ -15,9 +15,10 @@ import numpy as np
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.measuring.matrices import StoredMatrix
 from entrenar_core.measuring.quadrature import PROBES, STEPS, Bidiagonal, Floats, bidiagonalised
-from entrenar_core.measuring.reading import Progress, content_of
+from entrenar_core.measuring.reading import content_of
 from entrenar_core.measuring.results import EffectiveRank
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import Progress
 
 EXACT_SIDE = 2048
 """Of the smaller side: 3 s on two cores, and a quarter of that to estimate; the time grows as its cube."""

@@ -1,15 +1,7 @@
-"""Reads stored tensors in blocks, by several threads at once: the part that everything measured here shares.
+"""Reads stored tensors in blocks: the part that everything measured here shares. Nothing is mapped into memory."""
 
-numpy lets go of the interpreter's lock inside one operation on a block, and so does reading from a file, so threads
-are enough to keep all cores at work. Nothing is mapped into memory.
-"""
-
-import os
-from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Event, Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +12,7 @@ from entrenar_core.formats.sources import FileSource, Source
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.stored_model import StoredModel
 
-Progress = Callable[[int], None]
-"""Is told how many bytes more are done, in the thread that called."""
 Bytes = NDArray[np.uint8]
-_Job = TypeVar("_Job")
-
-_MAX_THREADS = 8
-_TICK_S = 0.1
 
 
 class InMemory:
@@ -116,83 +102,3 @@ def fill(source: Source, offset: int, buffer: Bytes) -> Bytes:
     else:
         buffer[:] = np.frombuffer(source.read(offset, len(buffer)), np.uint8)
     return buffer
-
-
-def share_out(
-    jobs: Iterable[_Job],
-    worker: Callable[[], Callable[[_Job], int]],
-    *,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> None:
-    """Does every job in one of several threads; they take the next from `jobs`, in its order, one at a time.
-
-    Stops at the first error, and at Ctrl-C; no thread is left when this returns or raises.
-
-    Args:
-        worker: is called once in each thread, so that it may have buffers of its own; gives what does a job and
-            returns how many bytes that was.
-        threads: as many as there are cores, and at most 8, where it is not given.
-    """
-    count = min(threads or default_threads(), len(jobs) if isinstance(jobs, Sized) else _MAX_THREADS)
-    if count < 2:  # what is small is done before a thread has started
-        _do_all(jobs, worker(), progress)
-        return
-    shared = _Shared(jobs)
-
-    def work() -> None:
-        do = worker()
-        for job in shared:
-            shared.done(do(job))
-
-    with ThreadPoolExecutor(count) as pool:
-        running: set[Future[None]] = {pool.submit(work) for _ in range(count)}
-        try:
-            while running:
-                finished, running = wait(running, timeout=_TICK_S)
-                if progress is not None:
-                    progress(shared.take_done())
-                for one in finished:
-                    one.result()
-        finally:
-            shared.stop.set()
-
-
-def _do_all(jobs: Iterable[_Job], do: Callable[[_Job], int], progress: Progress | None) -> None:
-    for job in jobs:
-        size_bytes = do(job)
-        if progress is not None:
-            progress(size_bytes)
-
-
-def default_threads() -> int:
-    """One for every core that this process may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MAX_THREADS)
-
-
-class _Shared:
-    """Jobs that several threads take from, and what they have done."""
-
-    def __init__(self, jobs: Iterable[Any]) -> None:
-        self._jobs, self._lock, self.stop = iter(jobs), Lock(), Event()
-        self._done_bytes = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        while not self.stop.is_set():
-            with self._lock:
-                try:
-                    job = next(self._jobs)
-                except StopIteration:
-                    return
-            yield job
-
-    def done(self, size_bytes: int) -> None:
-        with self._lock:
-            self._done_bytes += size_bytes
-
-    def take_done(self) -> int:
-        """How many bytes were done since this was last asked."""
-        with self._lock:
-            size_bytes, self._done_bytes = self._done_bytes, 0
-        return size_bytes

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from entrenar_core.formats.decoding import decode, numbers_per_value
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.tensors import StoredTensor
-from entrenar_core.measuring.reading import Content, Progress, content_of, share_out
+from entrenar_core.measuring.reading import Content, content_of
 from entrenar_core.measuring.results import TensorStatistics
 from entrenar_core.measuring.sums import Bins, Floats, Integers, Moments, require_squares
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import Progress, share_out
 
 _PATTERNS = 1 << 16
 _COUNTED_BYTES = 1 << 20  # of a block: its counts are 65,536 numbers, which must be few beside it
