@@ -190,6 +190,7 @@ MAKE: dict[str, Callable[..., Any]] = {
 WORK: dict[str, Callable[..., Callable[[], Any]]] = {
     "merge": merge, "peft": merge_by_peft, "cp": copy, "inspect": inspect, "extract": extract, "svd": extract_by_svd,
 }  # fmt: skip
+WRITES = ("merge", "peft", "cp", "extract", "svd")
 
 
 def peak_bytes() -> int:
@@ -209,6 +210,8 @@ def work(what: str, paths: list[Path]) -> Side:
             f"LoRA of a Llama of {name}": ratio for name, (_, _, ratio) in steps_per_second(int(str(paths[0]))).items()
         }
     job, before = WORK[what](*paths), peak_bytes()
+    if what in WRITES:
+        settle(paths[:-1], paths[-1])
     began, busy = time.perf_counter(), time.process_time()
     job()
     return {
@@ -229,24 +232,25 @@ def worked(what: str, *arguments: object) -> Side:
 
 
 def fresh(job: str, *inputs: Path, output: Path) -> Side:
-    """A side that writes: with its inputs in the page cache, and where as much was written and removed just before, so
-    that no side waits for pages that a virtual machine has given back, or for those that another has not written out.
-    """
-    largest = max(
-        (file for path in inputs for file in path.glob("*.safetensors")), key=lambda file: file.stat().st_size
-    )
-    spare = output.with_name("spare")
-    for _ in range(2):
-        subprocess.run(["cp", str(largest), str(spare)], check=True)
-        spare.unlink()
-    for path in inputs:
-        for file in path.glob("*.safetensors"):
-            subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
-    os.sync()
+    """A side that writes, to where nothing is."""
     try:
         return worked(job, *inputs, output)
     finally:
         shutil.rmtree(output, ignore_errors=True)
+
+
+def settle(inputs: list[Path], output: Path) -> None:
+    """Inputs are in the page cache, and as much as the largest was written and removed just before: so no side waits
+    for pages that a virtual machine gave back while it imported, or for those that another has not written out.
+    """
+    files = [file for path in inputs for file in path.glob("*.safetensors")]
+    for file in files:
+        subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
+    os.sync()
+    spare = output.with_name("spare")
+    for _ in range(2):
+        subprocess.run(["cp", str(max(files, key=lambda file: file.stat().st_size)), str(spare)], check=True)
+        spare.unlink()
 
 
 def in_turns(sides: dict[str, Callable[[], Side]], rounds: int) -> dict[str, Side]:
