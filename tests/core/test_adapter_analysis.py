@@ -190,7 +190,7 @@ def test_the_rank_that_would_do_follows_from_the_energy(tmp_path: Path) -> None:
     with open_adapter(parse_reference(str(adapter))) as opened:
         told = sentences(opened.settings, analyse(opened), found)
     assert told[0].startswith("rank 2 would keep 99 % of the energy of every module, with 75 % fewer parameters")
-    assert "entrenar-lora extract --base BASE --tuned MERGED --rank 2" in told[0]
+    assert "entrenar-lora extract --adapter ADAPTER --rank 2" in told[0]
     assert any("at rank 2 an alpha of 2 gives the scale" in one for one in told)
 
 

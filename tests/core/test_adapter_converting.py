@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from entrenar_core.adapters.converting import Converted, Form, convert_adapter
+from entrenar_core.adapters.converting import Form, convert_adapter
 from entrenar_core.adapters.reading import open_adapter
+from entrenar_core.adapters.results import AdapterConversion
 from entrenar_core.errors import EntrenarError, ModelError, OutputError, UsageError
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import open_model
@@ -31,7 +32,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_adapter(tmp_path_factory.mktemp("adapter"), base, target_modules=TARGETS)
 
 
-def convert(source: Path, form: Form, output: Path, *, base: Path | None = None, **settings: Any) -> Converted:
+def convert(source: Path, form: Form, output: Path, *, base: Path | None = None, **settings: Any) -> AdapterConversion:
     with open_model(parse_reference(str(source)), allow_pickle=True) as model:
         if base is None:
             return convert_adapter(model, form, output, **settings)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from entrenar_core.adapters.converting import Converted, Form, convert_adapter
+from entrenar_core.adapters.converting import Form, convert_adapter
 from entrenar_core.adapters.gguf_base import base_of_config
+from entrenar_core.adapters.results import AdapterConversion
 from entrenar_core.conversion import convert as convert_model
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats import WeightFormat
@@ -29,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("base"))
 
 
-def convert(source: Path, form: Form, output: Path, *, base: Path | None = None, **settings: Any) -> Converted:
+def convert(source: Path, form: Form, output: Path, *, base: Path | None = None, **settings: Any) -> AdapterConversion:
     with open_model(parse_reference(str(source))) as model:
         if base is None:
             return convert_adapter(model, form, output, **settings)

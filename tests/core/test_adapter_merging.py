@@ -80,7 +80,9 @@ RARE = {
     "a head that the base has": ("classifier", "classifies", lora("query", task_type="SEQ_CLS")),
     "a decoder that is to classify": ("llama", "classifies", lora("q_proj", task_type="SEQ_CLS")),
     "PiSSA": ("llama", "causal", lora(*ATTENTION, init_lora_weights="pissa")),
-    "OLoRA of transposed layers": ("gpt2", "causal", lora("c_attn", init_lora_weights="orthogonal")),
+    # of others than squares peft's own do not fit
+    "OLoRA of transposed layers": ("gpt2", "causal", lora("attn.c_proj", init_lora_weights="olora")),
+    "an orthogonal start of transposed layers": ("gpt2", "causal", lora("c_attn", init_lora_weights="orthogonal")),
 }
 
 

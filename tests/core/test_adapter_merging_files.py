@@ -43,6 +43,10 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(base, tmp_path_factory.mktemp("adapter") / "lora", **QUERY)
 
 
+def values_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
 def raw_tensors(folder: Path) -> dict[str, tuple[str, bytes]]:
     """The file and the bytes of every tensor."""
     found = {}
@@ -76,11 +80,9 @@ def test_settings_say_the_dtype_and_the_head_that_are_written(base: Path, tmp_pa
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
     assert set(report.dtypes) == {"BF16"}
     assert report.unties_head
-    tensors = {
-        name: tensor for file in (tmp_path / "merged").glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+    tensors = values_of(tmp_path / "merged")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    old = {name: tensor for file in base.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    old = values_of(base)
     assert torch.equal(tensors["model.embed_tokens.weight"], old["model.embed_tokens.weight"].bfloat16())
     assert not torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
 
@@ -88,8 +90,7 @@ def test_settings_say_the_dtype_and_the_head_that_are_written(base: Path, tmp_pa
 def test_one_file_is_written_with_metadata_and_an_adapter_without_settings(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    whole = {name: tensor for file in base.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt", "made": "here"})
+    save_file(values_of(base), tmp_path / "model.safetensors", metadata={"format": "pt", "made": "here"})
     shutil.copy(adapter / "adapter_model.safetensors", tmp_path / "lora-adapter.safetensors")
     with open_model(PathReference(str(tmp_path / "model.safetensors"))) as model:
         with (
@@ -100,9 +101,7 @@ def test_one_file_is_written_with_metadata_and_an_adapter_without_settings(
         with open_adapter(PathReference(str(tmp_path / "lora-adapter.safetensors")), alpha=8) as bare:
             write_merged(plan_merge(model, [(bare, 1.0)]), tmp_path / "merged.safetensors")
     merged(base, [adapter], tmp_path / "folder")
-    again = {
-        name: tensor for file in (tmp_path / "folder").glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+    again = values_of(tmp_path / "folder")
     with safe_open(tmp_path / "merged.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "made": "here"}
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in again.items())
@@ -121,7 +120,50 @@ def test_a_gguf_holds_the_values_of_a_merge_that_was_converted(base: Path, adapt
         )
     assert (tmp_path / "merged.gguf").read_bytes() == (tmp_path / "after.gguf").read_bytes()
     assert report.quantization == "q8_0"
+    assert report.in_blocks
     assert sorted(file.name for file in tmp_path.iterdir()) == ["after.gguf", "folder", "merged.gguf"]
+
+
+@pytest.mark.parametrize("mix", ["f32", "bf16", "q8_0"])
+def test_what_a_gguf_loses_of_an_update_is_that_of_its_values(
+    base: Path, adapter: Path, tmp_path: Path, mix: str
+) -> None:
+    """By the files: what the GGUF holds, put back into safetensors, beside the sum in float32."""
+    from entrenar_core.conversion import convert
+
+    merged(base, [adapter], tmp_path / "exact", dtype="F32")
+    with open_model(PathReference(str(base))) as model, open_adapter(PathReference(str(adapter))) as opened:
+        plan = plan_merge(model, [(opened, 1.0)])
+        changed = set(plan.targets)
+        report = convert_merged(
+            plan, WeightFormat.GGUF, tmp_path / "merged.gguf", quantizing=Quantizing(mix_named(mix))
+        )
+    with open_model(PathReference(str(tmp_path / "merged.gguf"))) as model:
+        convert(model, WeightFormat.SAFETENSORS, tmp_path / "back.safetensors", dtype="F32")
+    before, exact, back = values_of(base), values_of(tmp_path / "exact"), load_file(tmp_path / "back.safetensors")
+    error = sum(float((back[name] - exact[name]).double().square().sum()) for name in changed)
+    change = sum(float((exact[name] - before[name].float()).double().square().sum()) for name in changed)
+    assert report.loss is not None
+    assert report.loss.overall == pytest.approx((error / change) ** 0.5, rel=1e-4, abs=1e-7)
+    assert (report.advice is not None) == (report.loss.overall > 0.05)
+
+
+def test_what_is_not_weighed_and_another_base_are_told(base: Path, tmp_path: Path) -> None:
+    tensors, norm = values_of(base), "model.norm.weight"
+    matrices = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 64),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(64, 2),
+        f"base_model.model.{norm}": tensors[norm] + 1,
+    }
+    told = {}
+    for name, weight in ((str(base), 0.5), ("org/another", 1.0)):
+        adapter = save(tmp_path / f"{weight}", matrices, modules_to_save=["norm"], base_model_name_or_path=name)
+        told[weight] = " ".join(merged(base, [adapter], tmp_path / f"to-{weight}", (weight,)).notes)
+        assert torch.equal(values_of(tmp_path / f"to-{weight}")[norm], tensors[norm] + 1)
+    assert f"taken whole from the adapter, whatever its weight and the scale: {norm}" in told[0.5]
+    assert "says that its base is" not in told[0.5]
+    assert "says that its base is org/another" in told[1.0]
+    assert "taken whole" not in told[1.0]
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:

@@ -41,7 +41,7 @@ def test_of_a_known_size_the_figures_are_those_that_are_known() -> None:
     assert full.speed is not None
     assert full.speed.times == 1.0
     assert "counted" in full.speed.how
-    assert [one.value for one in small.published] == ["87.24", "70.4", "70.9"]
+    assert [one.value for one in small.published] == ["87.24 at rank 8", "70.4 at rank 4", "70.9"]
 
 
 @pytest.mark.nightly
@@ -52,7 +52,7 @@ def test_a_plan_for_a_known_size_fits_its_limit() -> None:
     assert found.chosen.batch_size == 4
     assert len(found.runners_up) == 2
     assert found.predictions <= 25
-    full = compare("7B", Compared(methods="full,lora-16", vram="16GB", sequence_length=128))
+    full = compare("7B", Compared(methods="full,lora-16", vram="24GB", sequence_length=128))
     assert [row.fits for row in full.rows] == [False, True]
 
 
@@ -67,8 +67,10 @@ def test_a_plan_that_is_written_is_one_that_train_takes(model: str, tmp_path: Pa
     assert written.model.quantization is not None
     assert (written.model.quantization.load_in, written.model.dtype) == ("nf4", "bfloat16")
     adapter: Any = written.adapter
-    assert (adapter.rank, adapter.target_modules, adapter.dora) == (4, ("q_proj", "v_proj"), False)
+    assert (adapter.rank, adapter.alpha, adapter.target_modules) == (4, 8, ("q_proj", "v_proj"))
+    assert not adapter.dora
     training = written.training
+    assert training.learning_rate == 2e-4
     assert training.batch_size * training.gradient_accumulation == 2
     with pytest.raises(UsageError, match="is there already"):
         plan(model, Wanted(vram="1GB", write=file, **SHORT))
@@ -111,6 +113,25 @@ def run(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (["plan", "--model", "7B", "--vram", "16GB", "--revision", "main"], "no revisions"),
         (["plan", "--model", "7B", "--vram", "16GB", "--method", "full", "--rank", "8"], "--rank is of adapters"),
         (["plan", "--model", "7B", "--vram", "16GB", "--sample", "8"], "--sample takes rows"),
+        (
+            [
+                "plan",
+                "--model",
+                "7B",
+                "--vram",
+                "16GB",
+                "--dataset",
+                "rows.jsonl",
+                "--sample",
+                "8",
+                "--rank",
+                "4",
+                "--targets",
+                "attention",
+            ],
+            "both are given",
+        ),
+        (["plan", "--model", "7B", "--vram", "16GB", "--method", "full", "--sample", "8"], "--method full has none"),
         (["plan", "--model", "7B", "--vram", "16GB", "--calibrate"], "--calibrate takes real steps"),
         (["plan", "--model", "7B", "--vram", "16GB", "--targets", ","], "names no module"),
         (["compare", "--model", "7B", "--methods", "lorra-16"], "lorra-16 is no method"),

@@ -1,6 +1,6 @@
 """What runs return: plain, torch-free values that a terminal shows and JSON carries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +87,10 @@ class ExportFacts:
     notes: tuple[str, ...] = ()
 
 
+def _status(exports: Iterable[ExportFacts], not_exported: Mapping[str, str]) -> int:
+    return int(bool(not_exported) or any(one.passed is False for one in exports))
+
+
 @dataclass(frozen=True, slots=True)
 class RunReport:
     """What a distillation did and how well. `retention` is student ÷ teacher in accuracy, above chance or not, in
@@ -128,7 +132,7 @@ class RunReport:
     @property
     def exit_status(self) -> int:
         """1 where the student is there, and a further format is not or does not answer as it does."""
-        return int(bool(self.not_exported) or any(one.passed is False for one in self.exports))
+        return _status(self.exports, self.not_exported)
 
     @property
     def scored(self) -> tuple[tuple[str, Scores], ...]:
@@ -178,7 +182,7 @@ class TuneReport:
     @property
     def exit_status(self) -> int:
         """1 where the model is there, and a further format is not or does not answer as it does."""
-        return int(bool(self.not_exported) or any(one.passed is False for one in self.exports))
+        return _status(self.exports, self.not_exported)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def convert(text: str, wanted: Wanted) -> AdapterConversion:
             raise ModelError(
                 f"the values of {text} are not here", f"fetch it: `hf download {text}`, and name its folder"
             )
-        done = convert_adapter(
+        return convert_adapter(
             model,
             wanted.form,
             wanted.output,
@@ -59,7 +59,6 @@ def convert(text: str, wanted: Wanted) -> AdapterConversion:
             dtype=dtype,
             force=wanted.force,
         )
-        return AdapterConversion(source=text, source_format=str(model.format), **asdict(done))
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _report(text: str, adapter: Adapter, analysis: "AdapterAnalysis", wanted: Wa
         scale_table=() if scale is None else tuple(
             ScaleRow(one, scale.same[one], scale.plain[one], scale.stabilised[one]) for one in scale.same
         ),
-        findings=sentences(settings, analysis, rank),
+        findings=sentences(settings, analysis, rank, text),
         notes=_notes(adapter, analysis, wanted),
         by_layer=wanted.by_layer,
         by_module=wanted.by_module,

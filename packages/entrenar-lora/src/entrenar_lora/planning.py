@@ -122,6 +122,10 @@ def _require_sense(wanted: Wanted) -> None:
     if wanted.method == FULL and (wanted.rank is not None or wanted.targets is not None):
         flag = "--rank" if wanted.rank is not None else "--targets"
         raise UsageError(f"{flag} is of adapters, and --method full trains all weights", f"leave {flag} out")
+    if wanted.sample is not None and wanted.rank is not None and wanted.targets is not None:
+        raise UsageError("--sample chooses rank and modules, and both are given", "leave --sample, or one of them, out")
+    if wanted.sample is not None and wanted.method == FULL:
+        raise UsageError("--sample chooses rank and modules, and --method full has none", "leave --sample out")
     if wanted.sample is not None and wanted.dataset is None:
         raise UsageError("--sample takes rows of a data set", "name one: --dataset")
     if wanted.calibrate and wanted.vram is not None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from entrenar_core.config.adapters import USUAL_ALPHA, AnyAdapter, LoraAdapter, Quantization
+from entrenar_core.config.adapters import AnyAdapter, LoraAdapter, Quantization
 from entrenar_core.config.schema import OptimizerName
 from entrenar_core.errors import ModelError
 from entrenar_core.memory.estimate import Estimate
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from entrenar_core.memory.constants import DeviceConstants
 
 BITS = {"nf4": 4, "int8": 8}
+ALPHA_OF_RANK = 2
+"""What a plan's alpha is of its rank, so that each has the same scale: else large ranks learn less than they could."""
+ALPHA_WHY = f"{ALPHA_OF_RANK} x rank, as Biderman et al. 2024, arXiv:2405.09673, advise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def adapter_of(candidate: Candidate) -> LoraAdapter | None:
     assert candidate.rank is not None, "adapters have one"
     return LoraAdapter(
         rank=candidate.rank,
-        alpha=USUAL_ALPHA,
+        alpha=float(ALPHA_OF_RANK * candidate.rank),
         target_modules=candidate.modules,
         dora=candidate.method == "dora",
     )
@@ -133,6 +136,7 @@ class Predictions:
             method=candidate.method,
             rank=candidate.rank,
             alpha=None if adapter is None else adapter.alpha,
+            alpha_why=None if adapter is None else ALPHA_WHY,
             group=candidate.modules if isinstance(candidate.modules, str) else None,
             modules=() if adapter is None else modules_of(self.asked.subject, adapter),
             quantisation=quantised,

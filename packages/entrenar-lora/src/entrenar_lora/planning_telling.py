@@ -23,7 +23,7 @@ def told(dimension: Dimension, value: object) -> str:
     if dimension == "checkpointing":
         return "checkpoints" if value else "no checkpoints"
     if dimension == "quantisation":
-        return "16-bit weights" if value == "none" else f"{value} weights"
+        return "weights not quantised" if value == "none" else f"{value} weights"
     if isinstance(value, tuple):
         return ",".join(value)
     if dimension == "micro_batch":

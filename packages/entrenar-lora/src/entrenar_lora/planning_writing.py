@@ -9,14 +9,17 @@ from entrenar_core.errors import UsageError
 from entrenar_core.units import count, size
 from entrenar_lora.advising.gradients import dataset_section
 from entrenar_lora.planning_jobs import BITS
+from entrenar_lora.planning_search import FULL
 from entrenar_lora.reports.plan import PlanReport, Setting
 from entrenar_lora.resolving import Subject
 
 FILL_IN = "FILL-IN"
 """What stands where a person has to say something."""
-_RATES = {"full": 2e-5}
-_RATE = 2e-4
-"""Of adapters; as QLoRA has it for models up to 13B."""
+_FULL_RATE = 2e-5
+_ADAPTER_RATES = ((20e9, 2e-4), (float("inf"), 1e-4))
+"""Of adapters, up to so many parameters: QLoRA has the one for 7B and 13B, the other for 33B and 65B. Source: Dettmers
+et al. 2023, arXiv:2305.14314.
+"""
 
 
 def write(report: PlanReport, subject: Subject, path: Path, dataset: str | None, *, force: bool) -> PlanReport:
@@ -67,10 +70,17 @@ def configuration(setting: Setting, subject: Subject, dataset: str | None, lengt
         "gradient_checkpointing": setting.checkpointing,
         "mixed_precision": setting.precision,
         "optimizer": setting.optimizer,
-        "learning_rate": _RATES.get(setting.method, _RATE),
+        "learning_rate": _rate(setting),
     }
     parse_finetuning(values)
     return values
+
+
+def _rate(setting: Setting) -> float:
+    """What is usual: no plan knows the data."""
+    if setting.method == FULL:
+        return _FULL_RATE
+    return next(rate for most, rate in _ADAPTER_RATES if setting.parameters <= most)
 
 
 def _adapter(setting: Setting) -> dict[str, Any]:

@@ -123,21 +123,24 @@ def scale_advice(settings: AdapterSettings, analysis: AdapterAnalysis, rank: int
     )
 
 
-def sentences(settings: AdapterSettings, analysis: AdapterAnalysis, rank: RankAdvice | None) -> tuple[str, ...]:
+def sentences(
+    settings: AdapterSettings, analysis: AdapterAnalysis, rank: RankAdvice | None, name: str = "ADAPTER"
+) -> tuple[str, ...]:
     """What the figures say, in words; the first is about the rank.
 
     Args:
         rank: what `rank_advice` says.
+        name: what the adapter is called in commands.
     """
     if rank is None:
         return ("none of its modules changes anything: it was not trained, or its tensors were lost",)
     scale = scale_advice(settings, analysis, rank.rank)
-    return (*_of_rank(settings, rank), *_of_modules(analysis), *([] if scale is None else _of_scale(scale, rank)))
+    return (*_of_rank(rank, name), *_of_modules(analysis), *([] if scale is None else _of_scale(scale, rank)))
 
 
-def _of_rank(settings: AdapterSettings, rank: RankAdvice) -> list[str]:
+def _of_rank(rank: RankAdvice, name: str) -> list[str]:
     share, fewer = percent(rank.energy, 0), percent(1 - rank.parameters / rank.before, 0)
-    command = f"`entrenar-lora extract --base {settings.base or 'BASE'} --tuned MERGED --rank {{}} --output DIR`"
+    command = f"`entrenar-lora extract --adapter {name} --rank {{}} --output DIR`"
     found = []
     if not rank.smaller:
         found.append(f"{share} of the energy takes all {rank.rank} directions in at least one module")

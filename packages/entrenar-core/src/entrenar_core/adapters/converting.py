@@ -15,6 +15,7 @@ from entrenar_core.adapters.base import BaseWeights
 from entrenar_core.adapters.gguf_base import GgufBase
 from entrenar_core.adapters.peft_form import config_of, named_tensors, require_distinct, require_finite
 from entrenar_core.adapters.reading import CONFIG_KEY, Adapter, adapter_of
+from entrenar_core.adapters.results import AdapterConversion
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import as_it_is, cast
 from entrenar_core.conversion.files import ADAPTER, replacing, write_file
@@ -34,24 +35,6 @@ _KINDS: Mapping[str, WeightFormat] = {
 }
 _IN_GGUF = ("F32", "F16", "BF16")
 _CONFIG = "adapter_config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """What was written. `cast` counts tensors whose dtype changed, `folded` modules into whose B a part of the scale
-    went, and `relative_rms` is how far the values of these moved; None where there are none.
-    """
-
-    output: Path
-    form: Form
-    files: tuple[str, ...]
-    size_bytes: int
-    tensors: int
-    parameters: int
-    cast: int
-    folded: int
-    relative_rms: float | None
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +61,7 @@ def convert_adapter(
     rslora: bool = False,
     dtype: str | None = None,
     force: bool = False,
-) -> Converted:
+) -> AdapterConversion:
     """Writes an open adapter, which may be a GGUF, in another form.
 
     `peft` is a folder with adapter_config.json; `safetensors` and `pytorch` are a file where `output` ends as one, else
@@ -113,7 +96,10 @@ def convert_adapter(
     moved = draft.rounding.relative_rms if draft.cast and draft.rounding.values else None
     values = sum(_values(tensor) for tensor in draft.outgoing)
     count = len(draft.outgoing)
-    return Converted(output, form, files, size, count, values, draft.cast, draft.folded, moved, draft.notes)
+    return AdapterConversion(
+        str(model.reference), model.format, output, form, files, size, count, values, draft.cast, draft.folded, moved,
+        draft.notes,
+    )  # fmt: skip
 
 
 def _draft(

@@ -8,6 +8,7 @@ from entrenar_core.adapters.results import Loss, MergeReport
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype
 from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.quantization.mixes import MIXES
 from entrenar_core.stored_model import StoredModel
 from entrenar_core.units import percent, size
 
@@ -26,8 +27,9 @@ def report_of(
     size_bytes: int,
     tally: "Tally | None",
     dtype: str | None,
+    quantization: str | None = None,
 ) -> MergeReport:
-    """What was merged, with what storing it lost where that was measured."""
+    """What was merged, with what storing it lost where that was measured; `quantization` is the mix of a GGUF."""
     adapters = {part.number: part for target in plan.targets.values() for part in target.parts}
     modules = {target.module for target in plan.targets.values() if target.parts and not target.bias}
     loss = None if tally is None else _loss(tally)
@@ -37,7 +39,7 @@ def report_of(
     for stored in every.values():
         name = dtype if dtype is not None and stored.kind == "float" else stored.name
         counts[name] = counts.get(name, 0) + 1
-    advice = None if loss is None else _advice(plan, loss, dtype)
+    advice = None if loss is None else _advice(plan, loss, dtype, quantization)
     return MergeReport(
         base=str(plan.base.reference),
         adapters=tuple(part.adapter.name for _, part in sorted(adapters.items())),
@@ -67,14 +69,27 @@ def _loss(tally: "Tally") -> Loss | None:
     return Loss(overall, found[worst], worst, found)
 
 
-def _advice(plan: MergePlan, loss: Loss, dtype: str | None) -> str | None:
-    written = dtype or usual_dtype(plan.base)
+def _advice(plan: MergePlan, loss: Loss, dtype: str | None, quantization: str | None) -> str | None:
+    if quantization is not None and MIXES[quantization].quantised:
+        return _beside_blocks(loss, quantization)
+    written = (quantization or dtype or usual_dtype(plan.base)).upper()
     if loss.overall < _MUCH or written not in ("F16", "BF16"):
         return None
     wide = size(size_of(plan, "F32"))
     return (
         f"{percent(loss.overall)} of the update is lost in {written.lower()}: --dtype fp32 keeps it ({wide}), "
         "and so does loading the adapter beside its base"
+    )
+
+
+def _beside_blocks(loss: Loss, quantization: str) -> str | None:
+    """Blocks round every weight, whatever was added to it."""
+    if loss.overall < _MUCH:
+        return None
+    return (
+        f"{quantization} moves the changed weights by {loss.overall:.2g} times what the adapter changes of them, as it "
+        "moves the base's: --quantize f16 keeps more of it, and so does llama.cpp's --lora with the adapter as a GGUF "
+        "(`entrenar-lora convert ADAPTER --to gguf`)"
     )
 
 

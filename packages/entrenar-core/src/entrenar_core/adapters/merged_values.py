@@ -5,7 +5,7 @@ threads wait for each other at the end of every operation. Tensors of float64 ar
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,8 @@ from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing, Part, Put
 from entrenar_core.threads import share_out
 
+Place = tuple[str, int]
+"""A tensor, and the first row of a block of it; -1 of the whole."""
 _BLOCK_VALUES = 1 << 18  # a block and its copies stay in a core's own cache
 
 
@@ -33,32 +35,36 @@ _BLOCK_VALUES = 1 << 18  # a block and its copies stay in a core's own cache
 class Tally:
     """Sums of squares, by module: of what is added, and of what rounding changes of the sum.
 
-    Those of all blocks are kept and added exactly: blocks come in any order, and their sum is always the same.
+    Those of all blocks are kept, each once, and added exactly: they come in any order, some tensors more than once, and
+    the sum is always the same.
     """
 
-    _changes: dict[str, list[float]] = field(default_factory=dict)
-    _errors: dict[str, list[float]] = field(default_factory=dict)
+    _changes: dict[str, dict[Place, float]] = field(default_factory=dict)
+    _errors: dict[str, dict[Place, float]] = field(default_factory=dict)
 
-    def add(self, module: str, change: float, error: float) -> None:
-        """Counts a block. May be called from several threads at once."""
-        self._changes.setdefault(module, []).append(change)
-        self._errors.setdefault(module, []).append(error)
+    def change(self, module: str, place: Place, square: float) -> None:
+        """What is added at a place. May be called from several threads at once."""
+        self._changes.setdefault(module, {})[place] = square
+
+    def error(self, module: str, place: Place, square: float) -> None:
+        """What rounding changes there."""
+        self._errors.setdefault(module, {})[place] = square
 
     @property
     def overall(self) -> float | None:
         """‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖ of all modules together; None where nothing is added."""
-        return _ratio(chain.from_iterable(self._errors.values()), chain.from_iterable(self._changes.values()))
+        return _ratio(self._errors.values(), self._changes.values())
 
     @property
     def lost(self) -> dict[str, float]:
         """The same of each module to which something is added."""
-        found = {module: _ratio(self._errors[module], changes) for module, changes in self._changes.items()}
+        found = {module: _ratio([self._errors.get(module, {})], [changes]) for module, changes in self._changes.items()}
         return {module: lost for module, lost in found.items() if lost is not None}
 
 
-def _ratio(errors: Iterable[float], changes: Iterable[float]) -> float | None:
-    change = math.fsum(changes)
-    return math.sqrt(math.fsum(errors) / change) if change > 0 else None
+def _ratio(errors: Iterable[Mapping[Place, float]], changes: Iterable[Mapping[Place, float]]) -> float | None:
+    error, change = (math.fsum(chain.from_iterable(squares.values() for squares in each)) for each in (errors, changes))
+    return math.sqrt(error / change) if change > 0 else None
 
 
 class _Room:
@@ -157,7 +163,8 @@ class _Work:
         """With what is added to it."""
         change = change_of(merge.plan, target)
         square = change.square
-        merge.tally.add(target.module, square or 0.0, 0.0)
+        if square is not None:
+            merge.tally.change(target.module, (target.name, -1), square)
         return cls(merge, target, dtype, change, square)
 
     @property
@@ -187,12 +194,12 @@ class _Work:
         self._read(start * columns * stored.dtype.block_bytes, raw)
         values, spare = (one[:count].view(rows, columns) for one in (room.values, room.spare))
         values.copy_(raw.view(TORCH_DTYPES[stored.dtype.name]).view(rows, columns))
-        added = 0.0
+        tally, place = self.merge.tally, (self.target.name, start)
         if self.square is None:
             spare.copy_(values)
         self.change.apply(values, start)
         if self.square is None:
-            added = _square(spare.sub_(values))
+            tally.change(self.target.module, place, _square(spare.sub_(values)))
         written = room.written[:count]
         written.copy_(values.view(-1))
         error = _square(spare.copy_(written.view(rows, columns)).sub_(values))
@@ -201,7 +208,7 @@ class _Work:
                 f"merged, {shown(self.target.name)} holds values that are not finite in {self.dtype}",
                 "look at the base with `entrenar-inspect validate`; values that are too large need --dtype fp32",
             )
-        self.merge.tally.add(self.target.module, added, error)
+        tally.error(self.target.module, place, error)
         return written.view(torch.uint8).numpy().data
 
     def _read(self, offset: int, raw: Tensor) -> None:

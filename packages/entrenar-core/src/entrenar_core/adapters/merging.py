@@ -118,8 +118,9 @@ def convert_merged(
         quantizing = Quantizing(usual_mix(plan.base))
     elif quantizing is None and dtype is None:
         dtype = usual_dtype(plan.base)
+    merge = Merge(plan)
     done = convert(
-        merged_model(Merge(plan)),
+        merged_model(merge),
         kind,
         output,
         dtype=dtype,
@@ -127,7 +128,10 @@ def convert_merged(
         force=force,
         progress=progress,
     )
-    found = report_of(plan, output, kind, done.files, done.size_bytes, None, dtype)
+    for target in plan.targets.values():
+        if target.parts and target.name in done.errors:
+            merge.tally.error(target.module, (target.name, -1), done.errors[target.name])
+    found = report_of(plan, output, kind, done.files, done.size_bytes, merge.tally, dtype, done.quantization)
     return replace(
         found,
         dtypes=done.types,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from entrenar_core.adapters.base import BaseWeights
+from entrenar_core.adapters.merge_notes import not_weighed, other_base
 from entrenar_core.adapters.principal import require_mergeable
 from entrenar_core.adapters.reading import Adapter, Pair, require_scales
 from entrenar_core.adapters.ties_of_heads import Tied, tied_tensors
@@ -91,7 +92,11 @@ def placed_in(base: StoredModel, adapters: Sequence[tuple[Adapter, float]]) -> P
         for name, tensor in adapter.whole.items():
             _place_whole(placed, adapter, name, tensor)
         placed.notes.extend(adapter.inferred)
+        placed.notes.extend(other_base(base, adapter))
     _settle_whole(placed)
+    if any(weight != 1 for _, weight in adapters):
+        alone = [name for name in placed.whole if name not in placed.parts and name not in placed.biases]
+        placed.notes.extend(not_weighed([*alone, *placed.new]))
     return placed
 
 

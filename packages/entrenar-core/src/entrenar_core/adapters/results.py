@@ -1,4 +1,4 @@
-"""What merging and extracting adapters return: plain values that a terminal shows and JSON carries."""
+"""What merging, converting and extracting adapters return: plain values that a terminal shows and JSON carries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,26 @@ class Loss:
     worst: float
     worst_module: str
     modules: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConversion:
+    """An adapter in another form. `cast` counts tensors whose dtype changed, `folded` modules into whose B a part of
+    the scale went, and `relative_rms` is how far the values of these moved; None where there are none.
+    """
+
+    source: str
+    source_format: WeightFormat
+    output: Path
+    form: str
+    files: tuple[str, ...]
+    size_bytes: int
+    tensors: int
+    parameters: int
+    cast: int
+    folded: int
+    relative_rms: float | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +86,13 @@ class MergeReport:
     check: MergeCheck | None = None
     dry_run: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights were quantised, which moves them all: no share of the update is lost, but all is coarser."""
+        from entrenar_core.quantization.mixes import MIXES
+
+        return self.quantization is not None and MIXES[self.quantization].quantised
 
     @property
     def exit_status(self) -> int:

@@ -1,7 +1,7 @@
 """The values of a tensor on their way to another dtype, several blocks at once, with what rounding changed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,25 @@ class Rounding:
     def relative_rms(self) -> float:
         """The root mean square of the changes over that of the values."""
         return float((self.square_error / self.square) ** 0.5) if self.square else 0.0
+
+
+@dataclass(slots=True)
+class Roundings:
+    """What casting changed, of each tensor by the name that it was read by."""
+
+    tensors: dict[str, Rounding] = field(default_factory=dict)
+
+    def of(self, name: str) -> Rounding:
+        """That of one, which is told of what is cast."""
+        return self.tensors.setdefault(name, Rounding())
+
+    @property
+    def all(self) -> Rounding:
+        """That of all together."""
+        total = Rounding()
+        for one in self.tensors.values():
+            total.add(one)
+        return total
 
 
 class Room:

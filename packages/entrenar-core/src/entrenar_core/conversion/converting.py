@@ -39,7 +39,8 @@ class Conversion:
     """What was written. `dequantised` counts tensors by the quantised dtype that they had; `cast` those that changed
     their dtype otherwise, and `relative_rms` is how far that moved them, of all their values together, `largest_error`
     how far one of them: of what was quantised, both are estimates from some of the rows of large tensors.
-    `quantization` is the mix of a GGUF, `types` counts its tensors by their dtype.
+    `quantization` is the mix of a GGUF, `types` counts its tensors by their dtype, and `errors` are the sums of the
+    squares of what casting changed, by the names that tensors were read by.
     """
 
     output: Path
@@ -56,6 +57,7 @@ class Conversion:
     quantization: str | None
     types: Mapping[str, int]
     bits_per_weight: float
+    errors: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ def _plan(
 
 
 def _report(plan: Plan | GgufPlan, output: Path, files: tuple[str, ...], size_bytes: int) -> Conversion:
-    rounding, rounded = plan.rounding, plan.rounding.values > 0
+    rounding = plan.roundings.all
+    rounded = rounding.values > 0
     values = sum(math.prod(tensor.shape) for tensor in plan.outgoing)
     return Conversion(
         output,
@@ -178,6 +181,7 @@ def _report(plan: Plan | GgufPlan, output: Path, files: tuple[str, ...], size_by
         None if plan.mix is None else plan.mix.name,
         dict(Counter(tensor.dtype.name for tensor in plan.outgoing)),
         8 * sum(tensor.size_bytes for tensor in plan.outgoing) / max(values, 1),
+        {name: one.square_error for name, one in plan.roundings.tensors.items()},
     )
 
 

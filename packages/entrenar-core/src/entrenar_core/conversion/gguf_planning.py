@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from entrenar_core.conversion.casting import Rounding
+from entrenar_core.conversion.casting import Roundings
 from entrenar_core.conversion.content import as_it_is, cast
 from entrenar_core.conversion.gguf_names import Renamed
 from entrenar_core.conversion.quantising import Quantiser
@@ -54,8 +54,8 @@ class GgufPlan:
     ) -> None:
         self.model, self.mix, self.names, self.importance = model, mix, names, importance
         self.factors = factors or {}
-        self.rounding = Rounding()
-        self.quantiser = Quantiser(self.rounding)
+        self.roundings = Roundings()
+        self.quantiser = Quantiser(self.roundings)
         self.dequantised: Counter[str] = Counter()
         self.copied = self.cast = 0
         self.notes = list(notes)
@@ -141,7 +141,7 @@ class GgufPlan:
         Raises:
             ModelError: a value is too large for the type.
         """
-        self.rounding.require_finite(self.mix.name, "take bf16 or f32, which hold them")
+        self.roundings.all.require_finite(self.mix.name, "take bf16 or f32, which hold them")
 
     def _mixed(self, shapes: Mapping[str, tuple[int, ...]]) -> MixedModel:
         name = self.metadata["general.architecture"].value
@@ -171,7 +171,7 @@ class GgufPlan:
         else:
             self.cast += 1
         if dtype.kind != "quantised":
-            return cast(self.model, tensor, dtype, self.rounding, name=renamed.name, change=change)
+            return cast(self.model, tensor, dtype, self.roundings.of(tensor.name), name=renamed.name, change=change)
         weights = self._weights(renamed.name, renamed.shape(tensor.shape), dtype)
         return self.quantiser.outgoing(self.model, tensor, dtype, name=renamed.name, change=change, importance=weights)
 

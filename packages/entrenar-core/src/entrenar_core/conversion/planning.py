@@ -8,7 +8,7 @@ from typing import Any
 
 from entrenar_core.architectures.detection import Detection, detect
 from entrenar_core.conversion.apr_blocks import apr_blocks
-from entrenar_core.conversion.casting import Rounding
+from entrenar_core.conversion.casting import Roundings
 from entrenar_core.conversion.content import as_it_is, cast, same_values
 from entrenar_core.conversion.gguf_config import config_of
 from entrenar_core.conversion.gguf_names import Renamed, family_of_gguf, renamed
@@ -42,8 +42,8 @@ class Plan:
     def __init__(self, model: StoredModel, kind: WeightFormat, dtype: str | None, mix: Mix | None = None) -> None:
         self.model, self.kind, self.dtype, self.mix = model, kind, dtype, mix
         self.writes: Sequence[str] = import_module(f"entrenar_core.formats.{FORMATS[kind].writer}").WRITES
-        self.rounding = Rounding()
-        self.quantiser = Quantiser(self.rounding)
+        self.roundings = Roundings()
+        self.quantiser = Quantiser(self.roundings)
         self.dequantised: Counter[str] = Counter()
         self.copied = self.cast = 0
         self.notes: list[str] = []
@@ -110,7 +110,7 @@ class Plan:
         Raises:
             ModelError: a value is too large for the dtype.
         """
-        self.rounding.require_finite(str(self.dtype), "take --dtype bf16 or fp32, which hold them")
+        self.roundings.all.require_finite(str(self.dtype), "take --dtype bf16 or fp32, which hold them")
 
     def _dropped(self, tensor: StoredTensor) -> bool:
         """What only llama.cpp has, and a buffer that the format has no dtype for, is told of and left out."""
@@ -157,7 +157,14 @@ class Plan:
             self.dequantised[tensor.dtype.name] += 1
         else:
             self.cast += 1
-        return cast(self.model, tensor, wanted, self.rounding, name=named.name, change=named.undone(tensor.shape))
+        return cast(
+            self.model,
+            tensor,
+            wanted,
+            self.roundings.of(tensor.name),
+            name=named.name,
+            change=named.undone(tensor.shape),
+        )
 
     def _wanted(self, tensor: StoredTensor) -> Dtype:
         """The dtype that a tensor is written in."""

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from entrenar_core.conversion.casting import Cast, Rounding
+from entrenar_core.conversion.casting import Cast, Rounding, Roundings
 from entrenar_core.conversion.content import Change, changed_values
 from entrenar_core.formats.dtypes import Dtype
 from entrenar_core.formats.sources import FileSource
@@ -127,11 +127,11 @@ class Quantiser:
     """Quantises tensors in the order that they were given in, which is that in which they are best written.
 
     Args:
-        rounding: is told what quantising changes.
+        roundings: are told what quantising changes.
     """
 
-    def __init__(self, rounding: Rounding) -> None:
-        self._rounding = rounding
+    def __init__(self, roundings: Roundings) -> None:
+        self._roundings = roundings
         self._works: list[_Work] = []
         self._blocks: Generator[Cast, None, None] | None = None
         self._next = 0  # whose blocks come next
@@ -169,10 +169,12 @@ class Quantiser:
         self._blocks = self._blocks or self._from(place)
         self._next = -1  # until all of this one came
         blocks = self._blocks
+        work = self._works[place]
+        rounding = self._roundings.of(work.tensor.name)
         try:
-            for _ in range(self._works[place].count):
+            for _ in range(work.count):
                 written, changed = next(blocks)
-                self._rounding.add(changed)
+                rounding.add(changed)
                 yield written.data
             self._next = place + 1
         finally:

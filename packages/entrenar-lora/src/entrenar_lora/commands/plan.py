@@ -40,7 +40,7 @@ def plan(
     ] = None,
     method: Annotated[
         Literal["auto", "full", "lora", "qlora", "dora"],
-        typer.Option(help="lora has weights in 16 bits, qlora in 4; auto chooses by --quality."),
+        typer.Option(help="lora has weights that are not quantised, qlora in 4 bits; auto chooses by --quality."),
     ] = "auto",
     rank: Annotated[int | None, typer.Option(help="Of the adapters; else chosen.", min=1, show_default=False)] = None,
     targets: Annotated[

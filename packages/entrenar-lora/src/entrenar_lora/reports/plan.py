@@ -20,14 +20,15 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A way to train. `modules` are the names that get adapters, `group` what they are called together. `batch_size` is
-    that of an optimiser step, of which `micro_batch` rows are read at once. `needed_bytes` is the peak with what a
-    process takes beside tensors.
+    """A way to train. `modules` are the names that get adapters, `group` what they are called together; `alpha_why` is
+    where alpha is from. `batch_size` is that of an optimiser step, of which `micro_batch` rows are read at once.
+    `needed_bytes` is the peak with what a process takes beside tensors.
     """
 
     method: str
     rank: int | None
     alpha: float | None
+    alpha_why: str | None
     group: str | None
     modules: tuple[str, ...]
     quantisation: str | None

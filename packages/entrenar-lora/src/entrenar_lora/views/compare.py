@@ -1,6 +1,6 @@
 """How `compare` looks: a line for each method, and what was published of it below."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from entrenar_common.output import Block
 from entrenar_common.tables import Amount, Cell, Column, Table
@@ -12,21 +12,22 @@ def comparison(report: CompareReport) -> list[Block]:
     """The methods, and what others measured."""
     asked = f"{report.batch_size:,} rows of {report.sequence_length:,} tokens in {report.precision} on {report.device}"
     limited = report.limit_bytes is not None
+    found = dict.fromkeys((one.setting, one.source) for row in report.rows for one in row.published)
+    places = {setting: place for place, (setting, _) in enumerate(found, 1)}
     table = Table(
         f"Methods for {report.model}: {asked}",
         ("method", Column("memory", "right"), *(("fits",) if limited else ()), Column("trains", "right"),
          Column("share", "right"), Column("speed", "right"), "published"),
-        tuple(_row(row, limited=limited) for row in report.rows),
+        tuple(_row(row, places, limited=limited) for row in report.rows),
         tuple(_notes(report)),
     )  # fmt: skip
-    found = dict.fromkeys((one.setting, one.source) for row in report.rows for one in row.published)
     if not found:
         return [table]
-    sources = tuple((f"[{place}]", setting, source) for place, (setting, source) in enumerate(found, 1))
+    sources = tuple((f"[{places[setting]}]", setting, source) for setting, source in found)
     return [table, Table("What was published, for other data than yours", ("", "of", "source"), sources)]
 
 
-def _row(row: MethodRow, *, limited: bool) -> tuple[Cell, ...]:
+def _row(row: MethodRow, places: Mapping[str, int], *, limited: bool) -> tuple[Cell, ...]:
     if row.needed_bytes is None:
         return (row.name, None, *((None,) if limited else ()), None, None, None, f"not for this model: {row.why_not}")
     speed = row.speed
@@ -39,7 +40,7 @@ def _row(row: MethodRow, *, limited: bool) -> tuple[Cell, ...]:
         Amount(trained, count(trained)),
         None if row.share is None else Amount(row.share, percent(row.share, 2)),
         times,
-        "; ".join(f"{one.value} {one.setting}" for one in row.published) or None,
+        "; ".join(f"[{places[one.setting]}] {one.value}" for one in row.published) or None,
     )
 
 

@@ -21,7 +21,7 @@ def merge(report: MergeReport) -> Table:
         "Types": ", ".join(f"{number:,} {name}" for name, number in report.dtypes.items()),
         "Quantised to": report.quantization,
         "Rounding moved": None if not report.rounding else f"about {moved(report.rounding)} of the values",
-        **(_loss(report.loss) if report.loss is not None else {}),
+        **(_loss(report.loss) if report.loss is not None and not report.in_blocks else {}),
         **(_check(report.check) if report.check is not None else {}),
     }
     known = {name: value for name, value in facts.items() if value is not None and value != ""}

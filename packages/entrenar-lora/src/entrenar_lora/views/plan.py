@@ -47,7 +47,7 @@ def _chosen(report: PlanReport, setting: Setting) -> Table:
     facts: dict[str, Cell] = {
         "Method": method_of(setting),
         "Rank": setting.rank,
-        "Alpha": setting.alpha,
+        "Alpha": _alpha(setting),
         "Target Modules": ", ".join(setting.modules) or None,
         "Trainable Parameters": Amount(
             setting.trainable_parameters,
@@ -65,6 +65,10 @@ def _chosen(report: PlanReport, setting: Setting) -> Table:
     }
     known = {name: value for name, value in facts.items() if value is not None}
     return key_values(_title("Recommended Configuration", report), known, tuple(_notes(report)))
+
+
+def _alpha(setting: Setting) -> Amount | None:
+    return None if setting.alpha is None else Amount(setting.alpha, f"{setting.alpha:g} ({setting.alpha_why})")
 
 
 def _computed(setting: Setting) -> str:
