@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from entrenar_core.conversion import convert
-from entrenar_core.conversion.casting import Rounding
+from entrenar_core.conversion.casting import Roundings
 from entrenar_core.conversion.content import Change
 from entrenar_core.conversion.converting import Quantizing
 from entrenar_core.conversion.gguf_changes import Changed
@@ -42,8 +42,8 @@ def model(tmp_path: Path) -> Iterator[StoredModel]:
         yield opened
 
 
-def outgoing(model: StoredModel, rounding: Rounding | None = None) -> list[Outgoing]:
-    quantiser = Quantiser(rounding if rounding is not None else Rounding())
+def outgoing(model: StoredModel, roundings: Roundings | None = None) -> list[Outgoing]:
+    quantiser = Quantiser(Roundings() if roundings is None else roundings)
     return [quantiser.outgoing(model, model.tensors[name], Q8_0, name=name) for name in SHAPES]
 
 
@@ -81,7 +81,7 @@ def test_a_tensor_whose_writing_broke_off_is_written_from_its_start_and_leaves_n
 
 def test_what_breaks_off_between_two_tensors_leaves_no_thread(model: StoredModel) -> None:
     before = threading.active_count()
-    quantiser = Quantiser(Rounding())
+    quantiser = Quantiser(Roundings())
     first, *_ = [quantiser.outgoing(model, model.tensors[name], Q8_0, name=name) for name in SHAPES]
     content(first)
     assert threading.active_count() > before, "the next one is in work"
@@ -116,14 +116,14 @@ def test_what_becomes_of_tiny_weights_is_told(scale: float, tmp_path: Path) -> N
         {"w": torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * scale}, tmp_path / "m.safetensors"
     )
     with open_model(parse_reference(str(tmp_path / "m.safetensors"))) as opened:
-        rounding = Rounding()
-        content(Quantiser(rounding).outgoing(opened, opened.tensors["w"], Q8_0, name="w"))
-    assert rounding.relative_rms == pytest.approx(1.0)
+        roundings = Roundings()
+        content(Quantiser(roundings).outgoing(opened, opened.tensors["w"], Q8_0, name="w"))
+    assert roundings.all.relative_rms == pytest.approx(1.0)
 
 
 def test_a_change_is_made_before_rows_are_cut(model: StoredModel) -> None:
     change = Change(lambda values: values.T, (32, 40_000))
-    turned = Quantiser(Rounding()).outgoing(model, model.tensors["tall"], Q8_0, name="turned", change=change)
+    turned = Quantiser(Roundings()).outgoing(model, model.tensors["tall"], Q8_0, name="turned", change=change)
     assert turned.shape == (32, 40_000)
     assert content(turned) == blocks(model.array("tall").astype(np.float32).T)
 
@@ -137,7 +137,7 @@ def test_rows_of_a_head_are_paired_though_several_jobs_read_them(heads: int, mod
             Changed("pairs", heads).written("wide", (900, 1536))
         return
     change = Changed("pairs", heads).written("wide", (900, 1536))
-    paired = Quantiser(Rounding()).outgoing(model, model.tensors["wide"], Q8_0, name="paired", change=change)
+    paired = Quantiser(Roundings()).outgoing(model, model.tensors["wide"], Q8_0, name="paired", change=change)
     values = model.array("wide").astype(np.float32)
     order = [head * 2 * half + part * half + place for head in range(heads) for place in range(half) for part in (0, 1)]
     assert content(paired) == blocks(values[order])
@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_found_in_the_tensor_that_has_it(tmp_path: Path) -
     second[63, 63] = torch.nan
     save_file({"first": torch.ones(64, 64), "second": second}, tmp_path / "m.safetensors")
     with open_model(parse_reference(str(tmp_path / "m.safetensors"))) as model:
-        quantiser = Quantiser(Rounding())
+        quantiser = Quantiser(Roundings())
         first, other = (quantiser.outgoing(model, model.tensors[name], Q8_0, name=name) for name in ("first", "second"))
         assert content(first) == blocks(np.ones((64, 64), np.float32))
         with pytest.raises(ModelError, match="second"):
@@ -163,9 +163,10 @@ def test_rounding_is_exact_of_few_rows_and_close_of_many(tmp_path: Path) -> None
     save_file({"few": few, "many": many}, tmp_path / "m.safetensors")
     with open_model(parse_reference(str(tmp_path / "m.safetensors"))) as model:
         for name, tensor, close in (("few", few, 1e-6), ("many", many, 0.01)):
-            rounding = Rounding()
-            quantiser = Quantiser(rounding)
+            roundings = Roundings()
+            quantiser = Quantiser(roundings)
             written = content(quantiser.outgoing(model, model.tensors[name], DTYPES["Q4_0"], name=name))
+            rounding = roundings.tensors[name]
             exact = tensor.numpy().astype(np.float64)
             stored = np.frombuffer(written, np.uint8).reshape(len(exact), -1)
             error = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.Q4_0) - exact
