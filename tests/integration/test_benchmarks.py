@@ -141,3 +141,44 @@ def test_cached_encoders_are_measured_beside_live_ones(benchmark_named: ModuleTy
         assert live["steps"] == cached["steps"] > 0, name
         assert cached["losses"] == pytest.approx(live["losses"], rel=1e-2), name
         assert cached["peak_bytes"] > cached["peak_over_imports_bytes"] > 0, name
+
+
+@pytest.fixture
+def small_adapters(benchmark_named: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for name, size in {"HIDDEN": 128, "NEURONS": 192, "VOCABULARY": 100, "RANK": 8}.items():
+        monkeypatch.setattr(benchmark_named, name, size)
+    return benchmark_named
+
+
+@pytest.mark.parametrize("benchmark_named", ["lora"], indirect=True)
+def test_both_sides_of_a_merge_write_the_same_model(small_adapters: ModuleType, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base, adapter = small_adapters.llama(tmp_path / "base", 2), small_adapters.adapter(tmp_path / "adapter", 2, 8)
+    small_adapters.merge(base, adapter, tmp_path / "ours")()
+    small_adapters.merge_by_peft(base, adapter, tmp_path / "theirs")()
+    before, ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (base, tmp_path / "ours", tmp_path / "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    changed = {name for name in ours if not ours[name].equal(before[name])}
+    assert len(changed) == 2 * 4
+    for name in ours:
+        # peft rounds the product, then the sum
+        assert ours[name].float().sub(theirs[name].float()).abs().max() <= 0.02 * theirs[name].float().abs().max()
+
+
+@pytest.mark.parametrize("benchmark_named", ["lora"], indirect=True)
+def test_both_sides_of_an_extraction_find_the_same_update(small_adapters: ModuleType, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base = small_adapters.llama(tmp_path / "base", 1)
+    tuned = small_adapters.changed(tmp_path / "tuned", base, 1)
+    small_adapters.extract(base, tuned, tmp_path / "ours")()
+    small_adapters.extract_by_svd(base, tuned, tmp_path / "theirs")()
+    ours, theirs = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("ours", "theirs"))
+    for name in ("q", "k", "v", "o"):
+        module = f"model.layers.0.self_attn.{name}_proj"
+        mine = ours[f"base_model.model.{module}.lora_B.weight"] @ ours[f"base_model.model.{module}.lora_A.weight"]
+        other = theirs[f"{module}.weight.lora_B"] @ theirs[f"{module}.weight.lora_A"]
+        assert (mine - other).norm() <= 0.02 * other.norm()
