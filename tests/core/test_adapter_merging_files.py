@@ -120,8 +120,41 @@ def test_a_gguf_holds_the_values_of_a_merge_that_was_converted(base: Path, adapt
         )
     assert (tmp_path / "merged.gguf").read_bytes() == (tmp_path / "after.gguf").read_bytes()
     assert report.quantization == "q8_0"
-    assert report.in_blocks
     assert sorted(file.name for file in tmp_path.iterdir()) == ["after.gguf", "folder", "merged.gguf"]
+
+
+def test_what_is_read_is_never_replaced(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """By the writers of adapters, too."""
+    from entrenar_core.adapters.combining import Combination
+    from entrenar_core.adapters.extracting import Extraction, extract
+    from entrenar_core.adapters.recombining import write_combined
+
+    tuned, own = tmp_path / "tuned", tmp_path / "own"
+    merged(base, [adapter], tuned)
+    shutil.copytree(adapter, own)
+    for file in own.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with open_model(PathReference(str(base))) as first, open_model(PathReference(str(tuned))) as second:
+        for output in (base, tuned, tmp_path):
+            with pytest.raises(OutputError, match="is where"):
+                extract(first, second, output, Extraction(rank=2), force=True)
+    with open_adapter(PathReference(str(own))) as opened, pytest.raises(OutputError, match="is where"):
+        write_combined([(opened, 1.0)], Combination("svd", rank=2), own, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    merged(base, [adapter], tmp_path / "link", force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "real"]
+    (tmp_path / "far").symlink_to(tmp_path / "not" / "there")
+    merged(base, [adapter], tmp_path / "far")
+    assert (tmp_path / "not" / "there" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("mix", ["f32", "bf16", "q8_0"])

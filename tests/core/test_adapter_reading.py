@@ -166,12 +166,24 @@ BROKEN: list[tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = [
     (dict, {"lora_alpha": 0}, "an alpha is a number above 0"),
     (dict, {"lora_alpha": "8"}, "an alpha is a number above 0"),
     (dict, {"rank_pattern": [1]}, "should be a table"),
+    (dict, {"rank_pattern": {"[": 2}}, "no regular expression"),
+    (dict, {"rank_pattern": {"a{99999999999999999999}": 2}}, "no regular expression"),
+    (dict, {"rank_pattern": {"(" * 3000 + ")" * 3000: 2}}, "no regular expression"),
+    (dict, {"use_rslora": "true"}, "should be true or false"),
+    (dict, {"use_dora": 1}, "should be true or false"),
     (dict, {"rank_pattern": {"(": 1}}, "no regular expression"),
     (dict, {"alpha_pattern": {"q_proj": -1}}, "alpha_pattern of q_proj"),
     (dict, {"peft_type": 3}, "should be a text"),
     (dict, {"target_modules": [1]}, "should be a list of names"),
     (dict, {"peft_type": "IA3"}, "of the method IA3, which has no low-rank matrices"),
 ]  # fmt: skip
+
+
+def test_a_pattern_that_is_looked_up_for_ever_is_refused() -> None:
+    settings = settings_of({"lora_alpha": 8, "alpha_pattern": {"(?:a|b|ab)*(?:a|b|ab)*[cd]": 2}}, "here")
+    assert settings.alpha_of("layers.0.abc") == 2
+    with pytest.raises(ModelError, match="takes too long"):
+        settings.alpha_of("ab" * 30 + ".q_proj")
 
 
 @pytest.mark.parametrize(("change", "config", "message"), BROKEN)

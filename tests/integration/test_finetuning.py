@@ -71,7 +71,7 @@ class StopAfter(Callback):
 def test_a_language_model_learns_by_its_adapter_and_peft_loads_it(wide: Path, tmp_path: Path) -> None:
     report = train(job(wide, tmp_path, training={"epochs": 3}))
     assert report.task == "causal-lm"
-    assert report.method == "LoRA of rank 4 on attention"
+    assert report.method == "LoRA of rank 4, alpha 16, on attention"
     assert report.scores.perplexity is not None
     assert report.scores_before.perplexity is not None
     assert report.scores.perplexity < 0.9 * report.scores_before.perplexity
@@ -252,5 +252,9 @@ def test_a_student_with_adapters_learns_from_hidden_states_too(tmp_path: Path) -
     assert "adapter_model.safetensors" in report.files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: peft" in card
-    assert "num_labels=2" in card
-    assert "PeftModel.from_pretrained(base" in card
+    lines = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert found["labels"] == ["LABEL_0", "LABEL_1"]
+    assert found["model"].config.id2label == dict(enumerate(found["labels"]))
+    assert found["tokenizer"]("a")["input_ids"]

@@ -107,12 +107,12 @@ def test_the_command_trains_and_tells_in_every_mode(
     line += ["--set", "dataset.max_length=16", "--batch-size", "8"]
     assert main([*line, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["method"], plan["steps"]) == ("LoRA of rank 2 on attention", 2)
+    assert (plan["method"], plan["steps"]) == ("LoRA of rank 2, alpha 16, on attention", 2)
     assert not (tmp_path / "out").exists()
     assert main(line) == 0
     told = capsys.readouterr().out
     assert "before training" in told
-    assert "LoRA of rank 2 on attention" in told
+    assert "LoRA of rank 2, alpha 16, on attention" in told
     assert main(line) == 2
     assert "--resume for its report" in capsys.readouterr().err
     assert main([*line, "--resume", "--json"]) == 0

@@ -109,6 +109,7 @@ def _written(source: _Source, target: _Target) -> ConversionReport:
             progress=lambda more, total: task.update(task.completed + more, total=total),
         )
         told = asdict(done) | {"notes": (*done.notes, *(requantised(done) if target.quantize else ()))}
+        del told["errors"]  # of each tensor: for those who ask what they are beside an update
         return ConversionReport(source=source.text, source_format=model.format, **told)
 
 

@@ -103,13 +103,14 @@ class _Comparing:
     def row(self, method: Method) -> MethodRow:
         """What is said of one."""
         from entrenar_core.memory.predicting import predict
+        from entrenar_core.training.tuned_report import method_of
 
-        published = tuple(published_of(method))
+        published, what = tuple(published_of(method)), method_of(method.adapter, method.quantisation)
         job = self._job(method)
         try:
             found = predict(job, self.constants.rounding.size_bytes)
         except ModelError as error:
-            return MethodRow(method.name, method.kind, published=published, why_not=error.message)
+            return MethodRow(method.name, method.kind, what, published=published, why_not=error.message)
         self._first = self._first or (job, found)
         if method.kind == "full":
             self._full_flops = flops_per_token(job, found)
@@ -118,6 +119,7 @@ class _Comparing:
         return MethodRow(
             method.name,
             method.kind,
+            what,
             needed,
             found.peak_bytes,
             fits,

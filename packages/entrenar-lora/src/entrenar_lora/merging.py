@@ -234,7 +234,12 @@ def _dtype(request: MergeRequest) -> str | None:
 def _shard_bytes(request: MergeRequest) -> int | None:
     from entrenar_core.units import parse_size
 
-    return None if request.shard_size is None else parse_size(request.shard_size)
+    if request.shard_size is None:
+        return None
+    found = parse_size(request.shard_size)
+    if found < 1:
+        raise UsageError(f"--shard-size {request.shard_size}: a file holds something", "write it as 5GB")
+    return found
 
 
 def _written(request: MergeRequest) -> "tuple[WeightFormat, str | None, Quantizing | None]":

@@ -99,7 +99,7 @@ def plan(model: str, wanted: Wanted) -> PlanReport:
             limit_bytes=machine.available_bytes, usable_bytes=usable, process_bytes=constants.beside_bytes,
             sequence_length=wanted.sequence_length, quality=profile.name, says=profile.says,
             values=(), chosen=None, advice=advice,
-        ), search, predictions, profile)  # fmt: skip
+        ), search, predictions, profile, wanted)  # fmt: skip
         if wanted.calibrate:
             from entrenar_lora.planning_speed import measured
 
@@ -186,6 +186,22 @@ def _suggested(values: Values, wanted: Wanted, advice: Advice | None) -> Values:
     return found
 
 
+def _advised(advice: Advice | None, wanted: Wanted) -> dict[Dimension, tuple[str, str]]:
+    """Reason and source of what `_suggested` puts first."""
+    found: dict[Dimension, tuple[str, str]] = {}
+    if advice is not None and advice.modules is not None and wanted.targets is None:
+        found["modules"] = (
+            f"on {advice.modules.rows} rows their gradients for a weight are half of the longest or more; then groups",
+            "the idea of Zhang et al. 2023, arXiv:2303.10512",
+        )
+    if advice is not None and advice.rank is not None and wanted.rank is None:
+        found["rank"] = (
+            f"rank {advice.rank.suggested} keeps {advice.rank.energy:.0%} of the square of most gradients of the rows",
+            "the idea of Wang et al. 2024, arXiv:2407.05000",
+        )
+    return found
+
+
 def _advice(subject: Subject, wanted: Wanted, progress: Progress) -> Advice | None:
     from entrenar_lora.advising import advise
 
@@ -203,9 +219,12 @@ def _sure(asked: Asked, predictions: Predictions) -> tuple[Dimension, ...]:
     return () if not large else ("method", "quantisation", *(("optimizer",) if asked.device != "cpu" else ()))
 
 
-def _report(report: PlanReport, search: Search, predictions: Predictions, profile: Profile) -> PlanReport:
+def _report(
+    report: PlanReport, search: Search, predictions: Predictions, profile: Profile, wanted: Wanted
+) -> PlanReport:
     chosen, given = search.best()
-    rows = tuple(rows_of(profile, search.values, chosen))
+    advised = _advised(report.advice, wanted)
+    rows = tuple(rows_of(profile, search.values, chosen, advised))
     if chosen is None:
         least = search.smallest()
         if least is None:
@@ -220,7 +239,7 @@ def _report(report: PlanReport, search: Search, predictions: Predictions, profil
         report,
         values=rows,
         chosen=setting,
-        runners_up=tuple(runners_up(search, predictions, chosen, setting, full)),
+        runners_up=tuple(runners_up(search, predictions, chosen, setting, full, advised)),
         binds=tuple(binding(given, setting)),
         assumptions=tuple(assumptions(predictions, chosen)),
     )

@@ -152,11 +152,12 @@ class Predictions:
             needed_bytes=with_process(self.constants, peak.total_bytes, adapted=adapter is not None),
             peak_phase=peak.phase,
             components=peak.components,
-            speed=Speed(flops, full_flops / flops if flops and full_flops else None, COUNTED),
+            speed=Speed(flops, full_flops / flops if flops and full_flops else None, BESIDE_FULL),
         )
 
 
 COUNTED = "counted operations of matrix products, without what dequantises weights or measures them for DoRA"
+BESIDE_FULL = f"{COUNTED}, beside full training without checkpoints"
 _FULL = Candidate(FULL, None, None, None, checkpointing=False, micro_batch=1, optimizer="adamw")
 
 

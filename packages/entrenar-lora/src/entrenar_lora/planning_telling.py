@@ -1,6 +1,6 @@
 """What is said of a plan beside its settings: what was valued, what binds, and the runners-up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from entrenar_core.units import percent, size
 from entrenar_lora.planning_jobs import Predictions
@@ -9,13 +9,16 @@ from entrenar_lora.profiles import Dimension, Profile
 from entrenar_lora.reports.plan import RunnerUp, Setting, ValuedRow
 
 
-def rows_of(profile: Profile, values: Values, chosen: Candidate | None) -> Iterator[ValuedRow]:
-    """What a profile values, and what was chosen of it."""
+def rows_of(
+    profile: Profile, values: Values, chosen: Candidate | None, advised: Mapping[Dimension, tuple[str, str]]
+) -> Iterator[ValuedRow]:
+    """What a profile values, and what was chosen of it; `advised` are reason and source of what sample rows say."""
     for one in profile.values:
+        why, source = advised.get(one.dimension, (one.why, one.source))
         order = tuple(told(one.dimension, value) for value in values[one.dimension])
         value = None if chosen is None else getattr(chosen, one.dimension)
         picked = None if value is None else told(one.dimension, value)
-        yield ValuedRow(one.dimension, order, picked, one.why, one.source)
+        yield ValuedRow(one.dimension, order, picked, why, source)
 
 
 def told(dimension: Dimension, value: object) -> str:
@@ -37,12 +40,20 @@ _RUNNERS_UP = 2
 
 
 def runners_up(
-    search: Search, predictions: Predictions, chosen: Candidate, setting: Setting, full: float
+    search: Search,
+    predictions: Predictions,
+    chosen: Candidate,
+    setting: Setting,
+    full: float,
+    advised: Container[Dimension] = (),
 ) -> Iterator[RunnerUp]:
-    """The best plans with the next value of something; of what was valued least first, which are the better ones."""
+    """The best plans with the next value of something: of what sample rows advised, then of what was valued least,
+    which are the better ones.
+    """
     found = 0
     seen = {chosen}
     valued = [one for one in reversed(list(search.values)) if one in _TOLD_APART[:4]]
+    valued.sort(key=lambda one: one not in advised or one == "rank")
     for dimension in [*valued, *(one for one in _TOLD_APART[4:] if one in search.values)]:
         value = getattr(chosen, dimension)
         if found == _RUNNERS_UP:

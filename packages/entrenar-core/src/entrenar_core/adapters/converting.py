@@ -5,7 +5,6 @@ tensors alone carries its settings in its metadata, where reading finds them aga
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,10 @@ from entrenar_core.adapters.reading import CONFIG_KEY, Adapter, adapter_of
 from entrenar_core.adapters.results import AdapterConversion
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import as_it_is, cast
-from entrenar_core.conversion.files import ADAPTER, replacing, write_file
-from entrenar_core.errors import ModelError, OutputError, UsageError
+from entrenar_core.conversion.files import ADAPTER, replacing, require_apart, write_file
+from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype
-from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing
 from entrenar_core.stored_model import StoredModel
 
@@ -82,7 +80,7 @@ def convert_adapter(
     kind = _KINDS[form]
     single = _is_single(form, kind, output)
     wanted = _dtype(dtype, kind)
-    _require_apart(model, output)
+    require_apart([model], output)
     draft = _draft(model, form, base, gguf_base, (alpha, rslora), wanted)
     require_distinct([tensor.name for tensor in draft.outgoing], str(model.reference))
     if not single and draft.config is None:
@@ -217,12 +215,3 @@ def _dtype(name: str | None, kind: WeightFormat) -> Dtype | None:
     if name is not None and kind is WeightFormat.GGUF and name not in _IN_GGUF:
         raise UsageError(f"llama.cpp's adapters have no {name}", f"the dtypes are {', '.join(_IN_GGUF)}")
     return None if name is None else DTYPES[name]
-
-
-def _require_apart(model: StoredModel, output: Path) -> None:
-    """What is read is not replaced."""
-    target = Path(os.path.realpath(output))
-    for source in model.sources.values():
-        path = Path(os.path.realpath(source.path)) if isinstance(source, FileSource) else None
-        if path is not None and (path == target or path.is_relative_to(target)):
-            raise OutputError(f"{output} is where the adapter is read from", "choose another --output")

@@ -19,6 +19,7 @@ from entrenar_core.adapters.placing import FLOATS, require_base, stored_name
 from entrenar_core.adapters.results import AdapterReport, ExtractedModule, LeftOut
 from entrenar_core.adapters.ties_of_heads import Tied, tied_tensors
 from entrenar_core.adapters.writing import Matrices, write_adapter
+from entrenar_core.conversion.files import require_apart
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats.blocks import raw_blocks
 from entrenar_core.formats.names import shown
@@ -141,10 +142,11 @@ def extract(
     Raises:
         UsageError: a target is none of the model's.
         ModelError: the models are of different shapes, quantised, or do not differ in any matrix that is asked for.
-        OutputError: the output is there already, or cannot be written.
+        OutputError: the output is there already, is where a model is read from, or cannot be written.
     """
     for model in (base, tuned):
         require_base(model)
+    require_apart((base, tuned), output)
     models = _Models(base, tuned, wanted_modules(tuned, how.targets))
     found, total = _Found(), len(tuned.tensors)
     for done, tensor in enumerate(tuned.tensors.values()):

@@ -15,6 +15,7 @@ from entrenar_core.units import percent, size
 if TYPE_CHECKING:
     from entrenar_core.adapters.merged_values import Tally
 
+_NOTHING = "what is added is zero everywhere: the weights are as the base has them"
 _MUCH = 0.05
 """Of the update: what is lost beyond it is worth a wider dtype."""
 
@@ -57,7 +58,7 @@ def report_of(
         unties_head=plan.unties,
         loss=loss,
         advice=advice,
-        notes=plan.notes,
+        notes=(*plan.notes, *([_NOTHING] if tally is not None and modules and tally.overall is None else [])),
     )
 
 
@@ -76,6 +77,11 @@ def _advice(plan: MergePlan, loss: Loss, dtype: str | None, quantization: str | 
     if loss.overall < _MUCH or written not in ("F16", "BF16"):
         return None
     wide = size(size_of(plan, "F32"))
+    if loss.overall > 1:
+        return (
+            f"{written.lower()} moves the changed weights by {loss.overall:.3g} times what the update does: --dtype "
+            f"fp32 keeps it ({wide}), and so does loading the adapter beside its base"
+        )
     return (
         f"{percent(loss.overall)} of the update is lost in {written.lower()}: --dtype fp32 keeps it ({wide}), "
         "and so does loading the adapter beside its base"

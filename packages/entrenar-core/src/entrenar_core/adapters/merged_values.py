@@ -204,12 +204,22 @@ class _Work:
         written.copy_(values.view(-1))
         error = _square(spare.copy_(written.view(rows, columns)).sub_(values))
         if not math.isfinite(error):
-            raise ModelError(
-                f"merged, {shown(self.target.name)} holds values that are not finite in {self.dtype}",
-                "look at the base with `entrenar-inspect validate`; values that are too large need --dtype fp32",
-            )
+            raise self._not_finite(raw, values)
         tally.error(self.target.module, place, error)
         return written.view(torch.uint8).numpy().data
+
+    def _not_finite(self, raw: Tensor, values: Tensor) -> ModelError:
+        """Whose fault that is: the base's, the adapter's with its scale, or that of the dtype."""
+        stored = raw.view(TORCH_DTYPES[self.target.tensor.dtype.name])
+        if not torch.isfinite(stored).all():
+            return ModelError(
+                f"{shown(self.target.name)} of {self.merge.plan.base.reference} holds values that are not finite",
+                "look at it with `entrenar-inspect validate`",
+            )
+        what = f"merged, {shown(self.target.name)} holds values that are not finite"
+        if not torch.isfinite(values).all():
+            return ModelError(what, "the adapter's values, its alpha, --scale or --weights are too large")
+        return ModelError(f"{what} in {self.dtype}", "they are too large for it: take --dtype bf16 or fp32")
 
     def _read(self, offset: int, raw: Tensor) -> None:
         tensor, model = self.target.tensor, self.target.model(self.merge.plan.base)

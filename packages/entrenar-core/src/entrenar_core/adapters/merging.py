@@ -6,7 +6,6 @@ goes through `conversion`, which is given the merged model as if it were stored 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,11 +18,10 @@ from entrenar_core.adapters.planning import MergePlan
 from entrenar_core.adapters.results import MergeReport
 from entrenar_core.conversion.beside import copy_beside
 from entrenar_core.conversion.content import as_it_is, cast, telling
-from entrenar_core.conversion.files import cut, replacing, write_file, write_weights
-from entrenar_core.errors import OutputError, UsageError
+from entrenar_core.conversion.files import cut, replacing, require_apart, write_file, write_weights
+from entrenar_core.errors import UsageError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.places import LocalPlace
-from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.formats.writing import Outgoing
 from entrenar_core.stored_model import StoredModel
@@ -67,7 +65,7 @@ def write_merged(
     single = is_file(output)
     if single and shard_bytes is not None:
         raise UsageError(f"{output} is a single file", "--shard-size is for folders")
-    require_apart(plan, output)
+    _apart(plan, output)
     merge, rounding = Merge(plan), Rounding()
     shards = _shards(merge, dtype, rounding)
     if single or shard_bytes is not None:
@@ -113,7 +111,7 @@ def convert_merged(
     from entrenar_core.conversion.converting import Quantizing, convert
     from entrenar_core.conversion.gguf_writing import usual_mix
 
-    require_apart(plan, output)
+    _apart(plan, output)
     if quantizing is None and dtype is None and kind is WeightFormat.GGUF:
         quantizing = Quantizing(usual_mix(plan.base))
     elif quantizing is None and dtype is None:
@@ -143,7 +141,7 @@ def convert_merged(
 
 def describe_merge(plan: MergePlan, output: Path, kind: WeightFormat, dtype: str | None) -> MergeReport:
     """What would be written, with nothing written."""
-    require_apart(plan, output)
+    _apart(plan, output)
     return replace(report_of(plan, output, kind, (), size_of(plan, dtype), None, dtype), dry_run=True)
 
 
@@ -152,18 +150,8 @@ def is_file(output: Path) -> bool:
     return any(output.name.endswith(row.suffixes) for row in FORMATS.values())
 
 
-def require_apart(plan: MergePlan, output: Path) -> None:
-    """What is read is not replaced.
-
-    Raises:
-        OutputError: the output is, or holds, a file of the base or of an adapter.
-    """
-    target = Path(os.path.realpath(output))
-    for model in {id(one): one for one in (plan.base, *_adapters(plan))}.values():
-        for source in model.sources.values():
-            path = Path(os.path.realpath(source.path)) if isinstance(source, FileSource) else None
-            if path is not None and (path == target or path.is_relative_to(target)):
-                raise OutputError(f"{output} is where {model.reference} is read from", "choose another --output")
+def _apart(plan: MergePlan, output: Path) -> None:
+    require_apart({id(one): one for one in (plan.base, *_adapters(plan))}.values(), output)
 
 
 def _adapters(plan: MergePlan) -> Iterator[StoredModel]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from entrenar_core.adapters.settings import AdapterSettings, settings_of
+from entrenar_core.adapters.settings import MOST, AdapterSettings, settings_of
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.names import shown
@@ -210,6 +210,8 @@ def _settings(model: StoredModel, alpha: float | None, rslora: bool) -> tuple[Ad
             f"--alpha {alpha:g}: the adapter's own files say {settings.alpha:g}",
             "leave it out; to weaken or strengthen an adapter there is --scale",
         )
+    if alpha is not None and not 0 < alpha < MOST:
+        raise UsageError(f"--alpha {alpha:g} is no alpha", "give the number above 0 that it was trained with")
     if rslora and settings.said and not settings.rslora:
         raise UsageError("--rslora: the adapter's own configuration says otherwise", "leave it out")
     if alpha is not None and settings.alpha is None:

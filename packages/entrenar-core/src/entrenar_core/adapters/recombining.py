@@ -15,6 +15,7 @@ from entrenar_core.adapters.principal import PRINCIPAL, require_mergeable
 from entrenar_core.adapters.reading import Adapter, require_scales
 from entrenar_core.adapters.results import AdapterReport, ExtractedModule
 from entrenar_core.adapters.writing import Matrices, write_adapter
+from entrenar_core.conversion.files import require_apart
 from entrenar_core.errors import ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def write_combined(
         OutputError: the output is there already, is one of them, or cannot be written.
     """
     _require_possible(adapters, combination, output)
+    require_apart([adapter.model for adapter, _ in adapters], output)
     placed: dict[str, list[Part]] = {}
     for number, (adapter, weight) in enumerate(adapters):
         for pair in adapter.pairs:

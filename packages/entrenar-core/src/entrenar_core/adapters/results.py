@@ -10,7 +10,8 @@ from entrenar_core.formats.kinds import WeightFormat
 @dataclass(frozen=True, slots=True)
 class Loss:
     """What storing a merged model loses of the update Δ: ‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖, of all together, of the module
-    where it is most, and of each.
+    where it is most, and of each. Above 1 rounding moves weights further than the update does: where they are stored
+    in fewer bits than the base has, it moves those of the base too.
     """
 
     overall: float
@@ -86,13 +87,6 @@ class MergeReport:
     check: MergeCheck | None = None
     dry_run: bool = False
     notes: tuple[str, ...] = ()
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether weights were quantised, which moves them all: no share of the update is lost, but all is coarser."""
-        from entrenar_core.quantization.mixes import MIXES
-
-        return self.quantization is not None and MIXES[self.quantization].quantised
 
     @property
     def exit_status(self) -> int:

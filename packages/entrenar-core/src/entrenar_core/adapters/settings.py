@@ -5,15 +5,19 @@ get_pattern_key of its utils (a pattern means the modules whose whole name, or w
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
+import regex
+
 from entrenar_core.errors import ModelError
+from entrenar_core.formats.names import shown
 
 Number = TypeVar("Number", int, float)
-_MOST = 1 << 31
+MOST = 1 << 31
+_MOST_S = 1.0
 """No rank and no alpha is so large."""
 _HINT = "correct adapter_config.json, or save the adapter again"
 
@@ -77,9 +81,9 @@ def settings_of(config: Mapping[str, Any], where: str) -> AdapterSettings:
             name: _alpha(value, f"alpha_pattern of {name}", where)
             for name, value in _table(config, "alpha_pattern", where)
         },
-        rslora=config.get("use_rslora") is True,
-        dora=config.get("use_dora") is True,
-        transposed=config.get("fan_in_fan_out") is True,
+        rslora=_flag(config, "use_rslora", where),
+        dora=_flag(config, "use_dora", where),
+        transposed=_flag(config, "fan_in_fan_out", where),
         init=_init(config.get("init_lora_weights", True)),
         biases=_text(config, "bias", where) or "none",
         modules_to_save=_texts(config, "modules_to_save", where),
@@ -90,17 +94,34 @@ def settings_of(config: Mapping[str, Any], where: str) -> AdapterSettings:
 
 def _matching(pattern: Mapping[str, Number], module: str, otherwise: Number | None) -> Number | None:
     """The first that matches, as peft looks it up."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+    try:
+        return next(
+            (value for key, value in pattern.items() if _compiled(key).match(module, timeout=_MOST_S)), otherwise
+        )
+    except TimeoutError:
+        raise ModelError("a rank_pattern or alpha_pattern of the adapter takes too long to look up", _HINT) from None
+
+
+@cache
+def _compiled(key: str) -> "regex.Pattern[str]":
+    return regex.compile(rf"(.*\.)?({key})$")
+
+
+def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelError(f"{where}: `{key}` is {value!r}, and should be true or false", _HINT)
+    return value is True
 
 
 def _rank(value: object, name: str, where: str) -> int:
-    if type(value) is not int or not 0 < value < _MOST:
+    if type(value) is not int or not 0 < value < MOST:
         raise ModelError(f"{where}: `{name}` is {value!r}, and a rank is a whole number above 0", _HINT)
     return value
 
 
 def _alpha(value: object, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:
         raise ModelError(f"{where}: `{name}` is {value!r}, and an alpha is a number above 0", _HINT)
     return float(value)
 
@@ -126,9 +147,11 @@ def _table(config: Mapping[str, Any], key: str, where: str) -> list[tuple[str, A
         raise ModelError(f"{where}: `{key}` should be a table of names and numbers", _HINT)
     for name in value:
         try:
-            re.compile(str(name))
-        except re.error as error:
-            raise ModelError(f"{where}: `{key}` has {name!r}, which is no regular expression: {error}", _HINT) from None
+            _compiled(str(name))
+        except (regex.error, RecursionError) as error:
+            raise ModelError(
+                f"{where}: `{key}` has {shown(str(name))}, which is no regular expression: {error}", _HINT
+            ) from None
     return [(str(name), one) for name, one in value.items()]
 
 

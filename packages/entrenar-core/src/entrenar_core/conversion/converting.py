@@ -1,7 +1,6 @@
 """A stored model written in another format: what is copied, what is cast, and what had to be dequantised."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from entrenar_core.conversion.apr_blocks import APR_BASES
 from entrenar_core.conversion.beside import metadata_of_file, require_beside, write_beside
 from entrenar_core.conversion.content import telling
-from entrenar_core.conversion.files import ADAPTER, cut, replacing, write_file, write_weights
+from entrenar_core.conversion.files import ADAPTER, cut, replacing, require_apart, write_file, write_weights
 from entrenar_core.conversion.gguf_planning import GgufPlan
 from entrenar_core.conversion.planning import Plan
-from entrenar_core.errors import OutputError, UsageError
+from entrenar_core.errors import UsageError
 from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.formats.encoding import CASTS
-from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing
 from entrenar_core.quantization.mixes import MIXES, Mix
 from entrenar_core.stored_model import StoredModel
@@ -104,7 +102,7 @@ def convert(
         OutputError: the output is there already, or cannot be written.
     """
     _require_possible(kind, output, dtype, quantizing, shard_bytes)
-    _require_apart(model, output)
+    require_apart([model], output)
     if _is_adapter(model) and shard_bytes is not None:
         raise UsageError(f"{model.reference} is an adapter, of which peft loads no shards", "leave out --shard-size")
     plan = _plan(model, kind, dtype, quantizing, card if include_metadata else None)
@@ -226,12 +224,3 @@ def _require_blocks(kind: WeightFormat, mix: Mix) -> None:
     if mix.base.name not in APR_BASES:
         names = ", ".join(name for name, found in MIXES.items() if found.base.name in APR_BASES)
         raise UsageError(f"{title} has no {mix.name}", f"it has {names}")
-
-
-def _require_apart(model: StoredModel, output: Path) -> None:
-    """What is read is not replaced."""
-    target = Path(os.path.realpath(output))  # which, other than resolve, takes a link that leads to itself
-    for source in model.sources.values():
-        path = Path(os.path.realpath(source.path)) if isinstance(source, FileSource) else None
-        if path is not None and (path == target or path.is_relative_to(target)):
-            raise OutputError(f"{output} is where the model is read from", "choose another --output")

@@ -1,10 +1,12 @@
 """Which files a model is written to, and their writing: beside the target, then renamed, so that none is ever half."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 from entrenar_core.artifact import SENTENCE_FILES, TOKENIZER_FILES
 from entrenar_core.errors import OutputError
 from entrenar_core.formats import FORMATS, WeightFormat, format_of
+from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing
+from entrenar_core.stored_model import StoredModel
 
 BESIDE = (
     "config.json",
@@ -89,6 +93,7 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         OutputError: there is something of this name, and `force` is not set or would delete more than a model; or it
             cannot be written.
     """
+    output = Path(os.path.realpath(output))  # behind a link: the link stays, and what it leads to is replaced
     require_free(output, folder=folder, force=force)
     with _ending_cleanly(), _beside(output) as work:
         try:
@@ -96,8 +101,10 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
             require_free(output, folder=folder, force=force)  # another program may have written it meanwhile
             _put(work if folder else work / output.name, output)
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise OutputError(
-                f"{output} cannot be written: {error.strerror}", "free some space, or choose another"
+                f"{output} cannot be written: {error.strerror}",
+                "free some space, or choose another" if full else "choose another --output",
             ) from error
 
 
@@ -135,6 +142,20 @@ def _ending_cleanly() -> Iterator[None]:
     finally:
         for one in ours:
             signal.signal(one, signal.SIG_DFL)
+
+
+def require_apart(models: Iterable[StoredModel], output: Path) -> None:
+    """What is read is not replaced.
+
+    Raises:
+        OutputError: the output is, or holds, a file of one of the models.
+    """
+    target = Path(os.path.realpath(output))  # which, other than resolve, takes a link that leads to itself
+    for model in models:
+        for source in model.sources.values():
+            path = Path(os.path.realpath(source.path)) if isinstance(source, FileSource) else None
+            if path is not None and (path == target or path.is_relative_to(target)):
+                raise OutputError(f"{output} is where {model.reference} is read from", "choose another --output")
 
 
 def require_free(output: Path, *, folder: bool, force: bool) -> None:

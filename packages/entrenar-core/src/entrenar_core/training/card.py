@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from entrenar_core.exporting.card_files import escaped
+from entrenar_core.references import HubReference, PackageReference, parse_reference
 from entrenar_core.reports import ModelFacts, RunReport, Scores
 from entrenar_core.training.card_front import front_of_run, holds_adapter
 from entrenar_core.units import count, perplexity, size
@@ -42,13 +43,30 @@ def loading(task: str, base: str | None, label_names: Sequence[str] | None) -> s
             f"from transformers import AutoTokenizer, {loader}\n\n"
             f"model = {loader}.from_pretrained({folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
         )
-    name = base.partition("@")[0]
-    classes = "" if label_names is None else f", num_labels={len(label_names)}, ignore_mismatched_sizes=True"
+    imports, name = _base(base)
+    labels, classes = "", ""
+    if label_names is not None:
+        labels = f"labels = {list(label_names)!r}\n"
+        classes = ", id2label=dict(enumerate(labels)), ignore_mismatched_sizes=True"
     return (
-        f"from peft import PeftModel\nfrom transformers import AutoTokenizer, {loader}\n\n"
-        f"base = {loader}.from_pretrained({name!r}{classes})\n"
+        f"{imports}from peft import PeftModel\nfrom transformers import AutoTokenizer, {loader}\n\n"
+        f"{labels}base = {loader}.from_pretrained({name}{classes})\n"
         f"model = PeftModel.from_pretrained(base, {folder})\ntokenizer = AutoTokenizer.from_pretrained({folder})"
     )
+
+
+def _base(reference: str) -> tuple[str, str]:
+    """What is to be imported, and the arguments of `from_pretrained`, also of a model in an installed package, or of a
+    GGUF.
+    """
+    found = parse_reference(reference)
+    name = found.repo_id if isinstance(found, HubReference) else reference
+    if not isinstance(found, PackageReference):
+        folder, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
+        return "", f"{folder or '.'!r}, gguf_file={file!r}" if file else repr(name)
+    folder, _, file = found.path.rpartition("/") if found.path.endswith(".gguf") else (found.path, "", "")
+    place = f"str(files({found.package!r}) / {folder!r})" if folder else f"str(files({found.package!r}))"
+    return "from importlib.resources import files\n\n", f"{place}, gguf_file={file!r}" if file else place
 
 
 def model_card(report: RunReport, settings: str, label_names: Sequence[str] | None = None) -> str:

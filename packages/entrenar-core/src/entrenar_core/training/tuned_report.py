@@ -44,7 +44,7 @@ def method_of(adapter: AnyAdapter | None, quantization: Quantization | None) -> 
         kind = "DoRA" if adapter.dora else "rsLoRA" if adapter.rslora else "LoRA"
         targets = adapter.target_modules
         where = targets if isinstance(targets, str) else ", ".join(targets)
-        return f"{'Q' if quantization else ''}{kind} of rank {adapter.rank} on {where}{held}"
+        return f"{'Q' if quantization else ''}{kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {where}{held}"
     return f"{_NAMES[adapter.method]}{held}"
 
 

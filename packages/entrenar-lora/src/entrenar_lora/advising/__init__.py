@@ -42,4 +42,7 @@ def advise(
     task = progress.task("gradients of sample rows")
     found = sample_gradients(subject, dataset, sample or USUAL_SAMPLE, length)
     task.end()
-    return Advice(quantised, module_advice(found), rank_advice(found))
+    task = progress.task("directions of the gradients")
+    advice = Advice(quantised, module_advice(found), rank_advice(found))
+    task.end()
+    return advice

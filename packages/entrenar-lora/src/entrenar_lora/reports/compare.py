@@ -16,12 +16,13 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One method: what it needs, what of the model trains, and how fast it is beside full training. `why_not` says why
-    a model does not take it; then nothing else is known.
+    """One method: what it needs, what of the model trains, and how fast it is beside full training. `what` is all that
+    its name leaves open. `why_not` says why a model does not take it; then nothing else is known.
     """
 
     name: str
     method: str
+    what: str
     needed_bytes: int | None = None
     peak_bytes: int | None = None
     fits: bool | None = None

@@ -47,6 +47,7 @@ def _row(row: MethodRow, places: Mapping[str, int], *, limited: bool) -> tuple[C
 def _notes(report: CompareReport) -> Iterator[str]:
     if report.note is not None:
         yield report.note
+    yield from (f"{row.name}: {row.what}" for row in report.rows if row.needed_bytes is not None)
     yield f"memory: predicted peak with {size(report.process_bytes)} of the process"
     how = dict.fromkeys(row.speed.how for row in report.rows if row.speed is not None)
     yield from (f"speed beside full training: {one}" for one in how)

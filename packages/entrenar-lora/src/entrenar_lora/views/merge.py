@@ -21,7 +21,7 @@ def merge(report: MergeReport) -> Table:
         "Types": ", ".join(f"{number:,} {name}" for name, number in report.dtypes.items()),
         "Quantised to": report.quantization,
         "Rounding moved": None if not report.rounding else f"about {moved(report.rounding)} of the values",
-        **(_loss(report.loss) if report.loss is not None and not report.in_blocks else {}),
+        **(_loss(report.loss) if report.loss is not None else {}),
         **(_check(report.check) if report.check is not None else {}),
     }
     known = {name: value for name, value in facts.items() if value is not None and value != ""}
@@ -37,9 +37,15 @@ def _adapters(report: MergeReport) -> str:
 
 
 def _loss(loss: Loss) -> dict[str, Cell | None]:
+    """A share of the update; where rounding moves weights by more than it does, how many times as much."""
+    if loss.overall > 1:
+        return {
+            "Rounding moved": f"the changed weights by {loss.overall:.3g} times what the update does",
+            "Most in": f"{loss.worst_module} ({loss.worst:.3g} times)",
+        }
     return {
         "Update lost in storage": percent(loss.overall, 2),
-        "Most in": f"{loss.worst_module} ({percent(loss.worst, 2)})" if loss.worst else None,
+        "Most in": f"{loss.worst_module} ({percent(min(loss.worst, 1.0), 2)})" if loss.worst else None,
     }
 
 

@@ -20,11 +20,12 @@ def plan(report: PlanReport) -> list[Block]:
         blocks.append(_runners_up(report.runners_up))
     if report.advice is not None:
         blocks += _advice(report.advice)
-    values = tuple(
-        (row.dimension, ", ".join(row.order), row.chosen, f"{row.why} ({row.source})") for row in report.values
-    )
+    values: dict[str, Cell] = {
+        row.dimension: f"{row.chosen or 'none fits'}, of {', '.join(row.order)}: {row.why} ({row.source})"
+        for row in report.values
+    }
     title = f"Valued by --quality {report.quality}, in this order: {report.says}"
-    return [*blocks, Table(title, ("", "best first", "chosen", "because"), values)]
+    return [*blocks, key_values(title, values)]
 
 
 def quiet(report: PlanReport) -> Sequence[str]:
@@ -91,7 +92,9 @@ def _nothing(report: PlanReport) -> Table:
         + f", {smallest.micro_batch} row of {report.sequence_length:,} tokens, {smallest.optimizer}"
         + (", checkpoints" if smallest.checkpointing else ""),
     }
-    advice = "shorter rows (--sequence-length), a smaller model, or more memory; --method qlora if it was not asked for"
+    advice = "shorter rows (--sequence-length), a smaller model, or more memory"
+    if smallest.quantisation is None:
+        advice += "; weights in 4 bits (--method qlora)"
     return key_values(_title("No Configuration", report), facts, (*_notes(report), f"what may help: {advice}"))
 
 
@@ -101,7 +104,8 @@ def _notes(report: PlanReport) -> Iterator[str]:
     left = size(report.limit_bytes - report.usable_bytes)
     yield f"{report.machine}, of which {left} are left free (--reserve)"
     yield f"memory is a predicted peak with {size(report.process_bytes)} of the process, and what an allocator keeps"
-    yield f"{report.predictions} plans were predicted in {duration(report.took_s)}"
+    plans = "1 plan was" if report.predictions == 1 else f"{report.predictions} plans were"
+    yield f"{plans} predicted; that and what was measured took {duration(report.took_s)}"
     if report.written is not None:
         yield f"written to {report.written}" + (f"; to fill in: {', '.join(report.places)}" if report.places else "")
 
