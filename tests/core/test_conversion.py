@@ -258,7 +258,7 @@ def test_nothing_is_overwritten_unless_asked_for_and_then_only_models(llama: Pat
 def test_what_is_read_is_not_replaced(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path / "model")
     for output in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
-        with pytest.raises(OutputError, match="is where .*model is read from"):
+        with pytest.raises(OutputError, match="is read from"):
             converted(tmp_path / "model", WeightFormat.SAFETENSORS, output, force=True)
 
 
