@@ -93,7 +93,8 @@ def replacing(output: Path, *, folder: bool, force: bool) -> Iterator[Path]:
         OutputError: there is something of this name, and `force` is not set or would delete more than a model; or it
             cannot be written.
     """
-    output = Path(os.path.realpath(output))  # behind a link: the link stays, and what it leads to is replaced
+    if output.is_symlink():  # which stays: what it leads to is replaced
+        output = Path(os.path.realpath(output))
     require_free(output, folder=folder, force=force)
     with _ending_cleanly(), _beside(output) as work:
         try:
