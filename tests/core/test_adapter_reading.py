@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from entrenar_core.adapters.reading import Adapter, open_adapter, require_scales
+from entrenar_core.adapters.adapter import Adapter, require_scales
+from entrenar_core.adapters.reading import open_adapter
 from entrenar_core.adapters.settings import settings_of
 from entrenar_core.errors import EntrenarError, ModelError, NotFoundError, UsageError
 from entrenar_core.references import parse_reference

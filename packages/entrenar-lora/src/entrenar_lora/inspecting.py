@@ -5,7 +5,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrenar_core.adapters.reading import Adapter, adapter_of
+from entrenar_core.adapters.adapter import Adapter
+from entrenar_core.adapters.reading import adapter_of
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.references import parse_reference
 from entrenar_core.stored_model import StoredModel, open_model

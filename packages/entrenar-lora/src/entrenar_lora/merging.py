@@ -12,9 +12,9 @@ from entrenar_core.formats import FORMATS, WeightFormat
 from entrenar_core.references import HubReference, Reference, parse_reference
 
 if TYPE_CHECKING:
+    from entrenar_core.adapters.adapter import Adapter
     from entrenar_core.adapters.combining import Combination, Method
     from entrenar_core.adapters.planning import MergePlan
-    from entrenar_core.adapters.reading import Adapter
     from entrenar_core.adapters.results import AdapterReport, MergeReport
     from entrenar_core.conversion.converting import Quantizing
     from entrenar_core.stored_model import StoredModel

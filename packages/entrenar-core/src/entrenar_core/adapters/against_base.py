@@ -8,9 +8,9 @@ vs Full Fine-tuning: An Illusion of Equivalence", arXiv:2410.21228.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from entrenar_core.adapters.adapter import Adapter, Pair, as_matrix
 from entrenar_core.adapters.base import BaseWeights
 from entrenar_core.adapters.leading import leading_vectors
-from entrenar_core.adapters.reading import Adapter, Pair, as_matrix
 from entrenar_core.adapters.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from math import prod, sqrt
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
+from entrenar_core.adapters.adapter import Adapter, Pair, require_scales
 from entrenar_core.adapters.against_base import BesideBase, IntruderSearch, beside_base
 from entrenar_core.adapters.base import BaseWeights
-from entrenar_core.adapters.reading import Adapter, Pair, require_scales
 from entrenar_core.adapters.spectrum import Spectrum, spectrum_of
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.tensors import StoredTensor

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entrenar_core.adapters.adapter import Adapter
 from entrenar_core.adapters.planning import MergePlan
-from entrenar_core.adapters.reading import Adapter
 from entrenar_core.adapters.results import MergeCheck
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.formats.places import LocalPlace

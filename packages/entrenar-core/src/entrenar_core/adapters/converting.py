@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from entrenar_core.adapters.adapter import Adapter
 from entrenar_core.adapters.base import BaseWeights
 from entrenar_core.adapters.gguf_base import GgufBase
 from entrenar_core.adapters.peft_form import config_of, named_tensors, require_distinct, require_finite
-from entrenar_core.adapters.reading import CONFIG_KEY, Adapter, adapter_of
+from entrenar_core.adapters.reading import CONFIG_KEY, adapter_of
 from entrenar_core.adapters.results import AdapterConversion
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import as_it_is, cast

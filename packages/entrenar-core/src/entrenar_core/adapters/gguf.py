@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from entrenar_core.adapters.adapter import Adapter, Pair, require_scales
 from entrenar_core.adapters.gguf_base import GgufBase
 from entrenar_core.adapters.peft_form import config_of
 from entrenar_core.adapters.principal import PRINCIPAL, require_mergeable
-from entrenar_core.adapters.reading import Adapter, Pair, require_scales
 from entrenar_core.conversion.casting import Rounding
 from entrenar_core.conversion.content import Change, as_it_is, cast
 from entrenar_core.conversion.gguf_names import Renamed

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from entrenar_core.adapters.adapter import Adapter
 from entrenar_core.adapters.placing import HEAD_CLASSES, Placed
-from entrenar_core.adapters.reading import LABELS, Adapter
+from entrenar_core.adapters.reading import LABELS
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.tensors import StoredTensor
 

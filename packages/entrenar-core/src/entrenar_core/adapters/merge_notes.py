@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from entrenar_core.adapters.reading import Adapter
+from entrenar_core.adapters.adapter import Adapter
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.places import LocalPlace
 from entrenar_core.stored_model import StoredModel

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from entrenar_core.adapters.adapter import Adapter, Pair, require_scales
 from entrenar_core.adapters.base import BaseWeights
-from entrenar_core.adapters.reading import PREFIX, Adapter, Pair, require_scales
+from entrenar_core.adapters.peft_names import PREFIX
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.tensors import StoredTensor
 

@@ -6,10 +6,10 @@ Every one must find its place: one that is left over would make a merge a wrong 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from entrenar_core.adapters.adapter import Adapter, Pair, require_scales
 from entrenar_core.adapters.base import BaseWeights
 from entrenar_core.adapters.merge_notes import not_weighed, other_base
 from entrenar_core.adapters.principal import require_mergeable
-from entrenar_core.adapters.reading import Adapter, Pair, require_scales
 from entrenar_core.adapters.ties_of_heads import Tied, tied_tensors
 from entrenar_core.architectures.layouts import layouts
 from entrenar_core.errors import ModelError

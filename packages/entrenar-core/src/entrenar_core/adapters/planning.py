@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from entrenar_core.adapters.adapter import Adapter
 from entrenar_core.adapters.combining import Combination
 from entrenar_core.adapters.merge_config import settings_after
 from entrenar_core.adapters.placing import OTHER_BASE, Placed, Target, placed_in
 from entrenar_core.adapters.principal import PRINCIPAL
-from entrenar_core.adapters.reading import Adapter
 from entrenar_core.adapters.ties_of_heads import Tied
 from entrenar_core.errors import ModelError, UsageError
 from entrenar_core.stored_model import StoredModel

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from entrenar_core.adapters.adapter import Adapter, require_scales
 from entrenar_core.adapters.combining import Combination, Weighted, combined
 from entrenar_core.adapters.placing import Part
 from entrenar_core.adapters.principal import PRINCIPAL, require_mergeable
-from entrenar_core.adapters.reading import Adapter, require_scales
 from entrenar_core.adapters.results import AdapterReport, ExtractedModule
 from entrenar_core.adapters.writing import Matrices, write_adapter
 from entrenar_core.conversion.files import require_apart

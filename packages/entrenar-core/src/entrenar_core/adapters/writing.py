@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrenar_core.adapters.reading import PREFIX
+from entrenar_core.adapters.peft_names import PREFIX
 from entrenar_core.conversion.files import ADAPTER, replacing, write_file
 from entrenar_core.formats import WeightFormat
 from entrenar_core.formats.dtypes import DTYPES, Dtype

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from entrenar_core.adapters.reading import LABELS, PREFIX
+from entrenar_core.adapters.peft_names import PREFIX
+from entrenar_core.adapters.reading import LABELS
 from entrenar_core.architectures import architecture_of
 from entrenar_core.config.adapters import AnyAdapter, LoraSettings
 from entrenar_core.errors import ModelError

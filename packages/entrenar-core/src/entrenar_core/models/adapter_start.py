@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entrenar_core.adapters.reading import PREFIX
+from entrenar_core.adapters.peft_names import PREFIX
 from entrenar_core.config.adapters import LoraSettings
 from entrenar_core.errors import ModelError
 from entrenar_core.models.importance import Sample
