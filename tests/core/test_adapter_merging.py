@@ -181,7 +181,8 @@ def test_every_value_is_the_sum_rounded_once(
     assert bool(((found.double() - exact).abs() <= half_step + sums).all())
     if report.loss is not None and dtype != "F32":
         lost = float((found.double() - exact).norm() / added.norm())
-        assert report.loss.overall == pytest.approx(lost, rel=1e-2, abs=1e-4)
+        of_sums = 2.0**-24 * float(exact.norm() / added.norm())  # float32's own, of updates that are tiny
+        assert report.loss.overall == pytest.approx(lost, rel=1e-2, abs=1e-4 + of_sums)
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4])
