@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Event, Lock
 from typing import Any, TypeVar
 
@@ -25,6 +26,21 @@ _IN_TURN = 2  # and two more results wait to be used
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def keeping_torch_threads() -> Iterator[None]:
+    """Sets back how many threads torch takes for an operation, in this thread and those that begin later. Within, each
+    of ours may take one alone: torch's own wait for each other at the end of every operation, the longer the more other
+    work a machine has.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def share_out(

@@ -21,6 +21,7 @@ from entrenar_core.adapters.base import BaseWeights
 from entrenar_core.adapters.spectrum import Spectrum, spectrum_of
 from entrenar_core.errors import ModelError
 from entrenar_core.formats.tensors import StoredTensor
+from entrenar_core.threads import keeping_torch_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,17 +159,14 @@ def analyse(
 
 @contextmanager
 def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each compute by themselves: the many of torch's get into each other's way on matrices of such sizes,
-    and more so on a machine that has other work.
-    """
+    """Threads that each compute by themselves."""
     import torch
 
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)  # which threads that begin later take over
+    with (
+        keeping_torch_threads(),
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool
 
 
 def place_of(module: str) -> tuple[str, int | None, str]:

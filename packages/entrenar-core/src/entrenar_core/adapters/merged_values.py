@@ -6,7 +6,6 @@ threads wait for each other at the end of every operation. Tensors of float64 ar
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -24,7 +23,8 @@ from entrenar_core.formats.dtypes import DTYPES, Dtype
 from entrenar_core.formats.names import shown
 from entrenar_core.formats.sources import FileSource
 from entrenar_core.formats.writing import Outgoing, Part, Put
-from entrenar_core.threads import share_out
+from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import keeping_torch_threads, share_out
 
 Place = tuple[str, int]
 """A tensor, and the first row of a block of it; -1 of the whole."""
@@ -105,7 +105,7 @@ class Merge:
 def merged_tensor(merge: Merge, target: Target, dtype: Dtype) -> Outgoing:
     """A tensor that adapters add to, on its way out; what that changes is counted as it is written.
 
-    Whoever writes it does so in `computing`.
+    Whoever writes it does so in `keeping_torch_threads`: parts take one for each of ours.
     """
     parts = partial(_parts, merge, target, dtype) if is_by_rows(merge.plan, target) else None
     chunks = partial(_blocks, merge, target, dtype)
@@ -123,7 +123,7 @@ def merged_bytes(merge: Merge, target: Target, dtype: Dtype) -> bytearray:
         free()
 
     if is_by_rows(merge.plan, target):
-        with computing():
+        with keeping_torch_threads():
             share_out(_parts(merge, target, dtype), lambda: partial(_done, put))
         return found
     at = 0
@@ -136,16 +136,6 @@ def merged_bytes(merge: Merge, target: Target, dtype: Dtype) -> bytearray:
 def _done(put: Put, part: Part) -> int:
     part.do(put)
     return part.size_bytes
-
-
-@contextmanager
-def computing() -> Iterator[None]:
-    """Keeps how many threads torch has: parts set it to one, for theirs and for those that begin later."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +156,10 @@ class _Work:
         if square is not None:
             merge.tally.change(target.module, (target.name, -1), square)
         return cls(merge, target, dtype, change, square)
+
+    @property
+    def _model(self) -> StoredModel:
+        return self.target.model(self.merge.plan.base)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -213,7 +207,7 @@ class _Work:
         stored = raw.view(TORCH_DTYPES[self.target.tensor.dtype.name])
         if not torch.isfinite(stored).all():
             return ModelError(
-                f"{shown(self.target.name)} of {self.merge.plan.base.reference} holds values that are not finite",
+                f"{shown(self.target.tensor.name)} of {self._model.reference} holds values that are not finite",
                 "look at it with `entrenar-inspect validate`",
             )
         what = f"merged, {shown(self.target.name)} holds values that are not finite"
@@ -222,7 +216,7 @@ class _Work:
         return ModelError(f"{what} in {self.dtype}", "they are too large for it: take --dtype bf16 or fp32")
 
     def _read(self, offset: int, raw: Tensor) -> None:
-        tensor, model = self.target.tensor, self.target.model(self.merge.plan.base)
+        tensor, model = self.target.tensor, self._model
         source = model.sources[tensor.file]
         buffer: memoryview = raw.numpy().data
         if isinstance(source, FileSource) and tensor.strides is None and not tensor.inline:

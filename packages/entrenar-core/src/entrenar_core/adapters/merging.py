@@ -25,6 +25,7 @@ from entrenar_core.formats.places import LocalPlace
 from entrenar_core.formats.tensors import StoredTensor
 from entrenar_core.formats.writing import Outgoing
 from entrenar_core.stored_model import StoredModel
+from entrenar_core.threads import keeping_torch_threads
 
 if TYPE_CHECKING:
     from entrenar_core.adapters.merged_values import Merge
@@ -59,7 +60,7 @@ def write_merged(
         ModelError: a value is not finite, or too large for the dtype.
         OutputError: the output is there already, is where something is read from, or cannot be written.
     """
-    from entrenar_core.adapters.merged_values import Merge, computing
+    from entrenar_core.adapters.merged_values import Merge
     from entrenar_core.conversion.casting import Rounding
 
     single = is_file(output)
@@ -71,7 +72,7 @@ def write_merged(
     if single or shard_bytes is not None:
         shards = cut([tensor for shard in shards for tensor in shard], shard_bytes)
     shards = shards if progress is None else _told(shards, progress)
-    with replacing(output, folder=not single, force=force) as place, computing():
+    with replacing(output, folder=not single, force=force) as place, keeping_torch_threads():
         names = _write(plan, place, shards, dtype, single=single)
         rounding.require_finite(str(dtype), "take --dtype bf16 or fp32, which hold them")
         if check is not None:

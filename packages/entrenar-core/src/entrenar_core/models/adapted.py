@@ -19,11 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from entrenar_core.adapters.peft_names import PREFIX
+from entrenar_core.adapters.principal import PRINCIPAL
 from entrenar_core.adapters.reading import LABELS
 from entrenar_core.architectures import architecture_of
 from entrenar_core.config.adapters import AnyAdapter, LoraSettings
 from entrenar_core.errors import ModelError
-from entrenar_core.models.adapter_start import PRINCIPAL, as_plain_lora, principal_start, start_by_inputs
+from entrenar_core.models.adapter_start import as_plain_lora, principal_start, start_by_inputs
 from entrenar_core.models.adapter_targets import ALL_LINEAR, targets_of_group
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.loading import model_class, new_modules

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from entrenar_core.adapters.peft_names import PREFIX
+from entrenar_core.adapters.principal import PRINCIPAL
 from entrenar_core.config.adapters import LoraSettings
 from entrenar_core.errors import ModelError
 from entrenar_core.models.importance import Sample
 from entrenar_core.models.quiet import explaining
 
-PRINCIPAL = ("pissa", "olora")
-"""Ways that change the weights that an adapter is put beside."""
 _KEPT = "_start"
 
 
