@@ -60,13 +60,13 @@ def _base(reference: str) -> tuple[str, str]:
     GGUF.
     """
     found = parse_reference(reference)
-    name = found.repo_id if isinstance(found, HubReference) else reference
+    name = found.repo_id if isinstance(found, HubReference) else found.path
+    folder, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
+    which = f", gguf_file={file!r}" if file else ""
     if not isinstance(found, PackageReference):
-        folder, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
-        return "", f"{folder or '.'!r}, gguf_file={file!r}" if file else repr(name)
-    folder, _, file = found.path.rpartition("/") if found.path.endswith(".gguf") else (found.path, "", "")
-    place = f"str(files({found.package!r}) / {folder!r})" if folder else f"str(files({found.package!r}))"
-    return "from importlib.resources import files\n\n", f"{place}, gguf_file={file!r}" if file else place
+        return "", f"{folder or '.'!r}{which}"
+    inside = f" / {folder!r}" if folder else ""
+    return "from importlib.resources import files\n\n", f"str(files({found.package!r}){inside}){which}"
 
 
 def model_card(report: RunReport, settings: str, label_names: Sequence[str] | None = None) -> str:
