@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import torch
@@ -183,10 +183,19 @@ class ByHand:
         self.losses.append(loss.item())
 
 
+class Stepping(Protocol):
+    """A loop by hand; `losses` are those of its steps."""
+
+    losses: list[float]
+
+    def step(self) -> None:
+        """Takes one."""
+
+
 class Turns(Callback):
     """Takes the time of each of our steps, then of the other's."""
 
-    def __init__(self, by_hand: ByHand) -> None:
+    def __init__(self, by_hand: Stepping) -> None:
         self.by_hand = by_hand
         self.ours_s: list[float] = []
         self.theirs_s: list[float] = []

@@ -8,7 +8,6 @@ ours also writes metrics. Both adapters begin with the same numbers, and that th
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from loop import BLOCK, ROWS, blocks, llama, rows, training
+from loop import BLOCK, ROWS, Turns, blocks, llama, rows, training
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,7 +29,6 @@ from entrenar_core.models.adapted import adapt, trained_tensors
 from entrenar_core.models.output_layer import output_layer_of
 from entrenar_core.models.rows import Counting
 from entrenar_core.training.batches import StoredBatches
-from entrenar_core.training.callbacks import Callback, StepMetrics
 from entrenar_core.training.loop import Loop, LoopSettings
 from entrenar_core.training.objective import Objective, RowTerm
 from entrenar_core.training.signals import StopRequest
@@ -91,26 +89,6 @@ class ByHand:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.item())
-
-
-class Turns(Callback):
-    """Takes the time of each of our steps, then of the other's."""
-
-    def __init__(self, by_hand: ByHand) -> None:
-        self.by_hand = by_hand
-        self.ours_s: list[float] = []
-        self.theirs_s: list[float] = []
-        self.losses: list[float] = []
-        self.since = time.perf_counter()
-
-    def on_step(self, metrics: StepMetrics) -> None:
-        """Our step is over: now theirs."""
-        self.ours_s.append(time.perf_counter() - self.since)
-        self.losses.append(metrics.loss)
-        began = time.perf_counter()
-        self.by_hand.step()
-        self.theirs_s.append(time.perf_counter() - began)
-        self.since = time.perf_counter()
 
 
 def turns_of(layers: int, hidden: int, steps: int) -> Turns:
