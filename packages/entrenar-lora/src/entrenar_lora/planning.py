@@ -188,10 +188,13 @@ def _suggested(values: Values, wanted: Wanted, advice: Advice | None) -> Values:
 
 def _advised(advice: Advice | None, wanted: Wanted) -> dict[Dimension, tuple[str, str]]:
     """Reason and source of what `_suggested` puts first."""
+    from entrenar_lora.advising.gradients import SUGGESTED
+
     found: dict[Dimension, tuple[str, str]] = {}
     if advice is not None and advice.modules is not None and wanted.targets is None:
         found["modules"] = (
-            f"on {advice.modules.rows} rows their gradients for a weight are half of the longest or more; then groups",
+            f"on {advice.modules.rows} rows their gradients for a weight are {SUGGESTED:.0%} of the longest or more; "
+            "then groups",
             "the idea of Zhang et al. 2023, arXiv:2303.10512",
         )
     if advice is not None and advice.rank is not None and wanted.rank is None:

@@ -53,7 +53,7 @@ def runners_up(
     found = 0
     seen = {chosen}
     valued = [one for one in reversed(list(search.values)) if one in _TOLD_APART[:4]]
-    valued.sort(key=lambda one: one not in advised or one == "rank")
+    valued.sort(key=lambda one: one not in advised)
     for dimension in [*valued, *(one for one in _TOLD_APART[4:] if one in search.values)]:
         value = getattr(chosen, dimension)
         if found == _RUNNERS_UP:

@@ -29,7 +29,7 @@ ENERGY = 0.9
 """Of the square of a gradient, which the directions that count keep."""
 _HOLDS_FOR = 0.9
 """Of the matrices, for which a suggested rank is enough."""
-_SUGGESTED = 0.5
+SUGGESTED = 0.5
 """Modules are suggested whose gradient for each weight is at least so much of the largest."""
 _SEED = 42
 
@@ -137,7 +137,7 @@ def module_advice(found: Gradients) -> ModuleAdvice:
         square, count = sum(float(one.double().square().sum()) for one in grads), sum(one.numel() for one in grads)
         scores.append(ModuleScore(name, len(grads), count, square**0.5, (square / count) ** 0.5))
     scores.sort(key=lambda one: (-one.gradient_rms, one.name))
-    least = _SUGGESTED * max((one.gradient_rms for one in scores), default=0.0)
+    least = SUGGESTED * max((one.gradient_rms for one in scores), default=0.0)
     return ModuleAdvice(
         found.rows, tuple(scores), tuple(one.name for one in scores if one.gradient_rms >= least > 0) or _all(scores)
     )

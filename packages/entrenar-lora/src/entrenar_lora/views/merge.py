@@ -21,7 +21,7 @@ def merge(report: MergeReport) -> Table:
         "Types": ", ".join(f"{number:,} {name}" for name, number in report.dtypes.items()),
         "Quantised to": report.quantization,
         "Rounding moved": None if not report.rounding else f"about {moved(report.rounding)} of the values",
-        **(_loss(report.loss) if report.loss is not None else {}),
+        **(_loss(report.loss, "about " if report.quantization else "") if report.loss is not None else {}),
         **(_check(report.check) if report.check is not None else {}),
     }
     known = {name: value for name, value in facts.items() if value is not None and value != ""}
@@ -36,17 +36,19 @@ def _adapters(report: MergeReport) -> str:
     return ", ".join(f"{weight:g} × {name}" for name, weight in zip(report.adapters, report.weights, strict=True))
 
 
-def _loss(loss: Loss) -> dict[str, Cell | None]:
-    """A share of the update; where rounding moves weights by more than it does, how many times as much."""
-    if loss.overall > 1:
-        return {
-            "Rounding moved": f"the changed weights by {loss.overall:.3g} times what the update does",
-            "Most in": f"{loss.worst_module} ({loss.worst:.3g} times)",
-        }
+def _loss(loss: Loss, about: str) -> dict[str, Cell | None]:
+    """Shares of the update; where rounding moves weights by more than it does, how many times as much. Of what is
+    quantised it is told from some rows of large tensors.
+    """
+    what = "Update lost in storage" if loss.overall <= 1 else "Rounding beside the update"
     return {
-        "Update lost in storage": percent(loss.overall, 2),
-        "Most in": f"{loss.worst_module} ({percent(min(loss.worst, 1.0), 2)})" if loss.worst else None,
+        what: f"{about}{_share(loss.overall)}",
+        "Most in": f"{loss.worst_module} ({about}{_share(loss.worst)})" if loss.worst else None,
     }
+
+
+def _share(lost: float) -> str:
+    return percent(lost, 2) if lost <= 1 else f"{lost:.3g} times as large"
 
 
 def _check(check: MergeCheck) -> dict[str, Cell | None]:
